@@ -1,0 +1,36 @@
+"""Knowledge distillation that learns, for every sample, how much to trust the teacher and how much the label."""
+
+from tgeokd import bilevel, geometry, losses
+from tgeokd.distiller import Distiller, History
+from tgeokd.methods import (
+    AdaptiveKD,
+    AnnealingKD,
+    CrossEntropy,
+    Method,
+    ReweightingKD,
+    Signals,
+    TGeoKD,
+    VanillaKD,
+    WeightedSoftLabelKD,
+    build_method,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdaptiveKD",
+    "AnnealingKD",
+    "CrossEntropy",
+    "Distiller",
+    "History",
+    "Method",
+    "ReweightingKD",
+    "Signals",
+    "TGeoKD",
+    "VanillaKD",
+    "WeightedSoftLabelKD",
+    "bilevel",
+    "build_method",
+    "geometry",
+    "losses",
+]

@@ -1,0 +1,5 @@
+"""The bilevel part: how the held-out loss after a training step answers to the fusion ratios of that step."""
+
+from tgeokd.bilevel.lookahead import Hypergradient, Lookahead, ratio_gradient
+
+__all__ = ["Hypergradient", "Lookahead", "ratio_gradient"]

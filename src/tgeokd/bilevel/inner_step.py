@@ -1,0 +1,257 @@
+"""The record of one training step, from which every way to the hypergradient works.
+
+A training step takes ``theta`` to ``theta' = theta - update(c(g), state)``, where ``g`` is the gradient of the fused loss,
+``c`` the clipping by norm (if any) and ``update`` the optimizer's rule. The hypergradient asks how the held-out loss at
+``theta'`` answers to ``alpha``, so it needs the parameters before and after, the micro-batches with the random state and
+buffers they met, and the transposed Jacobian of the step with respect to ``g``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import Optimizer
+
+from tgeokd.bilevel.optimizers import UpdateRule, rule_of, unwrapped
+from tgeokd.losses import gt_loss, kd_loss
+from tgeokd.modules import RandomState, as_logits, eval_mode, keywords, positional, replayed
+
+__all__ = [
+    "CLIP_EPS",
+    "Clip",
+    "Held",
+    "InnerStep",
+    "MicroBatch",
+    "PassContext",
+    "Pullback",
+    "functional_logits",
+    "functional_step",
+    "held_by",
+    "signal_difference",
+    "slopes",
+    "trainable",
+]
+
+Tensors = dict[str, Tensor]
+CLIP_EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """Settings of the training forward that the extra passes must share."""
+
+    autocast: tuple[str, torch.dtype] | None
+    math_attention: bool
+
+    @classmethod
+    def current(cls, device: torch.device, *, math_attention: bool) -> PassContext:
+        """The settings in force now."""
+        on = torch.is_autocast_enabled(device.type)
+        return cls((device.type, torch.get_autocast_dtype(device.type)) if on else None, math_attention)
+
+    def without_math_attention(self) -> PassContext:
+        """The same with whatever attention kernel is fastest."""
+        return PassContext(self.autocast, math_attention=False)
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Run a block under these settings."""
+        with ExitStack() as stack:
+            if self.autocast is not None:
+                stack.enter_context(torch.autocast(self.autocast[0], dtype=self.autocast[1]))
+            if self.math_attention:
+                # Neither flash attention nor the fused encoder layer has a forward-mode derivative.
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+                torch.backends.mha.set_fastpath_enabled(False)
+            yield
+
+
+@dataclass
+class MicroBatch:
+    """One forward pass of the step, and what it takes to run the same pass again."""
+
+    inputs: Any
+    target: Tensor
+    teacher_logits: Tensor
+    random_state: RandomState
+    buffers: Tensors
+    context: PassContext
+    student_logits: Tensor = field(default_factory=lambda: torch.empty(0))  # detached; set by the forward pass
+    features: Tensor | None = None  # inputs of the classifier head, for `last_layer`; set by the forward pass
+
+    def replay(self, student: nn.Module, params: Tensors) -> Tensor:
+        """Student logits of this pass for other parameters: same mode, dropout mask, buffers and precision."""
+        buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
+        with replayed(self.random_state), self.context():
+            return functional_logits(student, params, buffers, self.inputs)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Gradient clipping by norm as a differentiable part of the step.
+
+    Attributes:
+        max_norm: the bound.
+        norm: norm of the whole gradient before clipping, shape ().
+    """
+
+    max_norm: float
+    norm: Tensor
+
+    @property
+    def coefficient(self) -> Tensor:
+        """What the gradient is multiplied by, shape ()."""
+        return (self.max_norm / (self.norm + CLIP_EPS)).clamp(max=1.0)
+
+
+@dataclass
+class Pullback:
+    """The transposed Jacobian of the step's update with respect to the gradient ``g``.
+
+    Without clipping it multiplies by ``D``. With ``g`` clipped to ``c g``, ``c = max_norm / (|g| + eps)``, it is
+    ``(c I - c g g^T / (|g| (|g| + eps))) D``.
+
+    Attributes:
+        slopes: ``D`` by parameter name; a parameter that the optimizer does not hold has none.
+        clip: the clipping, or None.
+        clipped_gradients: ``c g`` by name; read only with ``clip``.
+    """
+
+    slopes: Mapping[str, Tensor | float]
+    clip: Clip | None = None
+    clipped_gradients: Tensors = field(default_factory=dict)
+
+    def __call__(self, vectors: Tensors) -> Tensors:
+        """Apply it to one vector, given by parameter name (names left out are zero)."""
+        scaled = {name: self.slopes[name] * vector for name, vector in vectors.items() if name in self.slopes}
+        if self.clip is None:
+            return scaled
+        c, norm = self.clip.coefficient, self.clip.norm
+        along = sum((self.clipped_gradients[name] * vector).sum() for name, vector in scaled.items())
+        # (c g) is what is at hand, hence the division by c^2; nothing is projected where clipping did not bite.
+        share = torch.where(c < 1.0, along / (c * norm * (norm + CLIP_EPS)), 0.0)
+        gradients = self.clipped_gradients
+        return {
+            name: c * scaled.get(name, 0.0) - share * gradients[name] for name in scaled.keys() | gradients.keys()
+        }
+
+
+@dataclass
+class InnerStep:
+    """One finished training step.
+
+    Attributes:
+        student: the module, in training mode as it was in the step.
+        temperature: ``tau`` of the teacher term.
+        parts: its micro-batches, in order.
+        params: trainable parameters before the step, by name.
+        after: the same after the step.
+        pullback: transposed Jacobian of the step.
+        held: the optimizer's view of the parameters before the step; read by `unrolled` alone.
+        buffers: the student's buffers after the step, by name, where they are not those it holds.
+        head: the classifier head, for `last_layer`.
+    """
+
+    student: nn.Module
+    temperature: float
+    parts: list[MicroBatch]
+    params: Tensors
+    after: Tensors
+    pullback: Pullback
+    held: list[Held] = field(default_factory=list)
+    buffers: Tensors = field(default_factory=dict)
+    head: nn.Linear | None = None
+
+    @property
+    def size(self) -> int:
+        """Samples in the step, N."""
+        return sum(len(part.target) for part in self.parts)
+
+    def outer_logits(self, inputs: Any, params: Tensors | None = None) -> Tensor:
+        """Student logits on held-out inputs after the step, in eval mode: no dropout, no running statistic moves."""
+        last = self.parts[-1]
+        with eval_mode(self.student), last.context.without_math_attention()(), replayed(last.random_state):
+            return functional_logits(self.student, self.after if params is None else params, self.buffers, inputs)
+
+    def outer_gradient(self, inputs: Any, target: Tensor) -> Tensors:
+        """``v = d L_val / d theta'``, the gradient of the mean held-out cross-entropy after the step."""
+        after = {name: param.detach().requires_grad_() for name, param in self.after.items()}
+        with torch.enable_grad():
+            loss = F.cross_entropy(self.outer_logits(inputs, after), target)
+        gradients = torch.autograd.grad(loss, list(after.values()), allow_unused=True)
+        return {name: _dense(g) for name, g in zip(after, gradients, strict=True) if g is not None}
+
+
+def functional_logits(student: nn.Module, params: Tensors, buffers: Tensors, inputs: Any) -> Tensor:
+    """Class logits of the student with other parameters and buffers in place of its own."""
+    return as_logits(functional_call(student, {**params, **buffers}, positional(inputs), keywords(inputs)))
+
+
+def signal_difference(logits: Tensor, part: MicroBatch, temperature: float) -> Tensor:
+    """``kd_i - gt_i`` of a micro-batch, shape (n,): what ``alpha_i`` multiplies in the fused loss."""
+    return kd_loss(logits, part.teacher_logits, temperature) - gt_loss(logits, part.target)
+
+
+def trainable(student: nn.Module) -> Tensors:
+    """The parameters that training moves, by name; a tied one has one name."""
+    return {name: param for name, param in student.named_parameters() if param.requires_grad}
+
+
+@dataclass(frozen=True)
+class Held:
+    """A parameter as the optimizer holds it: what its rule needs to know before the step."""
+
+    name: str
+    rule: UpdateRule
+    state: Mapping[str, Any]
+    group: Mapping[str, Any]
+
+    def snapshot(self) -> Held:
+        """A copy that a later step of the optimizer does not change."""
+        state = {k: v.clone() if isinstance(v, Tensor) else v for k, v in self.state.items()}
+        return Held(self.name, self.rule, state, {k: v for k, v in self.group.items() if k != "params"})
+
+
+def held_by(optimizer: Optimizer, own: Tensors, *, assume_sgd: bool = False) -> list[Held]:
+    """Those of a module's own parameters that the optimizer holds."""
+    rule = rule_of(optimizer, assume_sgd=assume_sgd)
+    optimizer = unwrapped(optimizer)
+    names = {id(param): name for name, param in own.items()}
+    return [
+        Held(names[id(param)], rule, optimizer.state.get(param, {}), group)
+        for group in optimizer.param_groups
+        for param in group["params"]
+        if id(param) in names
+    ]
+
+
+def slopes(held: list[Held], values: Tensors, gradients: Tensors) -> dict[str, Tensor | float]:
+    """``D`` of the step at hand, by name; a parameter without a gradient does not move and has none."""
+    return {
+        h.name: h.rule.slope(values[h.name].detach(), gradients[h.name], h.state, h.group)
+        for h in held
+        if h.name in gradients
+    }
+
+
+def functional_step(held: list[Held], values: Tensors, gradients: Tensors) -> Tensors:
+    """The parameters after the step, as a differentiable function of the gradients; nothing is stepped."""
+    moved = {
+        h.name: h.rule.new_value(values[h.name], gradients[h.name], h.state, h.group)
+        for h in held
+        if h.name in gradients
+    }
+    return {**values, **moved}
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.to_dense() if gradient.is_sparse else gradient

@@ -1,0 +1,113 @@
+"""The part of the hypergradient that goes through the classifier head, in closed form from features already computed.
+
+For logits ``z = W h + b`` the gradients of ``kd_i`` and ``gt_i`` with respect to (W, b) are outer products of a residual and
+the features, so the inner product with any direction needs no further pass. What is left out is everything that flows
+through the layers below the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tgeokd.bilevel.inner_step import InnerStep, MicroBatch, trainable
+
+__all__ = ["capture", "find_head", "ratio_gradient"]
+
+
+def find_head(student: nn.Module, part: MicroBatch) -> nn.Linear:
+    """The linear layer whose outputs are the student's logits, found by running one micro-batch again.
+
+    Raises:
+        ValueError: where the logits do not come straight out of an ``nn.Linear``.
+    """
+    outputs: list[tuple[nn.Linear, Tensor]] = []
+    handles = [
+        module.register_forward_hook(lambda m, _, output: outputs.append((m, output)))
+        for module in student.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        with torch.no_grad():
+            logits = part.replay(student, {})
+    finally:
+        for handle in handles:
+            handle.remove()
+    for module, output in reversed(outputs):
+        own = _of_head(logits, module)
+        if output.shape == own.shape and torch.equal(output.to(own.dtype), own):
+            return module
+    raise ValueError(
+        "hypergradient='last_layer' needs a student whose logits are the output of an nn.Linear, and this one's are not; "
+        "use 'forward' or 'auto'"
+    )
+
+
+@contextmanager
+def capture(head: nn.Linear) -> Iterator[list[Tensor]]:
+    """Collect the head's inputs, one tensor of shape (n, H) a forward pass."""
+    features: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, args: features.append(args[0].detach()))
+    try:
+        yield features
+    finally:
+        handle.remove()
+
+
+def ratio_gradient(step: InnerStep, val_inputs: Any, val_target: Tensor) -> Tensor:
+    """``d L_val / d alpha_i`` restricted to the head, shape (N,).
+
+    Args:
+        step: the finished training step; it knows the head, and its micro-batches hold features.
+        val_inputs: held-out inputs.
+        val_target: held-out labels, shape (M,).
+    """
+    head = step.head
+    assert head is not None
+    names = {id(param): name for name, param in trainable(step.student).items()}
+    weight_name, bias_name = names.get(id(head.weight)), names.get(id(head.bias))
+    if weight_name is None:
+        raise ValueError("hypergradient='last_layer' needs a trainable classifier head, and this student's is frozen")
+    with torch.no_grad():
+        with capture(head) as captured:
+            val_logits = step.outer_logits(val_inputs)
+        (val_features,) = captured
+        dtype = head.weight.dtype
+        residual = _of_head(_gt_slope(val_logits, val_target), head).to(dtype) / len(val_target)
+        v = {weight_name: residual.T @ val_features.to(dtype)}
+        if bias_name is not None:
+            v[bias_name] = residual.sum(dim=0)
+        direction = step.pullback(v)
+
+        products = []
+        for part in step.parts:
+            assert part.features is not None
+            slope = _kd_slope(part.student_logits, part.teacher_logits, step.temperature)
+            difference = _of_head(slope - _gt_slope(part.student_logits, part.target), head).to(dtype)
+            moved = part.features.to(dtype) @ direction[weight_name].T
+            if bias_name is not None:
+                moved = moved + direction[bias_name]
+            products.append((difference * moved).sum(dim=-1))
+        return -torch.cat(products) / step.size
+
+
+def _kd_slope(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """``d kd_i / d z_s``: ``tau (softmax(z_s / tau) - softmax(z_t / tau))``."""
+    softened = (student_logits / temperature).softmax(dim=-1) - (teacher_logits / temperature).softmax(dim=-1)
+    return temperature * softened
+
+
+def _gt_slope(student_logits: Tensor, target: Tensor) -> Tensor:
+    """``d gt_i / d z_s``: ``S - G``."""
+    return student_logits.softmax(dim=-1).scatter_add(
+        -1, target.unsqueeze(-1), torch.full_like(student_logits[:, :1], -1.0)
+    )
+
+
+def _of_head(slope: Tensor, head: nn.Linear) -> Tensor:
+    """Slopes with respect to the head's own outputs: a one-logit head's is the second of ``(0, z)``."""
+    return slope[:, 1:] if head.out_features == 1 else slope

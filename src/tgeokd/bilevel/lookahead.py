@@ -1,0 +1,344 @@
+"""The hypergradient of the fusion ratios, with the training step itself as the lookahead.
+
+    d L_val / d alpha_i = -(1/N) < J^T v , grad_theta (kd_i - gt_i) >  at theta,      v = grad L_val(theta')
+
+where ``J`` is the Jacobian of the step's update with respect to the gradient (``D`` for an unclipped step). The inner
+product over all ``i`` at once is the derivative of the N-vector ``kd_i - gt_i`` along ``J^T v``: no second-order graph.
+
+:class:`Lookahead` is the form for a training loop; :func:`ratio_gradient` the pure function, which takes no step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tgeokd.bilevel import finite_difference, forward, last_layer, unrolled
+from tgeokd.bilevel.inner_step import (
+    Clip,
+    InnerStep,
+    MicroBatch,
+    PassContext,
+    Pullback,
+    Tensors,
+    functional_logits,
+    functional_step,
+    held_by,
+    signal_difference,
+    slopes,
+    trainable,
+)
+from tgeokd.bilevel.optimizers import rule_of
+from tgeokd.losses import fuse, gt_loss, kd_loss
+from tgeokd.modules import class_logits, module_device, random_state, replayed, sliced
+
+__all__ = ["Hypergradient", "Lookahead", "derivative_along", "new_part", "ratio_gradient"]
+
+Hypergradient = Literal["auto", "forward", "finite_difference", "last_layer", "unrolled"]
+
+logger = logging.getLogger(__name__)
+
+
+class Lookahead:
+    """A training step that can say afterwards how its fusion ratios moved the held-out loss.
+
+    Use it in place of ``student(inputs)`` and ``optimizer.step()``. No virtual step is taken: the real one is the lookahead.
+
+    Args:
+        student: the module being trained, on its device and in training mode.
+        optimizer: ``torch.optim.SGD``, ``Adam`` or ``AdamW`` (also inside a Lightning Fabric wrapper).
+        temperature: ``tau`` of the teacher term.
+        method: how to get the hypergradient. ``"forward"``: forward-mode AD, exact. ``"finite_difference"``: two more
+            forward passes, exact to O(h^2). ``"last_layer"``: the classifier head's part alone, in closed form.
+            ``"unrolled"``: through the step with a second-order graph, the slow reference. ``"auto"``: ``"forward"``, or
+            ``"finite_difference"`` where the student has an operation without a forward-mode derivative (logged once).
+        clip_norm: clip the gradient to this norm before the optimizer's step.
+        assume_sgd: accept any other optimizer and treat its step as plain SGD's (an approximation).
+
+    Raises:
+        ValueError: for an unknown method, an optimizer without a known derivative, or a student with nothing to train.
+
+    Example:
+        One step of a hand-written loop (``examples/handwritten_loop.py`` is the whole of it)::
+
+            logits = lookahead.forward(inputs, target, teacher_logits)
+            loss, alpha = tgeo.loss(Signals(logits, teacher_logits, target, temperature=4.0))
+            optimizer.zero_grad()
+            loss.mean().backward()
+            lookahead.step()
+            tgeo.learn(alpha, lookahead.ratio_gradient(val_inputs, val_target, alpha))
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        optimizer: Optimizer,
+        *,
+        temperature: float,
+        method: Hypergradient = "auto",
+        clip_norm: float | None = None,
+        assume_sgd: bool = False,
+    ) -> None:
+        _check(method, temperature, clip_norm)
+        if not trainable(student):
+            raise ValueError("the student has no trainable parameter")
+        self.student = student
+        self.optimizer = optimizer
+        self.temperature = temperature
+        self.clip_norm = clip_norm
+        self.assume_sgd = assume_sgd
+        self.method: Hypergradient = method
+        self._head: nn.Linear | None = None
+        self._parts: list[MicroBatch] = []
+        self._step: InnerStep | None = None
+        rule_of(optimizer, assume_sgd=assume_sgd)
+
+    def forward(self, inputs: Any, target: Tensor, teacher_logits: Tensor, *, record: bool = True) -> Tensor:
+        """Student logits of a training batch, or of one micro-batch of an accumulated step.
+
+        Args:
+            inputs: what the student takes; a mapping is passed as keywords, a tuple or list as positional arguments.
+            target: class indices, shape (n,).
+            teacher_logits: shape (n, C).
+            record: keep what :meth:`ratio_gradient` will need. Switch it off on steps that will not ask.
+
+        Returns:
+            Shape (n, C), attached to the student's graph.
+        """
+        self._step = None
+        if not record:
+            return class_logits(self.student, inputs)
+        part = new_part(self.student, self.method, inputs, target, teacher_logits)
+        if self.method == "last_layer" and self._head is None:
+            self._head = last_layer.find_head(self.student, part)
+        self._parts.append(part)
+        return _run_part(part, self._head, lambda: class_logits(self.student, inputs))
+
+    def step(self) -> None:
+        """Clip the gradient (where asked) and take the optimizer's step, keeping what was there before it."""
+        parts, self._parts = self._parts, []
+        own = trainable(self.student)
+        clip = None
+        if self.clip_norm is not None:
+            clip = Clip(self.clip_norm, torch.nn.utils.clip_grad_norm_(list(own.values()), self.clip_norm))
+        if not parts:
+            self.optimizer.step()
+            return
+        # The head's part needs only the head's slopes and never runs the student at the parameters before the step.
+        moved = own if self._head is None else {n: p for n, p in own.items() if p in set(self._head.parameters())}
+        gradients = {name: p.grad.detach() for name, p in moved.items() if p.grad is not None}
+        held = held_by(self.optimizer, moved, assume_sgd=self.assume_sgd)
+        pullback = Pullback(slopes(held, moved, gradients), clip)
+        if clip is not None:
+            pullback.clipped_gradients = {name: g.clone() for name, g in gradients.items()}
+        before = {} if self._head is not None else {name: p.detach().clone() for name, p in own.items()}
+        held = [h.snapshot() for h in held] if self.method == "unrolled" else []
+        self.optimizer.step()
+        self._step = InnerStep(self.student, self.temperature, parts, before, own, pullback, held, head=self._head)
+
+    def ratio_gradient(self, val_inputs: Any, val_target: Tensor, alpha: Tensor) -> Tensor:
+        """``d L_val / d alpha_i`` of the step just taken.
+
+        The student's parameters, gradients and buffers, the optimizer and the random state stay as they are.
+
+        Args:
+            val_inputs: held-out inputs.
+            val_target: held-out labels, shape (M,). The held-out loss is the mean cross-entropy in eval mode.
+            alpha: the fusion ratios the step used, shape (N,), micro-batches one after the other.
+
+        Returns:
+            Shape (N,).
+
+        Raises:
+            RuntimeError: where no recorded step has been taken.
+            ValueError: where ``alpha`` has another length than the step.
+        """
+        if self._step is None:
+            raise RuntimeError("ratio_gradient needs a finished step: forward(...), backward() and step() come first")
+        result, self.method = _differentiate(self._step, self.method, alpha, val_inputs, val_target)
+        return result
+
+
+def ratio_gradient(
+    student: nn.Module,
+    optimizer: Optimizer,
+    *,
+    inputs: Any,
+    target: Tensor,
+    teacher_logits: Tensor,
+    alpha: Tensor,
+    val_inputs: Any,
+    val_target: Tensor,
+    temperature: float,
+    method: Hypergradient = "forward",
+    clip_norm: float | None = None,
+    accumulate: int = 1,
+    assume_sgd: bool = False,
+) -> Tensor:
+    """``d L_val / d alpha_i`` after one optimizer step from here, without taking it.
+
+    The step is the one that ``optimizer`` would take now, from its present state, on
+    ``mean_i [alpha_i kd_i + (1 - alpha_i) gt_i]`` with the student in its present mode. The student (parameters, gradients,
+    buffers, modes), the optimizer and the random state are bit for bit as before.
+
+    Args:
+        student: the module.
+        optimizer: ``torch.optim.SGD``, ``Adam`` or ``AdamW`` over (some of) its parameters.
+        inputs: training inputs of N samples; a mapping is passed as keywords, a tuple or list as positional arguments.
+        target: class indices, shape (N,).
+        teacher_logits: shape (N, C).
+        alpha: fusion ratios, shape (N,), in [0, 1].
+        val_inputs: held-out inputs of M samples.
+        val_target: held-out labels, shape (M,). The held-out loss is their mean cross-entropy, the student in eval mode.
+        temperature: ``tau`` of the teacher term.
+        method: see :class:`Lookahead`.
+        clip_norm: the step clips the gradient to this norm.
+        accumulate: the step runs its N samples in this many micro-batches of (nearly) equal size.
+        assume_sgd: accept any other optimizer and treat its step as plain SGD's (an approximation).
+
+    Returns:
+        Shape (N,).
+
+    Raises:
+        ValueError: for an unknown method or optimizer, or an ``alpha`` of the wrong length or outside [0, 1].
+        NotImplementedError: with ``method="forward"``, where the student has an operation without a forward-mode derivative.
+    """
+    _check(method, temperature, clip_norm)
+    if bool(((alpha < 0) | (alpha > 1)).any()):
+        raise ValueError(f"alpha must lie in [0, 1], but spans {float(alpha.min()):.4g} to {float(alpha.max()):.4g}")
+    own = trainable(student)
+    if not own:
+        raise ValueError("the student has no trainable parameter")
+    held = held_by(optimizer, own, assume_sgd=assume_sgd)
+    values = {name: param.detach().requires_grad_() for name, param in own.items()}
+    buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    parts: list[MicroBatch] = []
+    losses: list[Tensor] = []
+    head: nn.Linear | None = None
+    with torch.enable_grad(), replayed(random_state(module_device(student))):
+        for rows in _even_slices(len(target), accumulate):
+            x = sliced(inputs, rows)
+            part = new_part(student, method, x, target[rows], teacher_logits[rows], buffers)
+            if method == "last_layer" and head is None:
+                head = last_layer.find_head(student, part)
+            logits = _run_part(part, head, lambda x=x: functional_logits(student, values, buffers, x))  # type: ignore[misc]
+            kd, gt = kd_loss(logits, part.teacher_logits, temperature), gt_loss(logits, part.target)
+            losses.append(fuse(kd, gt, alpha[rows].detach()))
+            parts.append(part)
+        found = torch.autograd.grad(torch.cat(losses).mean(), list(values.values()), allow_unused=True)
+    gradients = {name: g for name, g in zip(values, found, strict=True) if g is not None}
+    clip = None
+    if clip_norm is not None:
+        clip = Clip(clip_norm, torch.nn.utils.get_total_norm(list(gradients.values())))
+        gradients = {name: clip.coefficient * g for name, g in gradients.items()}
+    with torch.no_grad():
+        pullback = Pullback(slopes(held, values, gradients), clip, gradients)
+        after = functional_step(held, {name: value.detach() for name, value in values.items()}, gradients)
+    before = {name: value.detach() for name, value in values.items()}
+    step = InnerStep(student, temperature, parts, before, after, pullback, held, buffers, head)
+    return _differentiate(step, method, alpha, val_inputs, val_target)[0]
+
+
+def _differentiate(
+    step: InnerStep, method: Hypergradient, alpha: Tensor, val_inputs: Any, val_target: Tensor
+) -> tuple[Tensor, Hypergradient]:
+    """The hypergradient, and the way it was found (which says what ``auto`` became)."""
+    if alpha.shape != (step.size,):
+        raise ValueError(f"alpha must have shape ({step.size},), one ratio a sample of the step, not {tuple(alpha.shape)}")
+    if method == "last_layer":
+        return last_layer.ratio_gradient(step, val_inputs, val_target), method
+    if method == "unrolled":
+        return unrolled.ratio_gradient(step, alpha, val_inputs, val_target), method
+
+    def difference(logits: Tensor, part: MicroBatch) -> Tensor:
+        return signal_difference(logits, part, step.temperature)
+
+    direction = step.pullback(step.outer_gradient(val_inputs, val_target))
+    along, method = derivative_along(step.student, step.parts, step.params, direction, difference, method)
+    return -along / step.size, method
+
+
+def derivative_along(
+    student: nn.Module,
+    parts: list[MicroBatch],
+    params: Tensors,
+    direction: Tensors,
+    values: Callable[[Tensor, MicroBatch], Tensor],
+    method: Hypergradient,
+) -> tuple[Tensor, Hypergradient]:
+    """Derivative of per-sample ``values`` along a direction, and the way it was found (which says what ``auto`` became).
+
+    Arguments and result as in :func:`tgeokd.bilevel.forward.directional_derivative`.
+    """
+    if method == "finite_difference":
+        return finite_difference.directional_derivative(student, parts, params, direction, values), method
+    try:
+        result = forward.directional_derivative(student, parts, params, direction, values)
+    except NotImplementedError as error:
+        reason = str(error).splitlines()[0]
+        if method == "forward":
+            raise NotImplementedError(
+                f"the student has an operation that forward-mode AD does not cover ({reason}); "
+                "use hypergradient 'finite_difference' or 'auto'"
+            ) from error
+        logger.warning("hypergradient: finite differences, because the student is beyond forward mode: %s", reason)
+        return finite_difference.directional_derivative(student, parts, params, direction, values), "finite_difference"
+    if method == "auto":
+        logger.info("hypergradient: forward mode, which covers every operation of the student")
+    return result, "forward"
+
+
+def new_part(
+    student: nn.Module,
+    method: Hypergradient,
+    inputs: Any,
+    target: Tensor,
+    teacher_logits: Tensor,
+    buffers: Tensors | None = None,
+) -> MicroBatch:
+    """A micro-batch as it stands before its forward pass."""
+    device = module_device(student)
+    present = dict(student.named_buffers()) if buffers is None else buffers
+    return MicroBatch(
+        inputs,
+        target,
+        teacher_logits,
+        random_state(device),
+        {name: buffer.clone() for name, buffer in present.items()},
+        PassContext.current(device, math_attention=method in ("auto", "forward", "unrolled")),
+    )
+
+
+def _run_part(part: MicroBatch, head: nn.Linear | None, run: Callable[[], Tensor]) -> Tensor:
+    """Run the forward pass of a micro-batch and complete its record."""
+    with part.context():
+        if head is None:
+            logits = run()
+        else:
+            with last_layer.capture(head) as features:
+                logits = run()
+            (part.features,) = features
+    part.student_logits = logits.detach()
+    return logits
+
+
+def _even_slices(total: int, pieces: int) -> list[slice]:
+    """Cut ``range(total)`` into slices whose sizes differ by at most one."""
+    if not 1 <= pieces <= total:
+        raise ValueError(f"accumulate must lie between 1 and the {total} samples of the step, not {pieces}")
+    edges = [total * i // pieces for i in range(pieces + 1)]
+    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def _check(method: str, temperature: float, clip_norm: float | None) -> None:
+    if method not in get_args(Hypergradient):
+        raise ValueError(f"hypergradient must be one of {', '.join(get_args(Hypergradient))}, not {method!r}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be > 0, not {temperature}")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm must be > 0, not {clip_norm}")

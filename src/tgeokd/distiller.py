@@ -1,0 +1,475 @@
+"""The training loop: one for all methods, on any device and in any precision that Lightning Fabric offers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from tgeokd.bilevel import Lookahead
+from tgeokd.bilevel.optimizers import unwrapped
+from tgeokd.callbacks import Callback, EarlyStopping, ProgressBar
+from tgeokd.checks import FiniteGuard, check_classes_held_out, check_same_classes, check_target
+from tgeokd.geometry import ClassMeans
+from tgeokd.loaders import OuterStream, group, union_loader
+from tgeokd.losses import logits_from_probs
+from tgeokd.methods import Batch, Method, Signals, TrainingStep, build_method
+from tgeokd.modules import class_logits, eval_mode, random_state, replayed
+from tgeokd.ratios import RatioStatistics
+from tgeokd.runfolder import RunFolder
+
+__all__ = ["Distiller", "History"]
+
+Loader = Iterable[Any]
+
+
+class History(list[dict[str, Any]]):
+    """One record an epoch; ``history["val_loss"]`` is the list of a key over the epochs."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return [record.get(key) for record in self] if isinstance(key, str) else super().__getitem__(key)
+
+
+class Distiller:
+    """Train a student on a teacher's predictions and on labels, with a method that says how much of each.
+
+    Loaders yield ``(inputs, target)``. ``inputs`` may be a tensor, a mapping (passed to the models as keywords) or a tuple
+    (passed as positional arguments); ``target`` holds class indices, int64, shape (N,). A model returns logits of shape
+    (N, C), or an object that holds them in ``.logits``; one logit a sample stands for the two-class logits ``(0, z)``.
+
+    Args:
+        student: any module.
+        teacher: any module, or any callable from inputs to logits; it is put in eval mode and gets no gradient. None for a
+            method that needs no teacher.
+        method: a :class:`~tgeokd.methods.Method`, or its name for the default options.
+        optimizer: over the student's parameters.
+        temperature: ``tau`` of the teacher term.
+        teacher_probs: the teacher returns class probabilities rather than logits. The two cannot be told apart by looking at
+            them, so this is never guessed.
+        scheduler: learning-rate scheduler of ``optimizer``. ``ReduceLROnPlateau`` watches the held-out loss.
+        scheduler_every: step it once an ``"epoch"`` or once a ``"step"``.
+        clip_norm: clip the gradient to this norm before each step.
+        accumulate: batches of the loader that make one optimizer step. The loss is the mean over all their samples.
+        assume_sgd: let a bilevel method treat an optimizer other than SGD, Adam and AdamW as plain SGD.
+        callbacks: see :class:`~tgeokd.callbacks.Callback`.
+        accelerator: as in Lightning Fabric: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+        precision: as in Lightning Fabric: ``"32-true"``, ``"bf16-mixed"``, ``"64-true"``, ...; not ``"16-mixed"``.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: for a temperature that is not positive, an unknown method, a missing teacher, or an optimizer that the
+            method cannot look ahead through.
+
+    Example:
+        >>> distiller = Distiller(student, teacher, TGeoKD(), torch.optim.SGD(student.parameters(), 0.1))  # doctest: +SKIP
+        >>> history = distiller.fit(train_loader, val_loader, epochs=100, out="runs/mine")                 # doctest: +SKIP
+        >>> distiller.evaluate(test_loader)                                                                # doctest: +SKIP
+        {'accuracy': 0.953, 'nll': 0.161}
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Any,
+        method: Method | str,
+        optimizer: Optimizer,
+        *,
+        temperature: float = 4.0,
+        teacher_probs: bool = False,
+        scheduler: LRScheduler | ReduceLROnPlateau | None = None,
+        scheduler_every: Literal["epoch", "step"] = "epoch",
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        assume_sgd: bool = False,
+        callbacks: Sequence[Callback] = (),
+        accelerator: str = "auto",
+        precision: Any = "32-true",
+        progress: bool = True,
+    ) -> None:
+        if accumulate < 1:
+            raise ValueError(f"accumulate must be >= 1, not {accumulate}")
+        if scheduler_every not in ("epoch", "step"):
+            raise ValueError(f"scheduler_every must be 'epoch' or 'step', not {scheduler_every!r}")
+        if str(precision) in ("16-mixed", "16"):
+            raise ValueError("precision '16-mixed' scales the loss, which the lookahead cannot follow; use 'bf16-mixed'")
+        self.method = build_method(method) if isinstance(method, str) else method
+        if teacher is None and self.method.needs_teacher:
+            raise ValueError(f"method {self.method.name!r} needs a teacher, and None was given")
+        self.temperature = temperature
+        self.teacher_probs = teacher_probs
+        self.scheduler, self.scheduler_every = scheduler, scheduler_every
+        self.accumulate = accumulate
+        self.callbacks = [*callbacks, *([ProgressBar()] if progress else [])]
+
+        self._raw_student, self._raw_optimizer = student, unwrapped(optimizer)
+        # A Fabric of one device: its wrappers bring device placement and precision, and nothing else here depends on them.
+        self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+        self._student, self._optimizer = self.fabric.setup(student, optimizer)
+        self._teacher = teacher
+        if isinstance(teacher, nn.Module):
+            teacher.eval()
+            self._teacher = self.fabric.setup_module(teacher, move_to_device=True)
+            self._teacher.eval()
+        self._lookahead = Lookahead(
+            self._student,
+            self._optimizer,
+            temperature=temperature,
+            method=self.method.hypergradient,
+            clip_norm=clip_norm,
+            assume_sgd=assume_sgd or self.method.outer is None,
+        )
+        self.history = History()
+        self.epoch = 0
+        self.epochs = 0
+        self.step = 0
+        self.steps_per_epoch: int | None = None
+        self.should_stop = False
+        self._num_classes: int | None = None
+
+    @property
+    def student(self) -> nn.Module:
+        """The student as it was given."""
+        return self._raw_student
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer as it was given."""
+        return self._raw_optimizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where training runs."""
+        return self.fabric.device
+
+    def fit(
+        self,
+        train_loader: Loader,
+        val_loader: Loader | None = None,
+        *,
+        epochs: int,
+        seed: int = 0,
+        patience: int | None = None,
+        out: str | Path | None = None,
+        resume: bool = False,
+    ) -> History:
+        """Train.
+
+        Args:
+            train_loader: training batches.
+            val_loader: held-out batches: for the metrics of each epoch, for early stopping, and for the outer problem of a
+                bilevel method (``outer="holdout"`` or ``"union"``).
+            epochs: passes over the training data.
+            seed: of everything random from here on; the student's initial weights are the caller's.
+            patience: stop when the held-out loss has not fallen for this many epochs, and go back to the best weights.
+            out: folder for ``metrics.jsonl`` (a line an epoch), ``last.ckpt/`` and ``student.safetensors``.
+            resume: continue the run in ``out``, with the same arguments, as if it had not been interrupted.
+
+        Returns:
+            The history, one record an epoch.
+
+        Raises:
+            ValueError: for data that does not fit (an empty loader, labels out of range, student and teacher of different
+                class counts, a held-out set without one of the training classes), logits that are NaN or infinite, and a
+                folder that holds a run already or cannot be written. Data is checked before the folder is touched.
+        """
+        if epochs < 1:
+            raise ValueError(f"epochs must be >= 1, not {epochs}")
+        if resume and out is None:
+            raise ValueError("resume needs the folder of the run: out=...")
+        callbacks = [*self.callbacks, *([EarlyStopping(patience)] if patience is not None else [])]
+        self.fabric.seed_everything(seed, verbose=False)
+        self.epoch, self.epochs, self.step, self.should_stop = 0, epochs, 0, False
+        self.history = History()
+
+        train_loader = self._training_loader(train_loader, val_loader)
+        self._prepare(train_loader, val_loader)
+        outer = self._outer_stream(train_loader, val_loader, seed)
+        folder = RunFolder(out, resume=resume) if out is not None else None
+        if folder is not None and resume:
+            self._load(folder.read_checkpoint(), train_loader, callbacks)
+            folder.write_lines("metrics.jsonl", self.history)
+        self.steps_per_epoch = -(-_length(train_loader) // self.accumulate) if _length(train_loader) else None
+        self.step = self.epoch * (self.steps_per_epoch or 0)
+
+        guard = FiniteGuard(self.device)
+        try:
+            for callback in callbacks:
+                callback.on_fit_start(self)
+            while self.epoch < epochs and not self.should_stop:
+                record = self._train_epoch(train_loader, val_loader, outer, guard, callbacks)
+                self.history.append(record)
+                for callback in callbacks:
+                    callback.on_epoch_end(self, record)
+                self.epoch += 1
+                if folder is not None:
+                    folder.append_line("metrics.jsonl", record)
+                    folder.write_checkpoint(self._state(train_loader, callbacks))
+            for callback in callbacks:
+                callback.on_fit_end(self)
+        finally:
+            for callback in callbacks:
+                callback.on_exit(self)
+        if folder is not None:
+            folder.write_weights(self.student)
+        return self.history
+
+    def evaluate(self, loader: Loader) -> dict[str, float]:
+        """Metrics of the student in eval mode.
+
+        Returns:
+            ``accuracy`` in [0, 1] and ``nll``, the mean cross-entropy with the label in nats.
+        """
+        right = torch.zeros((), dtype=torch.int64, device=self.device)
+        nll = torch.zeros((), dtype=torch.float64, device=self.device)
+        count = 0
+        with torch.no_grad(), eval_mode(self._student):
+            for batch in self._batches(loader, "evaluation loader"):
+                logits = class_logits(self._student, batch.inputs)
+                right += (logits.argmax(dim=-1) == batch.target).sum()
+                nll += F.cross_entropy(logits, batch.target, reduction="sum").double()
+                count += len(batch.target)
+        if not count:
+            raise ValueError("the loader to evaluate on is empty")
+        return {"accuracy": float(right) / count, "nll": float(nll) / count}
+
+    def fusion_ratios(self, loader: Loader) -> Tensor:
+        """Fusion ratio the method gives each sample now, the student in eval mode.
+
+        Args:
+            loader: batches in the order wanted.
+
+        Returns:
+            Shape (N,), on the CPU.
+
+        Raises:
+            NotImplementedError: for a method whose ratios are not a function of student, teacher and label.
+        """
+        ratios = []
+        with torch.no_grad(), eval_mode(self._student):
+            for batch in self._with_teacher(self._batches(loader, "loader")):
+                logits = class_logits(self._student, batch.inputs)
+                ratios.append(self.method.alpha(self._signals(batch, logits)).cpu())
+        return torch.cat(ratios)
+
+    # ---- before training
+
+    def _training_loader(self, train_loader: Loader, val_loader: Loader | None) -> Loader:
+        if _length(train_loader) == 0:
+            raise ValueError("the training loader is empty")
+        if self.method.outer not in ("holdout", "union"):
+            return train_loader
+        if val_loader is None:
+            raise ValueError(f"method {self.method.name!r} with outer={self.method.outer!r} needs a val_loader")
+        return union_loader(train_loader, val_loader) if self.method.outer == "union" else train_loader
+
+    def _outer_stream(self, train_loader: Loader, val_loader: Loader | None, seed: int) -> OuterStream | None:
+        if self.method.outer is None:
+            return None
+        source = train_loader if self.method.outer == "train" else val_loader
+        assert source is not None
+        return OuterStream(source, self.method.outer_batch_size, seed)
+
+    def _prepare(self, train_loader: Loader, val_loader: Loader | None) -> None:
+        """Look at the data once, before anything is written or trained, leaving the random state as it was."""
+        generator = getattr(train_loader, "generator", None)
+        order = generator.get_state() if generator is not None else None
+        with replayed(random_state(self.device)), torch.no_grad(), eval_mode(self._student):
+            first = next(self._batches(train_loader, "training loader", check=False), None)
+            if first is None:
+                raise ValueError("the training loader is empty")
+            student_logits = class_logits(self._student, first.inputs)
+            self._num_classes = student_logits.shape[-1]
+            check_target(first.target, self._num_classes, "training loader")
+            if self._teacher is not None:
+                check_same_classes(student_logits, self._teacher_logits(first.inputs))
+            means = self._survey(train_loader, val_loader)
+            self.method.prepare(self._num_classes, means, self.device)
+        if generator is not None:
+            generator.set_state(order)
+
+    def _survey(self, train_loader: Loader, val_loader: Loader | None) -> Tensor | None:
+        """One pass for the teacher's class means and the class counts, as far as the method needs them."""
+        assert self._num_classes is not None
+        held_out = self.method.outer in ("holdout", "union")
+        if not (held_out or self.method.needs_class_means):
+            return None
+        means = ClassMeans(self._num_classes)
+        train_counts = torch.zeros(self._num_classes, dtype=torch.int64)
+        for batch in self._batches(train_loader, "training loader"):
+            if self.method.needs_class_means:
+                logits = self._teacher_logits(batch.inputs)
+                if not bool(torch.isfinite(logits).all()):
+                    raise ValueError("the teacher's logits are NaN or infinite on the training set (before step 0)")
+                means.update(logits.softmax(dim=-1), batch.target)
+            train_counts += batch.target.bincount(minlength=self._num_classes).cpu()
+        if held_out:
+            assert val_loader is not None
+            counts = torch.zeros_like(train_counts)
+            for batch in self._batches(val_loader, "held-out loader"):
+                counts += batch.target.bincount(minlength=self._num_classes).cpu()
+            if not int(counts.sum()):
+                raise ValueError("the held-out loader is empty")
+            check_classes_held_out(train_counts, counts)
+        return means.compute() if self.method.needs_class_means else None
+
+    # ---- one epoch, one step
+
+    def _train_epoch(
+        self,
+        train_loader: Loader,
+        val_loader: Loader | None,
+        outer: OuterStream | None,
+        guard: FiniteGuard,
+        callbacks: Sequence[Callback],
+    ) -> dict[str, Any]:
+        started = time.perf_counter()
+        self._student.train()
+        ratios = RatioStatistics(self.device)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        count = 0
+        if outer is not None:
+            outer.start_epoch(self.epoch)
+
+        def draw() -> Batch:
+            assert outer is not None
+            inputs, target = self.fabric.to_device(next(outer))
+            return next(self._with_teacher(iter([Batch(inputs, target)]))) if self._teacher is not None else Batch(inputs, target)
+
+        batches = self._batches(train_loader, "training loader")
+        for parts in group(self._with_teacher(batches) if self._uses_teacher else batches, self.accumulate):
+            step = TrainingStep(self.step, self._lookahead, list(parts), draw)
+            loss_sum += self._train_step(step, ratios, guard)
+            count += sum(len(part.target) for part in parts)
+            if self.scheduler is not None and self.scheduler_every == "step":
+                _step_scheduler(self.scheduler, None)
+            self.step += 1
+            for callback in callbacks:
+                callback.on_step_end(self)
+        guard.read()
+        if not count:
+            raise ValueError("the training loader is empty")
+
+        held_out = self.evaluate(val_loader) if val_loader is not None else {}
+        rate = self.optimizer.param_groups[0]["lr"]
+        if self.scheduler is not None and self.scheduler_every == "epoch":
+            _step_scheduler(self.scheduler, held_out.get("nll"))
+        self.method.after_epoch(self.epoch, self.epochs, self.student, self.optimizer, held_out)
+        record: dict[str, Any] = {"epoch": self.epoch, "train_loss": float(loss_sum) / count, "lr": float(rate)}
+        if held_out:
+            record |= {"val_loss": held_out["nll"], "val_accuracy": held_out["accuracy"]}
+        record |= {"alpha_mean": ratios.mean(), "alpha": ratios.summary()}
+        return record | {"seconds": round(time.perf_counter() - started, 4)}
+
+    def _train_step(self, step: TrainingStep, ratios: RatioStatistics, guard: FiniteGuard) -> Tensor:
+        """One optimizer step of any method; returns the sum of the samples' losses."""
+        method = self.method
+        method.before_forward(step)
+        self._optimizer.zero_grad()
+        total = sum(len(batch.target) for batch in step.batches)
+        record = method.records(step.index)
+        loss_sum = torch.zeros((), device=self.device)
+        for batch in step.batches:
+            if batch.teacher_logits is None:
+                logits = class_logits(self._student, batch.inputs)
+            else:
+                guard.see("teacher", batch.teacher_logits, self.step)
+                logits = self._lookahead.forward(batch.inputs, batch.target, batch.teacher_logits, record=record)
+            guard.see("student", logits, self.step)
+            result = method.loss(self._signals(batch, logits))
+            batch_loss = result.loss.sum()
+            self.fabric.backward(batch_loss / total)
+            loss_sum += batch_loss.detach()
+            step.losses.append(result)
+            if result.alpha is not None and batch.teacher_logits is not None:
+                ratios.add(result.alpha, logits.detach(), batch.teacher_logits, batch.target)
+        self._lookahead.step()
+        method.after_update(step)
+        return loss_sum
+
+    def _signals(self, batch: Batch, logits: Tensor) -> Signals:
+        return Signals(logits, batch.teacher_logits, batch.target, self.temperature, self.epoch, max(self.epochs, 1))
+
+    # ---- batches and the teacher
+
+    @property
+    def _uses_teacher(self) -> bool:
+        return self._teacher is not None and self.method.needs_teacher
+
+    def _batches(self, loader: Loader, where: str, *, check: bool = True) -> Iterator[Batch]:
+        for item in loader:
+            if not isinstance(item, tuple | list) or len(item) != 2:
+                raise ValueError(f"the {where} must yield (inputs, target), not {type(item).__name__}")
+            inputs, target = item
+            # Reading labels that already are on an accelerator would stall every step.
+            if check and self._num_classes is not None and getattr(target, "device", None) == torch.device("cpu"):
+                check_target(target, self._num_classes, where)
+            inputs, target = self.fabric.to_device((inputs, target))
+            yield Batch(inputs, target)
+
+    def _with_teacher(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            batch.teacher_logits = self._teacher_logits(batch.inputs)
+            yield batch
+
+    def _teacher_logits(self, inputs: Any) -> Tensor:
+        with torch.no_grad():
+            outputs = class_logits(self._teacher, inputs)
+            return logits_from_probs(outputs) if self.teacher_probs else outputs
+
+    # ---- resuming
+
+    def _state(self, train_loader: Loader, callbacks: Sequence[Callback]) -> dict[str, Any]:
+        generator = getattr(train_loader, "generator", None)
+        return {
+            "epoch": self.epoch,
+            "should_stop": self.should_stop,
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
+            "method": {"name": self.method.name, "state": self.method.state_dict()},
+            "callbacks": [callback.state_dict() for callback in callbacks],
+            "random_state": list(random_state(self.device)[:2]),
+            "loader_generator": generator.get_state() if generator is not None else None,
+            "history": list(self.history),
+        }
+
+    def _load(self, state: dict[str, Any], train_loader: Loader, callbacks: Sequence[Callback]) -> None:
+        if state["method"]["name"] != self.method.name:
+            raise ValueError(f"the run to resume used method {state['method']['name']!r}, not {self.method.name!r}")
+        self.epoch, self.should_stop = state["epoch"], state["should_stop"]
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.method.load_state_dict(self.fabric.to_device(state["method"]["state"]))
+        for callback, callback_state in zip(callbacks, state["callbacks"], strict=True):
+            callback.load_state_dict(callback_state)
+        self.history.extend(state["history"])
+        generator = getattr(train_loader, "generator", None)
+        if generator is not None:
+            generator.set_state(state["loader_generator"])
+        cpu, on_device = state["random_state"]
+        torch.set_rng_state(cpu)
+        if on_device is not None:
+            torch.cuda.set_rng_state(on_device, self.device)
+
+
+def _length(loader: Loader) -> int | None:
+    return len(loader) if hasattr(loader, "__len__") else None
+
+
+def _step_scheduler(scheduler: LRScheduler | ReduceLROnPlateau, held_out_loss: float | None) -> None:
+    if isinstance(scheduler, ReduceLROnPlateau):
+        if held_out_loss is None:
+            raise ValueError("ReduceLROnPlateau watches the held-out loss: give a val_loader and step it every epoch")
+        scheduler.step(held_out_loss)
+    else:
+        scheduler.step()

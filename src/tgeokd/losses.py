@@ -1,0 +1,142 @@
+"""Per-sample distillation losses and their fusion.
+
+Pure functions of logits. Every loss returns one value per sample, shape ``(N,)``; nothing is averaged here, so a caller
+can weigh samples before reducing. Below, ``z_s`` and ``z_t`` are student and teacher logits, ``tau`` the temperature.
+
+Logits and probabilities cannot be told apart by looking at them. Every ``*_logits`` argument must hold logits; turn a
+teacher's probabilities into logits with :func:`logits_from_probs`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["fuse", "gt_loss", "kd_loss", "logits_from_probs", "regression_loss", "soft_ce_loss", "to_class_logits"]
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    r"""Distillation loss of each sample, ``tau^2 KL(softmax(z_t / tau) || softmax(z_s / tau))``.
+
+    The factor ``tau^2`` keeps the gradient with respect to the logits at the same scale for every temperature.
+
+    Args:
+        student_logits: shape (N, C).
+        teacher_logits: shape (N, C); logits, not probabilities.
+        temperature: ``tau`` > 0.
+
+    Returns:
+        Shape (N,), in nats; 0 exactly where the two distributions agree.
+
+    Raises:
+        ValueError: for a temperature that is not positive or for shapes that differ.
+
+    Reference:
+        Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015.
+    """
+    log_s, log_t = _log_softened(student_logits, teacher_logits, temperature)
+    return temperature**2 * F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=-1)
+
+
+def soft_ce_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of the softened student under the softened teacher, without the factor ``tau^2``.
+
+    ``tau^2`` times this is :func:`kd_loss` plus ``tau^2`` times the teacher's entropy: the same gradient, another value.
+
+    Args:
+        student_logits: shape (N, C).
+        teacher_logits: shape (N, C); logits, not probabilities.
+        temperature: ``tau`` > 0.
+
+    Returns:
+        Shape (N,), in nats.
+    """
+    log_s, log_t = _log_softened(student_logits, teacher_logits, temperature)
+    return -(log_t.exp() * log_s).sum(dim=-1)
+
+
+def gt_loss(student_logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of each sample with its label, from logits.
+
+    Args:
+        student_logits: shape (N, C).
+        target: class indices, shape (N,), int64.
+
+    Returns:
+        Shape (N,), in nats.
+    """
+    return F.cross_entropy(student_logits, target, reduction="none")
+
+
+def regression_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Mean squared difference between student and teacher logits of each sample, shape (N,)."""
+    return (student_logits - teacher_logits).square().mean(dim=-1)
+
+
+def fuse(kd: Tensor, gt: Tensor, alpha: Tensor | float) -> Tensor:
+    """The fused loss of each sample, ``alpha kd + (1 - alpha) gt``.
+
+    Args:
+        kd: teacher term, shape (N,).
+        gt: label term, shape (N,).
+        alpha: weight of the **teacher** term in [0, 1], one number or shape (N,).
+
+    Returns:
+        Shape (N,).
+
+    Reference:
+        Hu et al., "Less or More From Teacher", ICLR 2024, Eq. 1.
+    """
+    return alpha * kd + (1.0 - alpha) * gt
+
+
+def logits_from_probs(probs: Tensor) -> Tensor:
+    """Logits of the same distribution: ``log(probs)``, with zeros raised to the smallest positive normal number.
+
+    Args:
+        probs: class probabilities, shape (N, C).
+
+    Returns:
+        Shape (N, C); ``softmax`` of it gives ``probs`` back.
+
+    Raises:
+        ValueError: where a row is not a distribution (a negative or non-finite entry, or a sum away from 1).
+    """
+    wrong = (probs < 0).any(dim=-1) | ((probs.sum(dim=-1) - 1).abs() > 1e-2) | ~probs.isfinite().all(dim=-1)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"teacher probabilities must be >= 0 and sum to 1; row {row} sums to {float(probs[row].sum()):.4g} "
+            f"with minimum {float(probs[row].min()):.4g}. Are they logits?"
+        )
+    return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
+
+
+def to_class_logits(outputs: Tensor) -> Tensor:
+    """Logits of shape (N, C) from a model's outputs; one logit ``z`` a sample becomes the two-class ``(0, z)``.
+
+    Args:
+        outputs: shape (N, C), (N, 1) or (N,).
+
+    Returns:
+        Shape (N, C), with C = 2 for one-logit outputs.
+
+    Raises:
+        ValueError: for any other shape.
+    """
+    if outputs.ndim == 1:
+        outputs = outputs.unsqueeze(-1)
+    if outputs.ndim != 2:
+        raise ValueError(f"logits must have shape (N, C), (N, 1) or (N,), not {tuple(outputs.shape)}")
+    return F.pad(outputs, (1, 0)) if outputs.shape[-1] == 1 else outputs
+
+
+def _log_softened(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be > 0, not {temperature}")
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"student logits have shape {tuple(student_logits.shape)} but teacher logits {tuple(teacher_logits.shape)}"
+        )
+    return F.log_softmax(student_logits / temperature, dim=-1), F.log_softmax(teacher_logits / temperature, dim=-1)

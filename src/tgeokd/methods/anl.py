@@ -1,0 +1,93 @@
+"""`anl`: annealing from the teacher to the label over training."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tgeokd.losses import regression_loss
+from tgeokd.methods.base import Method, SampleLoss, Signals
+
+__all__ = ["AnnealingKD"]
+
+Form = Literal["ratio", "regression"]
+
+
+class AnnealingKD(Method):
+    """Annealing-KD, in two forms.
+
+    ``ratio``, the form the TGeo-KD paper compares with: alpha falls from 1 to 0 over training in ``steps`` equal steps, and
+    the loss is the usual fusion.
+
+    ``regression``, the authors' two phases: for the first ``phase_one`` of the epochs the student's logits regress the
+    teacher's times ``c / steps``, where ``c`` counts 1, 2, ..., ``steps`` (an annealed temperature); then plain training on
+    the labels, from the weights of the first phase that did best on the held-out set (the last ones without one) and with
+    a fresh optimizer state.
+
+    Args:
+        form: ``"ratio"`` or ``"regression"``.
+        steps: number of annealing steps (``tau_max`` in the paper).
+        phase_one: share of the epochs spent on regression; the authors' CIFAR script has 200 of 300.
+
+    Reference:
+        Jafari, Rezagholizadeh, Sharma and Ghodsi, "Annealing Knowledge Distillation", EACL 2021, Eq. 5 to 7.
+    """
+
+    name: ClassVar[str] = "anl"
+
+    def __init__(self, *, form: Form = "ratio", steps: int = 10, phase_one: float = 2 / 3) -> None:
+        if form not in get_args(Form):
+            raise ValueError(f"form must be one of {', '.join(get_args(Form))}, not {form!r}")
+        if steps < 1:
+            raise ValueError(f"steps must be >= 1, not {steps}")
+        if not 0 < phase_one < 1:
+            raise ValueError(f"phase_one must lie between 0 and 1, not {phase_one}")
+        self.form, self.steps, self.phase_one = form, steps, phase_one
+        self._best_accuracy = -1.0
+        self._best_weights: dict[str, Tensor] = {}
+
+    def alpha(self, signals: Signals) -> Tensor:
+        """``1 - k / steps`` in the k-th of ``steps + 1`` equal parts of training, k from 0."""
+        k = signals.epoch * (self.steps + 1) // signals.epochs
+        return torch.full_like(signals.target, 1.0 - k / self.steps, dtype=signals.student_logits.dtype)
+
+    def loss(self, signals: Signals) -> SampleLoss:
+        """The fused loss, or in the regression form the loss of the running phase."""
+        if self.form == "ratio":
+            return super().loss(signals)
+        first = self._first_epochs(signals.epochs)
+        if signals.epoch >= first:
+            return SampleLoss(signals.gt, torch.zeros_like(signals.gt))
+        c = signals.epoch * self.steps // first + 1
+        loss = regression_loss(signals.student_logits, c / self.steps * signals.teacher)
+        return SampleLoss(loss, torch.ones_like(loss))
+
+    def after_epoch(
+        self, epoch: int, epochs: int, student: nn.Module, optimizer: Optimizer, held_out: dict[str, float]
+    ) -> None:
+        """In the first phase keep the best weights; at its end go back to them."""
+        first = self._first_epochs(epochs)
+        if self.form == "ratio" or epoch >= first:
+            return
+        accuracy = held_out.get("accuracy", float(epoch))  # without a held-out set the last epoch counts as the best
+        if accuracy > self._best_accuracy:
+            self._best_accuracy = accuracy
+            self._best_weights = {name: value.detach().clone() for name, value in student.state_dict().items()}
+        if epoch == first - 1:
+            student.load_state_dict(self._best_weights)
+            optimizer.state.clear()
+            self._best_weights = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best weights so far."""
+        return {"best_accuracy": self._best_accuracy, "best_weights": self._best_weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the best weights so far."""
+        self._best_accuracy, self._best_weights = state["best_accuracy"], state["best_weights"]
+
+    def _first_epochs(self, epochs: int) -> int:
+        return max(1, min(epochs - 1, round(epochs * self.phase_one)))

@@ -1,0 +1,35 @@
+"""`kd`: one fusion ratio for all samples."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tgeokd.methods.base import Method, Signals
+
+__all__ = ["VanillaKD"]
+
+
+class VanillaKD(Method):
+    """Plain distillation with a constant fusion ratio.
+
+    Args:
+        alpha: weight of the teacher term in [0, 1].
+
+    Reference:
+        Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015. The default 0.9 is the one of the
+        usual CIFAR-100 recipe (Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020).
+    """
+
+    name: ClassVar[str] = "kd"
+
+    def __init__(self, *, alpha: float = 0.9) -> None:
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must lie in [0, 1], not {alpha}")
+        self.constant = alpha
+
+    def alpha(self, signals: Signals) -> Tensor:
+        """The constant, for each sample."""
+        return torch.full_like(signals.target, self.constant, dtype=signals.student_logits.dtype)

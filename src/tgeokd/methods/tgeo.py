@@ -1,0 +1,175 @@
+"""`tgeo`: the fusion ratio of each sample from its trilateral geometry, learned by bilevel optimisation."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tgeokd.bilevel import Hypergradient
+from tgeokd.geometry import Encoding, num_features, trilateral
+from tgeokd.methods.base import Method, Outer, Signals, TrainingStep
+
+__all__ = ["RatioNetwork", "TGeoKD"]
+
+
+class RatioNetwork(nn.Sequential):
+    """f_omega: a small MLP from geometry to the logit of the fusion ratio.
+
+    The last layer starts at zero, so every ratio starts at 0.5 and training starts as plain distillation.
+
+    Args:
+        in_features: numbers a sample, F.
+        hidden: widths of the hidden layers.
+    """
+
+    def __init__(self, in_features: int, hidden: tuple[int, ...] = (32, 16)) -> None:
+        layers: list[nn.Module] = []
+        for width_in, width_out in pairwise((in_features, *hidden)):
+            layers += [nn.Linear(width_in, width_out), nn.LeakyReLU()]
+        last = nn.Linear((in_features, *hidden)[-1], 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        super().__init__(*layers, last)
+
+
+class TGeoKD(Method):
+    """TGeo-KD: learn, for every sample, how much to trust the teacher and how much the label.
+
+    ``alpha_i = sigmoid(f_omega(Delta_i))``, where ``Delta_i`` is the trilateral geometry of the sample
+    (:func:`tgeokd.geometry.trilateral`) and ``f_omega`` is trained so that the student's step lowers the held-out loss:
+    ``d L_val / d omega = sum_i (d L_val / d alpha_i) (d alpha_i / d omega)``.
+
+    Args:
+        encoding: ``"scalar"`` (at most 16 numbers, whatever C is) or ``"vector"`` (9C numbers, the paper's kind).
+        vertices: ablation: include the vertices.
+        edges: ablation: include the edges.
+        angles: ablation: include the angles; by default on for ``scalar``, off for ``vector``.
+        student_teacher_edge: ablation: include the edge between student and teacher.
+        inter_sample: ablation: include the teacher's class average.
+        hidden: widths of f_omega's hidden layers.
+        outer: where outer samples come from. ``"holdout"``: held-out data the student never trains on (the paper's protocol).
+            ``"union"``: the held-out data, on which the student trains too. ``"train"``: the training data.
+        outer_batch_size: samples in an outer batch; by default the held-out loader's batches as they are.
+        hypergradient: how ``d L_val / d alpha`` is found; see :class:`tgeokd.bilevel.Lookahead`.
+        every: update omega in every k-th step.
+        lr: learning rate of omega's Adam.
+        weight_decay: weight decay of omega's Adam.
+
+    Reference:
+        Hu et al., "Less or More From Teacher: Exploiting Trilateral Geometry For Knowledge Distillation", ICLR 2024.
+    """
+
+    name: ClassVar[str] = "tgeo"
+
+    def __init__(
+        self,
+        *,
+        encoding: Encoding = "scalar",
+        vertices: bool = True,
+        edges: bool = True,
+        angles: bool | None = None,
+        student_teacher_edge: bool = True,
+        inter_sample: bool = True,
+        hidden: tuple[int, ...] = (32, 16),
+        outer: Outer = "holdout",
+        outer_batch_size: int | None = None,
+        hypergradient: Hypergradient = "auto",
+        every: int = 1,
+        lr: float = 1e-2,
+        weight_decay: float = 0.0,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be >= 1, not {every}")
+        self.switches: dict[str, Any] = {
+            "encoding": encoding,
+            "vertices": vertices,
+            "edges": edges,
+            "angles": angles,
+            "student_teacher_edge": student_teacher_edge,
+            "inter_sample": inter_sample,
+        }
+        num_features(2, **self.switches)  # an impossible combination is refused here, not in the first step
+        self.needs_class_means = inter_sample
+        self.hidden = tuple(hidden)
+        self.outer, self.outer_batch_size = outer, outer_batch_size
+        self.hypergradient, self.every = hypergradient, every
+        self.lr, self.weight_decay = lr, weight_decay
+        self.network: RatioNetwork | None = None
+        self.optimizer: torch.optim.Adam | None = None
+        self.class_means: Tensor | None = None
+
+    def prepare(
+        self, num_classes: int, class_means: Tensor | None, device: torch.device = torch.device("cpu")
+    ) -> None:
+        """Build f_omega. Called once before training, by the Distiller or at the top of a hand-written loop.
+
+        Args:
+            num_classes: C.
+            class_means: the teacher's mean prediction by class on the *training* samples, shape (C, C); may be None without
+                ``inter_sample``.
+            device: where batches will be.
+        """
+        if self.needs_class_means and (class_means is None or class_means.shape != (num_classes, num_classes)):
+            given = "none" if class_means is None else f"shape {tuple(class_means.shape)}"
+            raise ValueError(f"class_means must have shape ({num_classes}, {num_classes}), got {given}")
+        self.class_means = torch.empty(0, device=device) if class_means is None else class_means.to(device)
+        self.network = RatioNetwork(num_features(num_classes, **self.switches), self.hidden).to(device)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+
+    def alpha(self, signals: Signals) -> Tensor:
+        """``sigmoid(f_omega(Delta_i))``, attached to omega's graph and detached from the student's."""
+        if self.network is None or self.class_means is None:
+            raise RuntimeError("TGeoKD needs prepare(num_classes, class_means) before its first batch")
+        delta = trilateral(
+            signals.student_logits.softmax(dim=-1),
+            signals.teacher.softmax(dim=-1),
+            signals.target,
+            self.class_means,
+            **self.switches,
+        )
+        with torch.enable_grad():
+            return self.network(delta).squeeze(-1).sigmoid()
+
+    def records(self, step_index: int) -> bool:
+        """Every k-th step."""
+        return step_index % self.every == 0
+
+    def after_update(self, step: TrainingStep) -> None:
+        """Ask the finished step for its hypergradient and move omega."""
+        if self.records(step.index):
+            held_out = step.outer()
+            alpha = torch.cat([loss.alpha for loss in step.losses if loss.alpha is not None])
+            self.learn(alpha, step.lookahead.ratio_gradient(held_out.inputs, held_out.target, alpha))
+
+    def learn(self, alpha: Tensor, gradient: Tensor) -> None:
+        """Take one step of omega down the held-out loss.
+
+        Args:
+            alpha: fusion ratios as :meth:`alpha` gave them, attached to omega's graph, shape (N,).
+            gradient: ``d L_val / d alpha_i``, shape (N,).
+        """
+        assert self.optimizer is not None
+        self.optimizer.zero_grad()
+        alpha.backward(gradient.to(alpha.dtype))
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Omega, its optimizer and the class means."""
+        assert self.network is not None
+        assert self.optimizer is not None
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "class_means": self.class_means,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over omega, its optimizer and the class means, after :meth:`prepare`."""
+        assert self.network is not None
+        assert self.optimizer is not None
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.class_means = state["class_means"]

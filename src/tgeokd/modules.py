@@ -1,0 +1,101 @@
+"""How this package calls a model: any inputs, class logits out, nothing of the model or the random state disturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tgeokd.losses import to_class_logits
+
+__all__ = ["class_logits", "eval_mode", "module_device", "random_state", "replayed"]
+
+RandomState = tuple[Tensor, Tensor | None, torch.device]
+
+
+def class_logits(model: Any, inputs: Any) -> Tensor:
+    """Class logits of a model, shape (N, C).
+
+    Args:
+        model: a module or any callable. Its output may be a tensor or an object with the tensor in ``.logits``.
+        inputs: a mapping is passed as keyword arguments, a tuple or list as positional ones, anything else as it is.
+
+    Raises:
+        ValueError: where the output is not a tensor of shape (N, C), (N, 1) or (N,).
+    """
+    return as_logits(model(*positional(inputs), **keywords(inputs)))
+
+
+def as_logits(output: Any) -> Tensor:
+    """Class logits from whatever a model returned."""
+    output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor):
+        raise ValueError(f"a model must return logits as a tensor, or an object with .logits, not {type(output).__name__}")
+    return to_class_logits(output)
+
+
+def positional(inputs: Any) -> tuple[Any, ...]:
+    """The positional arguments in ``inputs``."""
+    if isinstance(inputs, Mapping):
+        return ()
+    return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+
+
+def keywords(inputs: Any) -> dict[str, Any]:
+    """The keyword arguments in ``inputs``."""
+    return dict(inputs) if isinstance(inputs, Mapping) else {}
+
+
+def sliced(inputs: Any, rows: slice) -> Any:
+    """Some rows of a batch of inputs: of every tensor in it."""
+    if isinstance(inputs, Mapping):
+        return {key: sliced(value, rows) for key, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(sliced(value, rows) for value in inputs)
+    return inputs[rows] if isinstance(inputs, Tensor) else inputs
+
+
+def module_device(model: nn.Module) -> torch.device:
+    """The device of a module's first parameter or buffer; the CPU for a module with neither."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Run a block with ``model`` in eval mode, then give every submodule its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def random_state(device: torch.device) -> RandomState:
+    """The state of the generators that layers on ``device`` draw from."""
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), on_device, device
+
+
+def _set_random_state(state: RandomState) -> None:
+    cpu, on_device, device = state
+    torch.set_rng_state(cpu)
+    if on_device is not None:
+        torch.cuda.set_rng_state(on_device, device)
+
+
+@contextmanager
+def replayed(state: RandomState) -> Iterator[None]:
+    """Run a block from an earlier random state (the same dropout masks), then return to the present one."""
+    now = random_state(state[2])
+    _set_random_state(state)
+    try:
+        yield
+    finally:
+        _set_random_state(now)

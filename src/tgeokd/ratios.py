@@ -1,0 +1,60 @@
+"""What the fusion ratios were over an epoch, for samples where the teacher is right or wrong and agrees with the student or not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["GROUPS", "RatioStatistics", "agreement"]
+
+GROUPS = ("teacher_right_agree", "teacher_right_disagree", "teacher_wrong_agree", "teacher_wrong_disagree")
+BINS = 10
+
+
+def agreement(student_probs: Tensor, teacher_probs: Tensor) -> Tensor:
+    """Overlap of two predictions, ``sum_c min(S_c, T_c)``, shape (N,): 1 for equal, 0 for disjoint distributions."""
+    return torch.minimum(student_probs, teacher_probs).sum(dim=-1)
+
+
+class RatioStatistics:
+    """Counts, means and histograms of alpha by group, gathered on the device without a host synchronisation.
+
+    The four groups of :data:`GROUPS` cross "the teacher's most probable class is the label" with "student and teacher
+    overlap by at least one half" (:func:`agreement`).
+
+    Args:
+        device: where the batches are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._counts = torch.zeros(len(GROUPS) * BINS, dtype=torch.int64, device=device)
+        self._sums = torch.zeros(len(GROUPS), dtype=torch.float64, device=device)
+
+    def add(self, alpha: Tensor, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> None:
+        """Add a batch: alpha (N,), logits (N, C), target (N,)."""
+        with torch.no_grad():
+            alpha = alpha.detach()
+            agree = agreement(student_logits.softmax(dim=-1), teacher_logits.softmax(dim=-1)) >= 0.5
+            group = 2 * (teacher_logits.argmax(dim=-1) != target) + (~agree).long()
+            bin_ = (alpha * BINS).long().clamp(0, BINS - 1)
+            # index_add_ rather than bincount: on an accelerator the latter waits for the host
+            self._counts.index_add_(0, group * BINS + bin_, torch.ones_like(group))
+            self._sums.index_add_(0, group, alpha.double())
+
+    def summary(self) -> dict[str, Any] | None:
+        """For each group ``count``, ``mean`` (None if empty) and ``histogram`` (10 equal bins of [0, 1]); None if nothing was added."""
+        histograms = self._counts.view(len(GROUPS), BINS).tolist()
+        sums = self._sums.tolist()
+        if not any(map(sum, histograms)):
+            return None
+        return {
+            name: {"count": sum(h), "mean": total / sum(h) if sum(h) else None, "histogram": h}
+            for name, h, total in zip(GROUPS, histograms, sums, strict=True)
+        }
+
+    def mean(self) -> float | None:
+        """Mean over all samples."""
+        count = int(self._counts.sum())
+        return float(self._sums.sum()) / count if count else None

@@ -1,0 +1,100 @@
+"""The folder of a run: nothing is overwritten, and every file is either the old or the new one, never half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_model
+from torch import nn
+
+__all__ = ["RunFolder"]
+
+MARKS = ("config.yaml", "metrics.jsonl", "results.json", "last.ckpt", "student.safetensors")
+
+
+class RunFolder:
+    """Files of one run.
+
+    Args:
+        path: the folder; made where it does not exist.
+        resume: continue the run that is there.
+
+    Raises:
+        ValueError: where the folder already holds a run (without ``resume``), holds none to resume, or cannot be written.
+    """
+
+    def __init__(self, path: str | Path, *, resume: bool = False) -> None:
+        self.path = Path(path)
+        held = [mark for mark in MARKS if (self.path / mark).exists()]
+        if held and not resume:
+            raise ValueError(f"{self.path} already holds a run ({held[0]}); choose another folder, or resume it")
+        if resume and not self.checkpoint.exists():
+            raise ValueError(f"{self.path} holds no checkpoint to resume from (last.ckpt/state.pt)")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise ValueError(f"cannot write to the folder {self.path}: {error.strerror}") from error
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the state to resume from is."""
+        return self.path / "last.ckpt" / "state.pt"
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file."""
+        text = json.dumps(content, indent=2) + "\n"
+        self._replace(self.path / name, lambda path: _write_text(path, text))
+
+    def write_yaml(self, name: str, content: Any) -> None:
+        """Write a YAML file."""
+        text = yaml.safe_dump(content, sort_keys=False)
+        self._replace(self.path / name, lambda path: _write_text(path, text))
+
+    def write_lines(self, name: str, records: list[dict[str, Any]]) -> None:
+        """Write a file with one JSON object a line."""
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        self._replace(self.path / name, lambda path: _write_text(path, text))
+
+    def append_line(self, name: str, record: dict[str, Any]) -> None:
+        """Append one JSON object as a line."""
+        with (self.path / name).open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def write_weights(self, model: nn.Module) -> None:
+        """Write a module's weights to ``student.safetensors``."""
+        self._replace(self.path / "student.safetensors", lambda path: save_model(model, str(path)))
+
+    def write_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write the state to resume from."""
+        self.checkpoint.parent.mkdir(exist_ok=True)
+        self._replace(self.checkpoint, lambda path: torch.save(state, path))
+
+    def read_checkpoint(self) -> dict[str, Any]:
+        """The state to resume from; only tensors and plain values are unpickled."""
+        state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        return state
+
+    @staticmethod
+    def _replace(path: Path, write: Callable[[Path], None]) -> None:
+        """Write beside the file, force it to disk, then put it in place in one step."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
