@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from tgeokd.errors import InputError
+
 if TYPE_CHECKING:
     from tgeokd.distiller import Distiller
 
@@ -49,7 +51,7 @@ class EarlyStopping(Callback):
 
     def __init__(self, patience: int, min_delta: float = 0.0) -> None:
         if patience < 1:
-            raise ValueError(f"patience must be >= 1, not {patience}")
+            raise InputError(f"patience must be >= 1, not {patience}")
         self.patience, self.min_delta = patience, min_delta
         self.best_loss = float("inf")
         self.best_epoch = -1
@@ -58,7 +60,7 @@ class EarlyStopping(Callback):
     def on_epoch_end(self, distiller: Distiller, record: dict[str, Any]) -> None:
         """Compare with the best epoch so far."""
         if "val_loss" not in record:
-            raise ValueError("early stopping watches the held-out loss and needs a val_loader")
+            raise InputError("early stopping watches the held-out loss and needs a val_loader")
         if record["val_loss"] < self.best_loss - self.min_delta:
             self.best_loss, self.best_epoch = record["val_loss"], record["epoch"]
             weights = distiller.student.state_dict()

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tgeokd.errors import InputError
+
 __all__ = ["FiniteGuard", "check_classes_held_out", "check_same_classes", "check_target"]
 
 
@@ -15,18 +17,18 @@ def check_target(target: Any, num_classes: int, where: str) -> None:
     """Labels must be a 1-D integer tensor with values from 0 to C - 1."""
     if not isinstance(target, Tensor) or target.ndim != 1:
         given = f"shape {tuple(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
-        raise ValueError(f"labels of the {where} must be a tensor of shape (N,), not {given}")
+        raise InputError(f"labels of the {where} must be a tensor of shape (N,), not {given}")
     if target.dtype != torch.int64:
-        raise ValueError(f"labels of the {where} must be class indices of dtype int64, not {target.dtype}")
-    if len(target) and not (0 <= int(target.min()) and int(target.max()) < num_classes):
+        raise InputError(f"labels of the {where} must be class indices of dtype int64, not {target.dtype}")
+    if len(target) and (int(target.min()) < 0 or int(target.max()) >= num_classes):
         wrong = target[(target < 0) | (target >= num_classes)][0]
-        raise ValueError(f"target of the {where} has label {int(wrong)} but the student has {num_classes} classes")
+        raise InputError(f"target of the {where} has label {int(wrong)} but the student has {num_classes} classes")
 
 
 def check_same_classes(student_logits: Tensor, teacher_logits: Tensor) -> None:
     """Student and teacher must speak of the same classes."""
     if student_logits.shape[-1] != teacher_logits.shape[-1]:
-        raise ValueError(
+        raise InputError(
             f"the student has {student_logits.shape[-1]} classes but the teacher has {teacher_logits.shape[-1]}"
         )
 
@@ -36,7 +38,7 @@ def check_classes_held_out(train_counts: Tensor, held_out_counts: Tensor) -> Non
     missing = ((train_counts > 0) & (held_out_counts == 0)).nonzero().flatten().tolist()
     if missing:
         names = ", ".join(map(str, missing[:20])) + (", ..." if len(missing) > 20 else "")
-        raise ValueError(
+        raise InputError(
             f"the held-out set has no sample of class {names}, which the training set has; split by class (stratified)"
         )
 
@@ -81,4 +83,4 @@ class FiniteGuard:
     @staticmethod
     def _stop(whose: str, step: int) -> None:
         hint = "; a lower learning rate or clip_norm may help" if whose == "student" else ""
-        raise ValueError(f"the {whose}'s logits are NaN or infinite in step {step}{hint}")
+        raise InputError(f"the {whose}'s logits are NaN or infinite in step {step}{hint}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from tgeokd.bilevel import Lookahead
 from tgeokd.bilevel.optimizers import unwrapped
 from tgeokd.callbacks import Callback, EarlyStopping, ProgressBar
 from tgeokd.checks import FiniteGuard, check_classes_held_out, check_same_classes, check_target
+from tgeokd.errors import InputError
 from tgeokd.geometry import ClassMeans
 from tgeokd.loaders import OuterStream, group, union_loader
 from tgeokd.losses import logits_from_probs
@@ -95,14 +96,16 @@ class Distiller:
         progress: bool = True,
     ) -> None:
         if accumulate < 1:
-            raise ValueError(f"accumulate must be >= 1, not {accumulate}")
+            raise InputError(f"accumulate must be >= 1, not {accumulate}")
         if scheduler_every not in ("epoch", "step"):
-            raise ValueError(f"scheduler_every must be 'epoch' or 'step', not {scheduler_every!r}")
+            raise InputError(f"scheduler_every must be 'epoch' or 'step', not {scheduler_every!r}")
         if str(precision) in ("16-mixed", "16"):
-            raise ValueError("precision '16-mixed' scales the loss, which the lookahead cannot follow; use 'bf16-mixed'")
+            raise InputError(
+                "precision '16-mixed' scales the loss, which the lookahead cannot follow; use 'bf16-mixed'"
+            )
         self.method = build_method(method) if isinstance(method, str) else method
         if teacher is None and self.method.needs_teacher:
-            raise ValueError(f"method {self.method.name!r} needs a teacher, and None was given")
+            raise InputError(f"method {self.method.name!r} needs a teacher, and None was given")
         self.temperature = temperature
         self.teacher_probs = teacher_probs
         self.scheduler, self.scheduler_every = scheduler, scheduler_every
@@ -157,6 +160,7 @@ class Distiller:
         epochs: int,
         seed: int = 0,
         patience: int | None = None,
+        checkpoint_every: int = 1,
         out: str | Path | None = None,
         resume: bool = False,
     ) -> History:
@@ -169,6 +173,7 @@ class Distiller:
             epochs: passes over the training data.
             seed: of everything random from here on; the student's initial weights are the caller's.
             patience: stop when the held-out loss has not fallen for this many epochs, and go back to the best weights.
+            checkpoint_every: epochs between two checkpoints in ``out``; the last epoch always writes one.
             out: folder for ``metrics.jsonl`` (a line an epoch), ``last.ckpt/`` and ``student.safetensors``.
             resume: continue the run in ``out``, with the same arguments, as if it had not been interrupted.
 
@@ -181,9 +186,11 @@ class Distiller:
                 folder that holds a run already or cannot be written. Data is checked before the folder is touched.
         """
         if epochs < 1:
-            raise ValueError(f"epochs must be >= 1, not {epochs}")
+            raise InputError(f"epochs must be >= 1, not {epochs}")
+        if checkpoint_every < 1:
+            raise InputError(f"checkpoint_every must be >= 1, not {checkpoint_every}")
         if resume and out is None:
-            raise ValueError("resume needs the folder of the run: out=...")
+            raise InputError("resume needs the folder of the run: out=...")
         callbacks = [*self.callbacks, *([EarlyStopping(patience)] if patience is not None else [])]
         self.fabric.seed_everything(seed, verbose=False)
         self.epoch, self.epochs, self.step, self.should_stop = 0, epochs, 0, False
@@ -196,7 +203,8 @@ class Distiller:
         if folder is not None and resume:
             self._load(folder.read_checkpoint(), train_loader, callbacks)
             folder.write_lines("metrics.jsonl", self.history)
-        self.steps_per_epoch = -(-_length(train_loader) // self.accumulate) if _length(train_loader) else None
+        length = _length(train_loader)
+        self.steps_per_epoch = -(-length // self.accumulate) if length is not None else None
         self.step = self.epoch * (self.steps_per_epoch or 0)
 
         guard = FiniteGuard(self.device)
@@ -211,7 +219,8 @@ class Distiller:
                 self.epoch += 1
                 if folder is not None:
                     folder.append_line("metrics.jsonl", record)
-                    folder.write_checkpoint(self._state(train_loader, callbacks))
+                    if self.epoch % checkpoint_every == 0 or self.epoch == epochs or self.should_stop:
+                        folder.write_checkpoint(self._state(train_loader, callbacks))
             for callback in callbacks:
                 callback.on_fit_end(self)
         finally:
@@ -237,7 +246,7 @@ class Distiller:
                 nll += F.cross_entropy(logits, batch.target, reduction="sum").double()
                 count += len(batch.target)
         if not count:
-            raise ValueError("the loader to evaluate on is empty")
+            raise InputError("the loader to evaluate on is empty")
         return {"accuracy": float(right) / count, "nll": float(nll) / count}
 
     def fusion_ratios(self, loader: Loader) -> Tensor:
@@ -263,11 +272,11 @@ class Distiller:
 
     def _training_loader(self, train_loader: Loader, val_loader: Loader | None) -> Loader:
         if _length(train_loader) == 0:
-            raise ValueError("the training loader is empty")
+            raise InputError("the training loader is empty")
         if self.method.outer not in ("holdout", "union"):
             return train_loader
         if val_loader is None:
-            raise ValueError(f"method {self.method.name!r} with outer={self.method.outer!r} needs a val_loader")
+            raise InputError(f"method {self.method.name!r} with outer={self.method.outer!r} needs a val_loader")
         return union_loader(train_loader, val_loader) if self.method.outer == "union" else train_loader
 
     def _outer_stream(self, train_loader: Loader, val_loader: Loader | None, seed: int) -> OuterStream | None:
@@ -284,7 +293,7 @@ class Distiller:
         with replayed(random_state(self.device)), torch.no_grad(), eval_mode(self._student):
             first = next(self._batches(train_loader, "training loader", check=False), None)
             if first is None:
-                raise ValueError("the training loader is empty")
+                raise InputError("the training loader is empty")
             student_logits = class_logits(self._student, first.inputs)
             self._num_classes = student_logits.shape[-1]
             check_target(first.target, self._num_classes, "training loader")
@@ -307,7 +316,7 @@ class Distiller:
             if self.method.needs_class_means:
                 logits = self._teacher_logits(batch.inputs)
                 if not bool(torch.isfinite(logits).all()):
-                    raise ValueError("the teacher's logits are NaN or infinite on the training set (before step 0)")
+                    raise InputError("the teacher's logits are NaN or infinite on the training set (before step 0)")
                 means.update(logits.softmax(dim=-1), batch.target)
             train_counts += batch.target.bincount(minlength=self._num_classes).cpu()
         if held_out:
@@ -316,7 +325,7 @@ class Distiller:
             for batch in self._batches(val_loader, "held-out loader"):
                 counts += batch.target.bincount(minlength=self._num_classes).cpu()
             if not int(counts.sum()):
-                raise ValueError("the held-out loader is empty")
+                raise InputError("the held-out loader is empty")
             check_classes_held_out(train_counts, counts)
         return means.compute() if self.method.needs_class_means else None
 
@@ -341,7 +350,11 @@ class Distiller:
         def draw() -> Batch:
             assert outer is not None
             inputs, target = self.fabric.to_device(next(outer))
-            return next(self._with_teacher(iter([Batch(inputs, target)]))) if self._teacher is not None else Batch(inputs, target)
+            return (
+                next(self._with_teacher(iter([Batch(inputs, target)])))
+                if self._teacher is not None
+                else Batch(inputs, target)
+            )
 
         batches = self._batches(train_loader, "training loader")
         for parts in group(self._with_teacher(batches) if self._uses_teacher else batches, self.accumulate):
@@ -355,7 +368,7 @@ class Distiller:
                 callback.on_step_end(self)
         guard.read()
         if not count:
-            raise ValueError("the training loader is empty")
+            raise InputError("the training loader is empty")
 
         held_out = self.evaluate(val_loader) if val_loader is not None else {}
         rate = self.optimizer.param_groups[0]["lr"]
@@ -406,7 +419,7 @@ class Distiller:
     def _batches(self, loader: Loader, where: str, *, check: bool = True) -> Iterator[Batch]:
         for item in loader:
             if not isinstance(item, tuple | list) or len(item) != 2:
-                raise ValueError(f"the {where} must yield (inputs, target), not {type(item).__name__}")
+                raise InputError(f"the {where} must yield (inputs, target), not {type(item).__name__}")
             inputs, target = item
             # Reading labels that already are on an accelerator would stall every step.
             if check and self._num_classes is not None and getattr(target, "device", None) == torch.device("cpu"):
@@ -443,7 +456,7 @@ class Distiller:
 
     def _load(self, state: dict[str, Any], train_loader: Loader, callbacks: Sequence[Callback]) -> None:
         if state["method"]["name"] != self.method.name:
-            raise ValueError(f"the run to resume used method {state['method']['name']!r}, not {self.method.name!r}")
+            raise InputError(f"the run to resume used method {state['method']['name']!r}, not {self.method.name!r}")
         self.epoch, self.should_stop = state["epoch"], state["should_stop"]
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -463,13 +476,13 @@ class Distiller:
 
 
 def _length(loader: Loader) -> int | None:
-    return len(loader) if hasattr(loader, "__len__") else None
+    return len(loader) if isinstance(loader, Sized) else None
 
 
 def _step_scheduler(scheduler: LRScheduler | ReduceLROnPlateau, held_out_loss: float | None) -> None:
     if isinstance(scheduler, ReduceLROnPlateau):
         if held_out_loss is None:
-            raise ValueError("ReduceLROnPlateau watches the held-out loss: give a val_loader and step it every epoch")
+            raise InputError("ReduceLROnPlateau watches the held-out loss: give a val_loader and step it every epoch")
         scheduler.step(held_out_loss)
     else:
         scheduler.step()

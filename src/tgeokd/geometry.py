@@ -17,6 +17,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from tgeokd.errors import InputError
+
 __all__ = ["ClassMeans", "Encoding", "class_means", "num_features", "trilateral"]
 
 Encoding = Literal["vector", "scalar"]
@@ -58,7 +60,7 @@ class ClassMeans:
             ValueError: where ``teacher_probs`` has another number of classes.
         """
         if teacher_probs.shape[-1] != self.num_classes:
-            raise ValueError(f"teacher_probs has {teacher_probs.shape[-1]} classes, expected {self.num_classes}")
+            raise InputError(f"teacher_probs has {teacher_probs.shape[-1]} classes, expected {self.num_classes}")
         if self._sums.device != teacher_probs.device:
             self._sums, self._counts = self._sums.to(teacher_probs.device), self._counts.to(teacher_probs.device)
         self._dtype = teacher_probs.dtype
@@ -74,9 +76,7 @@ class ClassMeans:
         means = self._sums / self._counts.clamp(min=1).unsqueeze(-1)
         if empty:
             shown = ", ".join(map(str, empty[:20])) + (", ..." if len(empty) > 20 else "")
-            warnings.warn(
-                f"no training sample of class {shown}: its teacher mean is taken to be uniform", stacklevel=2
-            )
+            warnings.warn(f"no training sample of class {shown}: its teacher mean is taken to be uniform", stacklevel=2)
             means[empty] = 1.0 / self.num_classes
         return means.to(self._dtype)
 
@@ -146,7 +146,7 @@ def trilateral(
         Hu et al., ICLR 2024, Sec. 3.2 (intra-sample) and 3.3 (inter-sample).
     """
     if encoding not in get_args(Encoding):
-        raise ValueError(f"encoding must be 'vector' or 'scalar', not {encoding!r}")
+        raise InputError(f"encoding must be 'vector' or 'scalar', not {encoding!r}")
     with torch.no_grad():
         S, T = student_probs.detach(), teacher_probs.detach()
         index = target.unsqueeze(-1)
@@ -183,7 +183,7 @@ def trilateral(
             if angles:
                 parts += [_cosine(a, b) for a, b in angle_list]
         if not parts:
-            raise ValueError("vertices, edges and angles are all switched off: nothing is left to encode")
+            raise InputError("vertices, edges and angles are all switched off: nothing is left to encode")
         return torch.cat(parts, dim=-1)
 
 
@@ -227,4 +227,5 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine of the angle between two edges, shape (N, 1); 0 where one of them has no length."""
     dot = (a * b).sum(dim=-1, keepdim=True)
     lengths = a.norm(dim=-1, keepdim=True) * b.norm(dim=-1, keepdim=True)
-    return torch.where(lengths > 0, dot / lengths, 0.0).clamp(-1.0, 1.0)
+    cosine: Tensor = torch.where(lengths > 0, dot / lengths, 0.0)
+    return cosine.clamp(-1.0, 1.0)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, default_collate
 
+from tgeokd.errors import InputError
+
 __all__ = ["ArrayDataset", "OuterStream", "array_loader", "group", "union_loader"]
 
 
@@ -22,7 +24,7 @@ class ArrayDataset(Dataset[Any]):
 
     def __init__(self, inputs: Tensor, target: Tensor) -> None:
         if len(inputs) != len(target):
-            raise ValueError(f"inputs have {len(inputs)} rows but target has {len(target)}")
+            raise InputError(f"inputs have {len(inputs)} rows but target has {len(target)}")
         self.inputs, self.target = inputs, target
 
     def __len__(self) -> int:
@@ -46,7 +48,9 @@ def collate(samples: Any) -> Any:
     return samples if isinstance(samples, tuple) else default_collate(samples)
 
 
-def array_loader(dataset: ArrayDataset, batch_size: int, *, shuffle: bool = False, drop_last: bool = False) -> DataLoader[Any]:
+def array_loader(
+    dataset: ArrayDataset, batch_size: int, *, shuffle: bool = False, drop_last: bool = False
+) -> DataLoader[Any]:
     """A loader over an :class:`ArrayDataset`."""
     return DataLoader(dataset, batch_size, shuffle=shuffle, drop_last=drop_last, collate_fn=collate)
 
@@ -58,7 +62,7 @@ def union_loader(train: Iterable[Any], held_out: Iterable[Any]) -> DataLoader[An
         ValueError: where either is not a ``DataLoader`` over a map-style data set: how to mix them is then not known.
     """
     if not (_rebatchable(train) and _rebatchable(held_out)):
-        raise ValueError(
+        raise InputError(
             "outer='union' must mix two torch DataLoaders over map-style data sets; for other loaders pass a training "
             "loader over both parts yourself and use outer='holdout'"
         )
@@ -94,7 +98,7 @@ class OuterStream:
             size = min(batch_size or source.batch_size or 1, len(source.dataset))  # type: ignore[arg-type]
             self._loader = _like(source, source.dataset, size, drop_last=True, generator=self._generator)
         elif batch_size is not None:
-            raise ValueError("outer_batch_size needs a torch DataLoader over a map-style data set to draw from")
+            raise InputError("outer_batch_size needs a torch DataLoader over a map-style data set to draw from")
 
     def start_epoch(self, epoch: int) -> None:
         """Begin the order of an epoch."""
@@ -122,7 +126,9 @@ def group(batches: Iterable[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def _rebatchable(loader: Any) -> bool:
-    return isinstance(loader, DataLoader) and hasattr(loader.dataset, "__len__") and hasattr(loader.dataset, "__getitem__")
+    return (
+        isinstance(loader, DataLoader) and hasattr(loader.dataset, "__len__") and hasattr(loader.dataset, "__getitem__")
+    )
 
 
 def _like(

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tgeokd.errors import InputError
+
 __all__ = ["fuse", "gt_loss", "kd_loss", "logits_from_probs", "regression_loss", "soft_ce_loss", "to_class_logits"]
 
 
@@ -106,7 +108,7 @@ def logits_from_probs(probs: Tensor) -> Tensor:
     wrong = (probs < 0).any(dim=-1) | ((probs.sum(dim=-1) - 1).abs() > 1e-2) | ~probs.isfinite().all(dim=-1)
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
-        raise ValueError(
+        raise InputError(
             f"teacher probabilities must be >= 0 and sum to 1; row {row} sums to {float(probs[row].sum()):.4g} "
             f"with minimum {float(probs[row].min()):.4g}. Are they logits?"
         )
@@ -128,15 +130,15 @@ def to_class_logits(outputs: Tensor) -> Tensor:
     if outputs.ndim == 1:
         outputs = outputs.unsqueeze(-1)
     if outputs.ndim != 2:
-        raise ValueError(f"logits must have shape (N, C), (N, 1) or (N,), not {tuple(outputs.shape)}")
+        raise InputError(f"logits must have shape (N, C), (N, 1) or (N,), not {tuple(outputs.shape)}")
     return F.pad(outputs, (1, 0)) if outputs.shape[-1] == 1 else outputs
 
 
 def _log_softened(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     if not temperature > 0:
-        raise ValueError(f"temperature must be > 0, not {temperature}")
+        raise InputError(f"temperature must be > 0, not {temperature}")
     if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
+        raise InputError(
             f"student logits have shape {tuple(student_logits.shape)} but teacher logits {tuple(teacher_logits.shape)}"
         )
     return F.log_softmax(student_logits / temperature, dim=-1), F.log_softmax(teacher_logits / temperature, dim=-1)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tgeokd.errors import InputError
 from tgeokd.losses import to_class_logits
 
 __all__ = ["class_logits", "eval_mode", "module_device", "random_state", "replayed"]
@@ -33,7 +34,9 @@ def as_logits(output: Any) -> Tensor:
     """Class logits from whatever a model returned."""
     output = getattr(output, "logits", output)
     if not isinstance(output, Tensor):
-        raise ValueError(f"a model must return logits as a tensor, or an object with .logits, not {type(output).__name__}")
+        raise InputError(
+            f"a model must return logits as a tensor, or an object with .logits, not {type(output).__name__}"
+        )
     return to_class_logits(output)
 
 

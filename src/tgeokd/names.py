@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from tgeokd.errors import InputError
+
 __all__ = ["check_names", "look_up", "unknown_name"]
 
 T = TypeVar("T")
@@ -18,7 +20,7 @@ def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
         ValueError: for a name that is not there, with the nearest one.
     """
     if name not in table:
-        raise ValueError(unknown_name(kind, name, table))
+        raise InputError(unknown_name(kind, name, table))
     return table[name]
 
 
@@ -27,7 +29,7 @@ def check_names(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
     known = list(known)
     for name in given:
         if name not in known:
-            raise ValueError(unknown_name(kind, name, known))
+            raise InputError(unknown_name(kind, name, known))
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""What the fusion ratios were over an epoch, for samples where the teacher is right or wrong and agrees with the student or not."""
+"""The fusion ratios of an epoch, by whether the teacher is right and whether student and teacher agree."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ class RatioStatistics:
             self._sums.index_add_(0, group, alpha.double())
 
     def summary(self) -> dict[str, Any] | None:
-        """For each group ``count``, ``mean`` (None if empty) and ``histogram`` (10 equal bins of [0, 1]); None if nothing was added."""
+        """For each group ``count``, ``mean`` (None if empty) and ``histogram`` (10 equal bins of [0, 1]).
+
+        None if nothing was added.
+        """
         histograms = self._counts.view(len(GROUPS), BINS).tolist()
         sums = self._sums.tolist()
         if not any(map(sum, histograms)):

@@ -14,9 +14,11 @@ import yaml
 from safetensors.torch import save_model
 from torch import nn
 
-__all__ = ["RunFolder"]
+from tgeokd.errors import InputError
 
-MARKS = ("config.yaml", "metrics.jsonl", "results.json", "last.ckpt", "student.safetensors")
+__all__ = ["RunFolder", "slug"]
+
+MARKS = ("metrics.jsonl", "last.ckpt", "student.safetensors", "results.json")
 
 
 class RunFolder:
@@ -24,25 +26,26 @@ class RunFolder:
 
     Args:
         path: the folder; made where it does not exist.
-        resume: continue the run that is there.
+        resume: continue what is there.
+        checkpoint_needed: whether there must be a checkpoint to resume from.
 
     Raises:
         ValueError: where the folder already holds a run (without ``resume``), holds none to resume, or cannot be written.
     """
 
-    def __init__(self, path: str | Path, *, resume: bool = False) -> None:
+    def __init__(self, path: str | Path, *, resume: bool = False, checkpoint_needed: bool = True) -> None:
         self.path = Path(path)
         held = [mark for mark in MARKS if (self.path / mark).exists()]
         if held and not resume:
-            raise ValueError(f"{self.path} already holds a run ({held[0]}); choose another folder, or resume it")
-        if resume and not self.checkpoint.exists():
-            raise ValueError(f"{self.path} holds no checkpoint to resume from (last.ckpt/state.pt)")
+            raise InputError(f"{self.path} already holds a run ({held[0]}); choose another folder, or resume it")
+        if resume and checkpoint_needed and not self.checkpoint.exists():
+            raise InputError(f"{self.path} holds no checkpoint to resume from (last.ckpt/state.pt)")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
-            raise ValueError(f"cannot write to the folder {self.path}: {error.strerror}") from error
+            raise InputError(f"cannot write to the folder {self.path}: {error.strerror}") from error
 
     @property
     def checkpoint(self) -> Path:
@@ -94,6 +97,11 @@ class RunFolder:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def slug(text: str) -> str:
+    """A folder name for a setting or a row of a comparison: ``kd (alpha=0.5)`` becomes ``kd-alpha=0.5``."""
+    return "-".join("".join(c if c.isalnum() or c in "=.+-_" else " " for c in text).split())
 
 
 def _write_text(path: Path, text: str) -> None:

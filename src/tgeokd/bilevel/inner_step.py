@@ -140,9 +140,7 @@ class Pullback:
         # (c g) is what is at hand, hence the division by c^2; nothing is projected where clipping did not bite.
         share = torch.where(c < 1.0, along / (c * norm * (norm + CLIP_EPS)), 0.0)
         gradients = self.clipped_gradients
-        return {
-            name: c * scaled.get(name, 0.0) - share * gradients[name] for name in scaled.keys() | gradients.keys()
-        }
+        return {name: c * scaled.get(name, 0.0) - share * gradients[name] for name in scaled.keys() | gradients.keys()}
 
 
 @dataclass
@@ -193,7 +191,17 @@ class InnerStep:
 
 def functional_logits(student: nn.Module, params: Tensors, buffers: Tensors, inputs: Any) -> Tensor:
     """Class logits of the student with other parameters and buffers in place of its own."""
-    return as_logits(functional_call(student, {**params, **buffers}, positional(inputs), keywords(inputs)))
+    # `tie_weights` of functional_call leaves a module that is reachable under two names with the wrong parameters for good,
+    # so tied weights are resolved here: every place that holds a parameter, each once.
+    names = {id(param): name for name, param in student.named_parameters() if name in params}
+    tied = {
+        f"{path}.{attribute}" if path else attribute: params[names[id(param)]]
+        for path, module in student.named_modules()
+        for attribute, param in module._parameters.items()
+        if id(param) in names
+    }
+    arguments, keyword_arguments = positional(inputs), keywords(inputs)
+    return as_logits(functional_call(student, {**tied, **buffers}, arguments, keyword_arguments, tie_weights=False))
 
 
 def signal_difference(logits: Tensor, part: MicroBatch, temperature: float) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tgeokd.bilevel.inner_step import InnerStep, MicroBatch, trainable
+from tgeokd.errors import InputError
 
 __all__ = ["capture", "find_head", "ratio_gradient"]
 
@@ -41,7 +42,7 @@ def find_head(student: nn.Module, part: MicroBatch) -> nn.Linear:
         own = _of_head(logits, module)
         if output.shape == own.shape and torch.equal(output.to(own.dtype), own):
             return module
-    raise ValueError(
+    raise InputError(
         "hypergradient='last_layer' needs a student whose logits are the output of an nn.Linear, and this one's are not; "
         "use 'forward' or 'auto'"
     )
@@ -71,7 +72,7 @@ def ratio_gradient(step: InnerStep, val_inputs: Any, val_target: Tensor) -> Tens
     names = {id(param): name for name, param in trainable(step.student).items()}
     weight_name, bias_name = names.get(id(head.weight)), names.get(id(head.bias))
     if weight_name is None:
-        raise ValueError("hypergradient='last_layer' needs a trainable classifier head, and this student's is frozen")
+        raise InputError("hypergradient='last_layer' needs a trainable classifier head, and this student's is frozen")
     with torch.no_grad():
         with capture(head) as captured:
             val_logits = step.outer_logits(val_inputs)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
@@ -34,6 +35,7 @@ from tgeokd.bilevel.inner_step import (
     trainable,
 )
 from tgeokd.bilevel.optimizers import rule_of
+from tgeokd.errors import InputError
 from tgeokd.losses import fuse, gt_loss, kd_loss
 from tgeokd.modules import class_logits, module_device, random_state, replayed, sliced
 
@@ -86,7 +88,7 @@ class Lookahead:
     ) -> None:
         _check(method, temperature, clip_norm)
         if not trainable(student):
-            raise ValueError("the student has no trainable parameter")
+            raise InputError("the student has no trainable parameter")
         self.student = student
         self.optimizer = optimizer
         self.temperature = temperature
@@ -210,10 +212,10 @@ def ratio_gradient(
     """
     _check(method, temperature, clip_norm)
     if bool(((alpha < 0) | (alpha > 1)).any()):
-        raise ValueError(f"alpha must lie in [0, 1], but spans {float(alpha.min()):.4g} to {float(alpha.max()):.4g}")
+        raise InputError(f"alpha must lie in [0, 1], but spans {float(alpha.min()):.4g} to {float(alpha.max()):.4g}")
     own = trainable(student)
     if not own:
-        raise ValueError("the student has no trainable parameter")
+        raise InputError("the student has no trainable parameter")
     held = held_by(optimizer, own, assume_sgd=assume_sgd)
     values = {name: param.detach().requires_grad_() for name, param in own.items()}
     buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
@@ -249,7 +251,9 @@ def _differentiate(
 ) -> tuple[Tensor, Hypergradient]:
     """The hypergradient, and the way it was found (which says what ``auto`` became)."""
     if alpha.shape != (step.size,):
-        raise ValueError(f"alpha must have shape ({step.size},), one ratio a sample of the step, not {tuple(alpha.shape)}")
+        raise InputError(
+            f"alpha must have shape ({step.size},), one ratio a sample of the step, not {tuple(alpha.shape)}"
+        )
     if method == "last_layer":
         return last_layer.ratio_gradient(step, val_inputs, val_target), method
     if method == "unrolled":
@@ -330,15 +334,15 @@ def _run_part(part: MicroBatch, head: nn.Linear | None, run: Callable[[], Tensor
 def _even_slices(total: int, pieces: int) -> list[slice]:
     """Cut ``range(total)`` into slices whose sizes differ by at most one."""
     if not 1 <= pieces <= total:
-        raise ValueError(f"accumulate must lie between 1 and the {total} samples of the step, not {pieces}")
+        raise InputError(f"accumulate must lie between 1 and the {total} samples of the step, not {pieces}")
     edges = [total * i // pieces for i in range(pieces + 1)]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def _check(method: str, temperature: float, clip_norm: float | None) -> None:
     if method not in get_args(Hypergradient):
-        raise ValueError(f"hypergradient must be one of {', '.join(get_args(Hypergradient))}, not {method!r}")
+        raise InputError(f"hypergradient must be one of {', '.join(get_args(Hypergradient))}, not {method!r}")
     if not temperature > 0:
-        raise ValueError(f"temperature must be > 0, not {temperature}")
+        raise InputError(f"temperature must be > 0, not {temperature}")
     if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm must be > 0, not {clip_norm}")
+        raise InputError(f"clip_norm must be > 0, not {clip_norm}")

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from tgeokd.errors import InputError
+
 __all__ = ["UpdateRule", "rule_of", "unwrapped"]
 
 State = Mapping[str, Any]
@@ -52,7 +54,7 @@ def rule_of(optimizer: Optimizer, *, assume_sgd: bool = False) -> UpdateRule:
         return _RULES[type(optimizer)]
     if assume_sgd:
         return UpdateRule(lambda p, g, _, group: p - float(group["lr"]) * g, lambda p, g, _, group: float(group["lr"]))
-    raise ValueError(
+    raise InputError(
         f"no derivative is known for the step of {type(optimizer).__name__}; use SGD, Adam or AdamW of torch.optim, "
         "or pass assume_sgd=True to treat it as plain SGD with its learning rate (an approximation)"
     )
@@ -70,9 +72,10 @@ def _sgd_value(param: Tensor, grad: Tensor, state: State, group: Group) -> Tenso
     if momentum:
         buffer = state.get("momentum_buffer")
         # torch starts the buffer with the first gradient itself, undamped
-        buffer = grad if buffer is None else momentum * buffer + (1 - group["dampening"]) * grad
+        buffer = grad if buffer is None else momentum * buffer + (1 - float(group["dampening"])) * grad
         grad = grad + momentum * buffer if group["nesterov"] else buffer
-    return param - float(group["lr"]) * grad
+    value: Tensor = param - float(group["lr"]) * grad
+    return value
 
 
 def _sgd_slope(param: Tensor, grad: Tensor, state: State, group: Group) -> float:
@@ -120,16 +123,14 @@ def _adam_value(param: Tensor, grad: Tensor, state: State, group: Group) -> Tens
     lr = float(group["lr"])
     if _decoupled(group):
         param = param * (1 - lr * float(group["weight_decay"]))
-    return param - lr / moments.correction1 * moments.first / (moments.root + group["eps"])
+    return param - lr / moments.correction1 * moments.first / (moments.root + float(group["eps"]))
 
 
 def _adam_slope(param: Tensor, grad: Tensor, state: State, group: Group) -> Tensor:
     moments = _moments(param, grad, state, group)
     beta1, beta2 = (float(beta) for beta in group["betas"])
-    denominator = moments.root + group["eps"]
-    root_slope = torch.where(
-        moments.root > 0, (1 - beta2) * moments.grad / (moments.root * moments.correction2), 0.0
-    )
+    denominator = moments.root + float(group["eps"])
+    root_slope = torch.where(moments.root > 0, (1 - beta2) * moments.grad / (moments.root * moments.correction2), 0.0)
     if moments.moving is not None:
         root_slope = torch.where(moments.moving, root_slope, 0.0)
     slope = (1 - beta1) / denominator - moments.first * root_slope / denominator.square()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from tgeokd.methods.ada import AdaptiveKD
@@ -13,7 +12,8 @@ from tgeokd.methods.kd import VanillaKD
 from tgeokd.methods.rw import ReweightingKD
 from tgeokd.methods.tgeo import RatioNetwork, TGeoKD
 from tgeokd.methods.wls import WeightedSoftLabelKD
-from tgeokd.names import check_names, look_up
+from tgeokd.names import look_up
+from tgeokd.typed import call_checked
 
 __all__ = [
     "METHODS",
@@ -48,13 +48,11 @@ def build_method(name: str, **options: Any) -> Method:
         **options: the constructor's arguments.
 
     Raises:
-        ValueError: for an unknown method or option (with the nearest name), or an impossible value.
+        InputError: for an unknown method or option (with the nearest name), or an impossible value.
 
     Example:
         >>> build_method("kd", alpha=0.5).constant
         0.5
     """
-    method = look_up("method", name, METHODS)
-    known = [] if method.__init__ is object.__init__ else list(inspect.signature(method).parameters)
-    check_names(f"option of method {name!r}", options, known)
-    return method(**options)
+    method: Method = call_checked(f"method {name!r}", look_up("method", name, METHODS), options)
+    return method

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from tgeokd.errors import InputError
 from tgeokd.methods.base import Method, Signals
 
 __all__ = ["AdaptiveKD"]
@@ -33,12 +34,12 @@ class AdaptiveKD(Method):
 
     def __init__(self, *, level: Level = "sample") -> None:
         if level not in get_args(Level):
-            raise ValueError(f"level must be one of {', '.join(get_args(Level))}, not {level!r}")
+            raise InputError(f"level must be one of {', '.join(get_args(Level))}, not {level!r}")
         self.level = level
         self.needs_class_means = level == "class"
         self._of_class: Tensor | None = None
 
-    def prepare(self, num_classes: int, class_means: Tensor | None, device: torch.device) -> None:
+    def prepare(self, num_classes: int, class_means: Tensor | None, device: torch.device | None = None) -> None:
         """Take each class's average margin from the class means (the margin is linear in the prediction)."""
         if class_means is not None:
             self._of_class = _margin(class_means, torch.arange(num_classes, device=class_means.device)).to(device)

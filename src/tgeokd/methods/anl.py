@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tgeokd.errors import InputError
 from tgeokd.losses import regression_loss
 from tgeokd.methods.base import Method, SampleLoss, Signals
 
@@ -40,11 +41,11 @@ class AnnealingKD(Method):
 
     def __init__(self, *, form: Form = "ratio", steps: int = 10, phase_one: float = 2 / 3) -> None:
         if form not in get_args(Form):
-            raise ValueError(f"form must be one of {', '.join(get_args(Form))}, not {form!r}")
+            raise InputError(f"form must be one of {', '.join(get_args(Form))}, not {form!r}")
         if steps < 1:
-            raise ValueError(f"steps must be >= 1, not {steps}")
+            raise InputError(f"steps must be >= 1, not {steps}")
         if not 0 < phase_one < 1:
-            raise ValueError(f"phase_one must lie between 0 and 1, not {phase_one}")
+            raise InputError(f"phase_one must lie between 0 and 1, not {phase_one}")
         self.form, self.steps, self.phase_one = form, steps, phase_one
         self._best_accuracy = -1.0
         self._best_weights: dict[str, Tensor] = {}

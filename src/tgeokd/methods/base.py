@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tgeokd.bilevel import Hypergradient, Lookahead
+from tgeokd.errors import InputError
 from tgeokd.losses import fuse, gt_loss, kd_loss
 
 __all__ = ["Batch", "Method", "Outer", "SampleLoss", "Signals", "TrainingStep"]
@@ -53,7 +54,7 @@ class Signals:
     def teacher(self) -> Tensor:
         """The teacher's logits, for a method that cannot do without."""
         if self.teacher_logits is None:
-            raise ValueError("this method needs a teacher, and none was given")
+            raise InputError("this method needs a teacher, and none was given")
         return self.teacher_logits
 
 
@@ -115,13 +116,13 @@ class Method:
     outer_batch_size: int | None = None
     hypergradient: Hypergradient = "auto"
 
-    def prepare(self, num_classes: int, class_means: Tensor | None, device: torch.device) -> None:
+    def prepare(self, num_classes: int, class_means: Tensor | None, device: torch.device | None = None) -> None:
         """Called once before training.
 
         Args:
             num_classes: C.
             class_means: the teacher's mean prediction by class on the training samples, shape (C, C), where asked for.
-            device: where batches will be.
+            device: where batches will be; by default the CPU.
         """
 
     def alpha(self, signals: Signals) -> Tensor:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tgeokd.errors import InputError
 from tgeokd.methods.base import Method, Signals
 
 __all__ = ["VanillaKD"]
@@ -27,7 +28,7 @@ class VanillaKD(Method):
 
     def __init__(self, *, alpha: float = 0.9) -> None:
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must lie in [0, 1], not {alpha}")
+            raise InputError(f"alpha must lie in [0, 1], not {alpha}")
         self.constant = alpha
 
     def alpha(self, signals: Signals) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from tgeokd.bilevel import Hypergradient
 from tgeokd.bilevel.inner_step import MicroBatch, functional_logits, held_by, trainable
 from tgeokd.bilevel.lookahead import derivative_along, new_part
+from tgeokd.errors import InputError
 from tgeokd.losses import gt_loss, kd_loss, soft_ce_loss
 from tgeokd.methods.base import Method, Outer, SampleLoss, Signals, TrainingStep
 from tgeokd.modules import eval_mode
@@ -50,9 +51,9 @@ class ReweightingKD(Method):
         hypergradient: Hypergradient = "auto",
     ) -> None:
         if not (beta > 0 and delta > 0):
-            raise ValueError(f"beta and delta must be > 0, not {beta} and {delta}")
+            raise InputError(f"beta and delta must be > 0, not {beta} and {delta}")
         if hypergradient not in ("auto", "forward", "finite_difference"):
-            raise ValueError(f"hypergradient must be auto, forward or finite_difference for rw, not {hypergradient!r}")
+            raise InputError(f"hypergradient must be auto, forward or finite_difference for rw, not {hypergradient!r}")
         self.beta, self.delta = beta, delta
         self.outer, self.outer_batch_size = outer, outer_batch_size
         self.hypergradient = hypergradient
@@ -74,7 +75,9 @@ class ReweightingKD(Method):
         direction = {name: rates[name] * g for name, g in gradient.items() if name in rates}
 
         def terms(logits: Tensor, part: MicroBatch) -> Tensor:
-            return torch.stack([kd_loss(logits, part.teacher_logits, temperature), gt_loss(logits, part.target)], dim=-1)
+            return torch.stack(
+                [kd_loss(logits, part.teacher_logits, temperature), gt_loss(logits, part.target)], dim=-1
+            )
 
         parts: list[MicroBatch] = []
         for batch in step.batches:
@@ -87,6 +90,8 @@ class ReweightingKD(Method):
 
     def alpha(self, signals: Signals) -> Tensor:
         """The ratios found before the forward pass of this batch."""
+        if not self._pending:
+            raise NotImplementedError("the ratios of rw belong to a training step: they are no function of the sample")
         return self._pending.pop(0)
 
     def loss(self, signals: Signals) -> SampleLoss:

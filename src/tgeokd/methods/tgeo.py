@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tgeokd.bilevel import Hypergradient
+from tgeokd.errors import InputError
 from tgeokd.geometry import Encoding, num_features, trilateral
 from tgeokd.methods.base import Method, Outer, Signals, TrainingStep
 
@@ -82,7 +83,7 @@ class TGeoKD(Method):
         weight_decay: float = 0.0,
     ) -> None:
         if every < 1:
-            raise ValueError(f"every must be >= 1, not {every}")
+            raise InputError(f"every must be >= 1, not {every}")
         self.switches: dict[str, Any] = {
             "encoding": encoding,
             "vertices": vertices,
@@ -101,20 +102,18 @@ class TGeoKD(Method):
         self.optimizer: torch.optim.Adam | None = None
         self.class_means: Tensor | None = None
 
-    def prepare(
-        self, num_classes: int, class_means: Tensor | None, device: torch.device = torch.device("cpu")
-    ) -> None:
+    def prepare(self, num_classes: int, class_means: Tensor | None, device: torch.device | None = None) -> None:
         """Build f_omega. Called once before training, by the Distiller or at the top of a hand-written loop.
 
         Args:
             num_classes: C.
             class_means: the teacher's mean prediction by class on the *training* samples, shape (C, C); may be None without
                 ``inter_sample``.
-            device: where batches will be.
+            device: where batches will be; by default the CPU.
         """
         if self.needs_class_means and (class_means is None or class_means.shape != (num_classes, num_classes)):
             given = "none" if class_means is None else f"shape {tuple(class_means.shape)}"
-            raise ValueError(f"class_means must have shape ({num_classes}, {num_classes}), got {given}")
+            raise InputError(f"class_means must have shape ({num_classes}, {num_classes}), got {given}")
         self.class_means = torch.empty(0, device=device) if class_means is None else class_means.to(device)
         self.network = RatioNetwork(num_features(num_classes, **self.switches), self.hidden).to(device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.lr, weight_decay=self.weight_decay)
@@ -131,7 +130,8 @@ class TGeoKD(Method):
             **self.switches,
         )
         with torch.enable_grad():
-            return self.network(delta).squeeze(-1).sigmoid()
+            alpha: Tensor = self.network(delta).squeeze(-1).sigmoid()
+        return alpha
 
     def records(self, step_index: int) -> bool:
         """Every k-th step."""

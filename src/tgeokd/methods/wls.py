@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from tgeokd.errors import InputError
 from tgeokd.losses import gt_loss, soft_ce_loss
 from tgeokd.methods.base import Method, SampleLoss, Signals
 
@@ -35,9 +36,9 @@ class WeightedSoftLabelKD(Method):
 
     def __init__(self, *, form: Form = "original", scale: float = 2.25) -> None:
         if form not in get_args(Form):
-            raise ValueError(f"form must be one of {', '.join(get_args(Form))}, not {form!r}")
+            raise InputError(f"form must be one of {', '.join(get_args(Form))}, not {form!r}")
         if not scale > 0:
-            raise ValueError(f"scale must be > 0, not {scale}")
+            raise InputError(f"scale must be > 0, not {scale}")
         self.form, self.scale = form, scale
 
     def alpha(self, signals: Signals) -> Tensor:

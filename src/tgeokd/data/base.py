@@ -1,0 +1,69 @@
+"""What a task's data is, whatever file it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tgeokd.errors import InputError
+from tgeokd.loaders import collate
+
+__all__ = ["TaskData", "symmetric_noise"]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Splits of a task.
+
+    Attributes:
+        train: samples to train on.
+        held_out: samples for the outer problem, early stopping and choices; disjoint from ``train`` and ``test``.
+        test: samples to report on, used for nothing else.
+        num_classes: C.
+        corrupted: which training labels are known to be wrong, shape (len(train),), bool; None where unknown.
+    """
+
+    train: Dataset[Any]
+    held_out: Dataset[Any]
+    test: Dataset[Any]
+    num_classes: int
+    corrupted: Tensor | None = None
+
+    def training_loader(self, batch_size: int, *, with_held_out: bool = False) -> DataLoader[Any]:
+        """Shuffled training batches, on request with the held-out samples among them."""
+        dataset = self.train + self.held_out if with_held_out else self.train
+        return DataLoader(dataset, batch_size, shuffle=True, collate_fn=collate)
+
+    @staticmethod
+    def ordered_loader(dataset: Dataset[Any], batch_size: int = 1024) -> Iterable[Any]:
+        """Batches of a split in its own order."""
+        return DataLoader(dataset, batch_size, collate_fn=collate)
+
+
+def symmetric_noise(target: Tensor, rate: float, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Replace a share of the labels by another class drawn uniformly.
+
+    Args:
+        target: class indices, shape (N,).
+        rate: share of labels replaced, in [0, 1]; ``round(rate N)`` of them, and every one of these is wrong afterwards.
+        num_classes: C.
+        seed: of the choice.
+
+    Returns:
+        The noisy labels, shape (N,), and which of them were replaced, shape (N,), bool.
+    """
+    if not 0 <= rate <= 1:
+        raise InputError(f"noise must lie in [0, 1], not {rate}")
+    generator = np.random.default_rng(seed)
+    chosen = generator.permutation(len(target))[: round(rate * len(target))]
+    shift = generator.integers(1, num_classes, size=len(chosen))
+    noisy, corrupted = target.clone(), torch.zeros(len(target), dtype=torch.bool)
+    noisy[chosen] = (noisy[chosen] + torch.from_numpy(shift)) % num_classes
+    corrupted[chosen] = True
+    return noisy, corrupted

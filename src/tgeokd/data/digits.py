@@ -1,0 +1,41 @@
+"""`digits`: 1,797 real handwritten digits of 8x8 pixels that come with scikit-learn, so nothing is downloaded."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from tgeokd.data.base import TaskData, symmetric_noise
+from tgeokd.errors import InputError
+from tgeokd.loaders import ArrayDataset
+
+__all__ = ["digits"]
+
+TOTAL = 1797
+
+
+def digits(*, seed: int = 0, noise: float = 0.0, train: int = 600, held_out: int = 200) -> TaskData:
+    """The digits, split by class at random; pixels scaled to [0, 1], shape (64,).
+
+    Args:
+        seed: of the split and of the noise.
+        noise: share of the training labels replaced by another class; held-out and test labels stay clean.
+        train: training samples.
+        held_out: held-out samples; the rest is the test set.
+
+    Raises:
+        InputError: where a split would be too small to hold every class.
+    """
+    if min(train, held_out, TOTAL - train - held_out) < 10:
+        raise InputError(f"train={train}, held_out={held_out} and the rest of {TOTAL} samples must each be at least 10")
+    source = load_digits()
+    x = torch.tensor(source.data / 16.0, dtype=torch.float32)
+    y = torch.tensor(source.target, dtype=torch.int64)
+    rest, test = train_test_split(np.arange(TOTAL), train_size=train + held_out, stratify=y, random_state=seed)
+    fit, held = train_test_split(rest, train_size=train, stratify=y[rest], random_state=seed)
+    noisy, corrupted = symmetric_noise(y[fit], noise, 10, seed)
+    return TaskData(
+        ArrayDataset(x[fit], noisy), ArrayDataset(x[held], y[held]), ArrayDataset(x[test], y[test]), 10, corrupted
+    )

@@ -1,0 +1,1 @@
+"""Comparing methods: configs, single runs, comparisons over seeds, the demo."""
