@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -231,15 +232,19 @@ def _compare(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("starting")
+    progress = Progress(*columns, console=console)
+    bar = progress.add_task("")
 
-        def show(text: str, done: int, total: int) -> None:
-            progress.update(bar, description=text, completed=done, total=total)
+    def show(text: str, done: int, total: int) -> None:
+        progress.start()  # not before the comparison has accepted its input: an error is one line
+        progress.update(bar, description=text, completed=done, total=total)
 
+    try:
         results = compare(
             config, entries, range(seeds), out, settings=settings, jobs=jobs, resume=resume, on_event=show
         )
+    finally:
+        progress.stop()
     for setting in dict.fromkeys(row["setting"] for row in results["summary"]):
         console.print(_table(setting, results))
     console.print(f"report: {build_report(out)}")
@@ -250,10 +255,15 @@ def _table(setting: str, results: dict[str, Any]) -> Table:
     teachers = [t["metrics"]["accuracy"] for t in results["teachers"] if t["setting"] == setting]
     table = Table(
         title=f"{results['task']}, {setting}",
-        caption=f"mean ± standard deviation over the seeds; teacher {100 * sum(teachers) / len(teachers):.2f} %",
+        title_justify="left",
+        caption=f"test set, last epoch: mean ± standard deviation over {len(teachers)} seeds; "
+        f"teacher {100 * sum(teachers) / len(teachers):.2f} %",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
     )
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right")
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row, style="bold" if row[0].startswith("tgeo") else None)
     return table

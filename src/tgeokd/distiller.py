@@ -349,12 +349,10 @@ class Distiller:
 
         def draw() -> Batch:
             assert outer is not None
-            inputs, target = self.fabric.to_device(next(outer))
-            return (
-                next(self._with_teacher(iter([Batch(inputs, target)])))
-                if self._teacher is not None
-                else Batch(inputs, target)
-            )
+            batch = Batch(*self.fabric.to_device(next(outer)))
+            if self.method.outer_needs_teacher:
+                batch.teacher_logits = self._teacher_logits(batch.inputs)
+            return batch
 
         batches = self._batches(train_loader, "training loader")
         for parts in group(self._with_teacher(batches) if self._uses_teacher else batches, self.accumulate):

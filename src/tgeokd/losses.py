@@ -15,7 +15,17 @@ from torch import Tensor
 
 from tgeokd.errors import InputError
 
-__all__ = ["fuse", "gt_loss", "kd_loss", "logits_from_probs", "regression_loss", "soft_ce_loss", "to_class_logits"]
+__all__ = [
+    "fuse",
+    "gt_loss",
+    "gt_slope",
+    "kd_loss",
+    "kd_slope",
+    "logits_from_probs",
+    "regression_loss",
+    "soft_ce_loss",
+    "to_class_logits",
+]
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -69,6 +79,18 @@ def gt_loss(student_logits: Tensor, target: Tensor) -> Tensor:
         Shape (N,), in nats.
     """
     return F.cross_entropy(student_logits, target, reduction="none")
+
+
+def kd_slope(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Derivative of :func:`kd_loss` by the student logits, ``tau (softmax(z_s / tau) - softmax(z_t / tau))``, shape (N, C)."""
+    softened = (student_logits / temperature).softmax(dim=-1) - (teacher_logits / temperature).softmax(dim=-1)
+    return temperature * softened
+
+
+def gt_slope(student_logits: Tensor, target: Tensor) -> Tensor:
+    """Derivative of :func:`gt_loss` by the student's logits, ``softmax(z_s)`` minus the one-hot label, shape (N, C)."""
+    probs = student_logits.softmax(dim=-1)
+    return probs.scatter_add(-1, target.unsqueeze(-1), torch.full_like(probs[:, :1], -1.0))
 
 
 def regression_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:

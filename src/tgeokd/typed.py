@@ -66,17 +66,16 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "setting
 
 
 def _first_fit(where: str, value: Any, annotations: tuple[Any, ...]) -> Any:
-    for annotation in annotations:
-        if annotation is type(None):
-            if value is None:
-                return None
-            continue
+    """The value as the first type of a union that it fits."""
+    if value is None and type(None) in annotations:
+        return None
+    wanted = [annotation for annotation in annotations if annotation is not type(None)]
+    for annotation in wanted[:-1]:
         try:
             return checked(where, value, annotation)
         except InputError:
-            if annotation is annotations[-1] or (len(annotations) == 2 and type(None) in annotations):
-                raise
-    raise InputError(f"{where} must not be {value!r}")
+            continue
+    return checked(where, value, wanted[-1])
 
 
 def call_checked(what: str, function: Callable[..., Any], options: Mapping[str, Any], **fixed: Any) -> Any:

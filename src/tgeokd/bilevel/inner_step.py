@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from tgeokd.bilevel.optimizers import UpdateRule, rule_of, unwrapped
-from tgeokd.losses import gt_loss, kd_loss
+from tgeokd.losses import gt_slope, kd_slope
 from tgeokd.modules import RandomState, as_logits, eval_mode, keywords, positional, replayed
 
 __all__ = [
@@ -35,7 +35,7 @@ __all__ = [
     "functional_logits",
     "functional_step",
     "held_by",
-    "signal_difference",
+    "signal_difference_slope",
     "slopes",
     "trainable",
 ]
@@ -204,9 +204,9 @@ def functional_logits(student: nn.Module, params: Tensors, buffers: Tensors, inp
     return as_logits(functional_call(student, {**tied, **buffers}, arguments, keyword_arguments, tie_weights=False))
 
 
-def signal_difference(logits: Tensor, part: MicroBatch, temperature: float) -> Tensor:
-    """``kd_i - gt_i`` of a micro-batch, shape (n,): what ``alpha_i`` multiplies in the fused loss."""
-    return kd_loss(logits, part.teacher_logits, temperature) - gt_loss(logits, part.target)
+def signal_difference_slope(logits: Tensor, part: MicroBatch, temperature: float) -> Tensor:
+    """Derivative of ``kd_i - gt_i``, which is what ``alpha_i`` multiplies, by the student's logits, shape (n, C)."""
+    return kd_slope(logits, part.teacher_logits, temperature) - gt_slope(logits, part.target)
 
 
 def trainable(student: nn.Module) -> Tensors:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tgeokd.bilevel.inner_step import InnerStep, MicroBatch, trainable
+from tgeokd.bilevel.inner_step import InnerStep, MicroBatch, signal_difference_slope, trainable
 from tgeokd.errors import InputError
+from tgeokd.losses import gt_slope
 
 __all__ = ["capture", "find_head", "ratio_gradient"]
 
@@ -78,7 +79,7 @@ def ratio_gradient(step: InnerStep, val_inputs: Any, val_target: Tensor) -> Tens
             val_logits = step.outer_logits(val_inputs)
         (val_features,) = captured
         dtype = head.weight.dtype
-        residual = _of_head(_gt_slope(val_logits, val_target), head).to(dtype) / len(val_target)
+        residual = _of_head(gt_slope(val_logits, val_target), head).to(dtype) / len(val_target)
         v = {weight_name: residual.T @ val_features.to(dtype)}
         if bias_name is not None:
             v[bias_name] = residual.sum(dim=0)
@@ -87,26 +88,13 @@ def ratio_gradient(step: InnerStep, val_inputs: Any, val_target: Tensor) -> Tens
         products = []
         for part in step.parts:
             assert part.features is not None
-            slope = _kd_slope(part.student_logits, part.teacher_logits, step.temperature)
-            difference = _of_head(slope - _gt_slope(part.student_logits, part.target), head).to(dtype)
+            slope = signal_difference_slope(part.student_logits, part, step.temperature)
+            difference = _of_head(slope, head).to(dtype)
             moved = part.features.to(dtype) @ direction[weight_name].T
             if bias_name is not None:
                 moved = moved + direction[bias_name]
             products.append((difference * moved).sum(dim=-1))
         return -torch.cat(products) / step.size
-
-
-def _kd_slope(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """``d kd_i / d z_s``: ``tau (softmax(z_s / tau) - softmax(z_t / tau))``."""
-    softened = (student_logits / temperature).softmax(dim=-1) - (teacher_logits / temperature).softmax(dim=-1)
-    return temperature * softened
-
-
-def _gt_slope(student_logits: Tensor, target: Tensor) -> Tensor:
-    """``d gt_i / d z_s``: ``S - G``."""
-    return student_logits.softmax(dim=-1).scatter_add(
-        -1, target.unsqueeze(-1), torch.full_like(student_logits[:, :1], -1.0)
-    )
 
 
 def _of_head(slope: Tensor, head: nn.Linear) -> Tensor:

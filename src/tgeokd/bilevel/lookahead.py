@@ -30,7 +30,7 @@ from tgeokd.bilevel.inner_step import (
     functional_logits,
     functional_step,
     held_by,
-    signal_difference,
+    signal_difference_slope,
     slopes,
     trainable,
 )
@@ -39,7 +39,7 @@ from tgeokd.errors import InputError
 from tgeokd.losses import fuse, gt_loss, kd_loss
 from tgeokd.modules import class_logits, module_device, random_state, replayed, sliced
 
-__all__ = ["Hypergradient", "Lookahead", "derivative_along", "new_part", "ratio_gradient"]
+__all__ = ["Hypergradient", "Lookahead", "logits_along", "new_part", "ratio_gradient"]
 
 Hypergradient = Literal["auto", "forward", "finite_difference", "last_layer", "unrolled"]
 
@@ -259,30 +259,26 @@ def _differentiate(
     if method == "unrolled":
         return unrolled.ratio_gradient(step, alpha, val_inputs, val_target), method
 
-    def difference(logits: Tensor, part: MicroBatch) -> Tensor:
-        return signal_difference(logits, part, step.temperature)
-
     direction = step.pullback(step.outer_gradient(val_inputs, val_target))
-    along, method = derivative_along(step.student, step.parts, step.params, direction, difference, method)
-    return -along / step.size, method
+    moved, method = logits_along(step.student, step.parts, step.params, direction, method)
+    along = [
+        (signal_difference_slope(logits, part, step.temperature) * tangent).sum(dim=-1)
+        for part, (logits, tangent) in zip(step.parts, moved, strict=True)
+    ]
+    return -torch.cat(along) / step.size, method
 
 
-def derivative_along(
-    student: nn.Module,
-    parts: list[MicroBatch],
-    params: Tensors,
-    direction: Tensors,
-    values: Callable[[Tensor, MicroBatch], Tensor],
-    method: Hypergradient,
-) -> tuple[Tensor, Hypergradient]:
-    """Derivative of per-sample ``values`` along a direction, and the way it was found (which says what ``auto`` became).
+def logits_along(
+    student: nn.Module, parts: list[MicroBatch], params: Tensors, direction: Tensors, method: Hypergradient
+) -> tuple[list[tuple[Tensor, Tensor]], Hypergradient]:
+    """Logits and their derivative along a direction, and the way they were found (which says what ``auto`` became).
 
-    Arguments and result as in :func:`tgeokd.bilevel.forward.directional_derivative`.
+    Arguments and result as in :func:`tgeokd.bilevel.forward.logit_derivatives`.
     """
     if method == "finite_difference":
-        return finite_difference.directional_derivative(student, parts, params, direction, values), method
+        return finite_difference.logit_derivatives(student, parts, params, direction), method
     try:
-        result = forward.directional_derivative(student, parts, params, direction, values)
+        result = forward.logit_derivatives(student, parts, params, direction)
     except NotImplementedError as error:
         reason = str(error).splitlines()[0]
         if method == "forward":
@@ -291,7 +287,7 @@ def derivative_along(
                 "use hypergradient 'finite_difference' or 'auto'"
             ) from error
         logger.warning("hypergradient: finite differences, because the student is beyond forward mode: %s", reason)
-        return finite_difference.directional_derivative(student, parts, params, direction, values), "finite_difference"
+        return finite_difference.logit_derivatives(student, parts, params, direction), "finite_difference"
     if method == "auto":
         logger.info("hypergradient: forward mode, which covers every operation of the student")
     return result, "forward"

@@ -7,7 +7,7 @@ import json
 import os
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -108,56 +108,57 @@ def compare(
         check(entry.apply(next(iter(plan.values()))))
     folder = _open(out, config, entries, seeds, settings, resume=resume)
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = max(1, min(jobs or cores, len(plan) * len(entries)))
-    total = len(plan) * (1 + len(entries))
-    done = 0
-    teachers: list[dict[str, Any]] = []
-    runs: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(
-        workers,
-        mp_context=get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(max(1, cores // workers),),
-    ) as pool:
-        try:
-            waiting: dict[Future[Any], tuple[str, int, Entry | None]] = {
-                pool.submit(_teacher_job, shared, _teacher_path(out, *key)): (*key, None)
-                for key, shared in plan.items()
-            }
-            # A teacher's students start as soon as it is there, so no core waits for the slowest teacher.
-            while waiting:
-                finished = next(as_completed(waiting))
-                setting, seed, done_row = waiting.pop(finished)
-                shared = plan[setting, seed]
-                result = finished.result()
-                done += 1
-                if done_row is None:
-                    teachers.append({"setting": setting, "seed": seed, "metrics": result})
-                    on_event(f"teacher, {setting}, seed {seed}", done, total)
-                    for row in entries:
-                        job = pool.submit(
-                            _run_job,
-                            row.apply(shared),
-                            _teacher_path(out, setting, seed),
-                            _run_path(out, setting, row, seed),
-                        )
-                        waiting[job] = (setting, seed, row)
-                else:
-                    record = {"setting": setting, "method": done_row.label, "seed": seed, **dataclasses.asdict(result)}
-                    runs.append(record)
-                    on_event(f"{done_row.label}, {setting}, seed {seed}", done, total)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    order = {
-        (setting.name, entry.label): i for i, (setting, entry) in enumerate((s, e) for s in settings for e in entries)
-    }
-    runs.sort(key=lambda r: (order[r["setting"], r["method"]], r["seed"]))
-    teachers.sort(key=lambda t: ([s.name for s in settings].index(t["setting"]), t["seed"]))
+    teachers, runs = _run_all(plan, entries, out, jobs, on_event)
+    places = [setting.name for setting in settings]
+    rows = [entry.label for entry in entries]
+    runs.sort(key=lambda r: (places.index(r["setting"]), rows.index(r["method"]), r["seed"]))
+    teachers.sort(key=lambda t: (places.index(t["setting"]), t["seed"]))
     content = {"task": config.task, "runs": runs, "summary": summarise(runs), "teachers": teachers}
     folder.write_json("results.json", content)
     return content
+
+
+def _run_all(
+    plan: dict[tuple[str, int], RunConfig],
+    entries: Sequence[Entry],
+    out: Path,
+    jobs: int | None,
+    on_event: Callable[[str, int, int], None],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """All teachers and all runs of a plan (config by setting and seed), in worker processes, in no certain order."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = max(1, min(jobs or cores, len(plan) * len(entries)))
+    threads = max(1, cores // workers)
+    total = len(plan) * (1 + len(entries))
+    teachers: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    on_event("starting", 0, total)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
+    )
+    try:
+        waiting: dict[Future[Any], tuple[str, int, Entry | None]] = {
+            pool.submit(_teacher_job, config, _teacher_path(out, *key)): (*key, None) for key, config in plan.items()
+        }
+        # A teacher's students start as soon as it is there, so no core waits for the slowest teacher.
+        while waiting:
+            for finished in wait(waiting, return_when=FIRST_COMPLETED).done:
+                setting, seed, entry = waiting.pop(finished)
+                record = {"setting": setting, "seed": seed}
+                if entry is None:
+                    teachers.append({**record, "metrics": finished.result()})
+                    for row in entries:
+                        paths = _teacher_path(out, setting, seed), _run_path(out, setting, row, seed)
+                        waiting[pool.submit(_run_job, row.apply(plan[setting, seed]), *paths)] = (setting, seed, row)
+                else:
+                    runs.append({**record, "method": entry.label, **dataclasses.asdict(finished.result())})
+                name = "teacher" if entry is None else entry.label
+                on_event(f"{name}, {setting}, seed {seed}", len(teachers) + len(runs), total)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+    return teachers, runs
 
 
 def summarise(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tgeokd.bilevel import Hypergradient
 from tgeokd.bilevel.inner_step import MicroBatch, functional_logits, held_by, trainable
-from tgeokd.bilevel.lookahead import derivative_along, new_part
+from tgeokd.bilevel.lookahead import logits_along, new_part
 from tgeokd.errors import InputError
-from tgeokd.losses import gt_loss, kd_loss, soft_ce_loss
+from tgeokd.losses import gt_loss, gt_slope, kd_loss, kd_slope, soft_ce_loss
 from tgeokd.methods.base import Method, Outer, SampleLoss, Signals, TrainingStep
 from tgeokd.modules import eval_mode
 
@@ -40,6 +40,7 @@ class ReweightingKD(Method):
     """
 
     name: ClassVar[str] = "rw"
+    outer_needs_teacher = True
 
     def __init__(
         self,
@@ -74,19 +75,18 @@ class ReweightingKD(Method):
         rates = {h.name: float(h.group["lr"]) for h in held_by(lookahead.optimizer, own, assume_sgd=True)}
         direction = {name: rates[name] * g for name, g in gradient.items() if name in rates}
 
-        def terms(logits: Tensor, part: MicroBatch) -> Tensor:
-            return torch.stack(
-                [kd_loss(logits, part.teacher_logits, temperature), gt_loss(logits, part.target)], dim=-1
-            )
-
         parts: list[MicroBatch] = []
         for batch in step.batches:
             assert batch.teacher_logits is not None
             parts.append(new_part(student, self.hypergradient, batch.inputs, batch.target, batch.teacher_logits))
         before = {name: param.detach() for name, param in params.items()}
-        helped, self.hypergradient = derivative_along(student, parts, before, direction, terms, self.hypergradient)
-        u_kd, u_gt = (self.beta * helped).clamp(min=self.delta).unbind(dim=-1)
-        self._pending = list((u_kd / (u_kd + u_gt)).split([len(batch.target) for batch in step.batches]))
+        moved, self.hypergradient = logits_along(student, parts, before, direction, self.hypergradient)
+        self._pending = []
+        for part, (logits, tangent) in zip(parts, moved, strict=True):
+            kd_helps = (kd_slope(logits, part.teacher_logits, temperature) * tangent).sum(dim=-1)
+            gt_helps = (gt_slope(logits, part.target) * tangent).sum(dim=-1)
+            u_kd, u_gt = ((self.beta * helps).clamp(min=self.delta) for helps in (kd_helps, gt_helps))
+            self._pending.append(u_kd / (u_kd + u_gt))
 
     def alpha(self, signals: Signals) -> Tensor:
         """The ratios found before the forward pass of this batch."""

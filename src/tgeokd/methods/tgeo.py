@@ -116,7 +116,9 @@ class TGeoKD(Method):
             raise InputError(f"class_means must have shape ({num_classes}, {num_classes}), got {given}")
         self.class_means = torch.empty(0, device=device) if class_means is None else class_means.to(device)
         self.network = RatioNetwork(num_features(num_classes, **self.switches), self.hidden).to(device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True
+        )
 
     def alpha(self, signals: Signals) -> Tensor:
         """``sigmoid(f_omega(Delta_i))``, attached to omega's graph and detached from the student's."""
