@@ -12,7 +12,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from tgeokd import __version__
@@ -225,13 +225,7 @@ def _compare(
     *,
     resume: bool,
 ) -> None:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     progress = Progress(*columns, console=console)
     bar = progress.add_task("")
 
@@ -260,7 +254,8 @@ def _table(setting: str, results: dict[str, Any]) -> Table:
         f"teacher {100 * sum(teachers) / len(teachers):.2f} %",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1),
+        pad_edge=False,
+        collapse_padding=True,
     )
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)

@@ -127,7 +127,7 @@ class Distiller:
             temperature=temperature,
             method=self.method.hypergradient,
             clip_norm=clip_norm,
-            assume_sgd=assume_sgd or self.method.outer is None,
+            assume_sgd=assume_sgd or not self.method.looks_ahead,
         )
         self.history = History()
         self.epoch = 0
@@ -187,6 +187,8 @@ class Distiller:
         """
         if epochs < 1:
             raise InputError(f"epochs must be >= 1, not {epochs}")
+        if val_loader is None and (patience is not None or isinstance(self.scheduler, ReduceLROnPlateau)):
+            raise InputError("early stopping and ReduceLROnPlateau watch the held-out loss and need a val_loader")
         if checkpoint_every < 1:
             raise InputError(f"checkpoint_every must be >= 1, not {checkpoint_every}")
         if resume and out is None:
@@ -205,7 +207,6 @@ class Distiller:
             folder.write_lines("metrics.jsonl", self.history)
         length = _length(train_loader)
         self.steps_per_epoch = -(-length // self.accumulate) if length is not None else None
-        self.step = self.epoch * (self.steps_per_epoch or 0)
 
         guard = FiniteGuard(self.device)
         try:
@@ -299,6 +300,8 @@ class Distiller:
             check_target(first.target, self._num_classes, "training loader")
             if self._teacher is not None:
                 check_same_classes(student_logits, self._teacher_logits(first.inputs))
+            if val_loader is not None and next(self._batches(val_loader, "held-out loader"), None) is None:
+                raise InputError("the held-out loader is empty")
             means = self._survey(train_loader, val_loader)
             self.method.prepare(self._num_classes, means, self.device)
         if generator is not None:
@@ -324,8 +327,6 @@ class Distiller:
             counts = torch.zeros_like(train_counts)
             for batch in self._batches(val_loader, "held-out loader"):
                 counts += batch.target.bincount(minlength=self._num_classes).cpu()
-            if not int(counts.sum()):
-                raise InputError("the held-out loader is empty")
             check_classes_held_out(train_counts, counts)
         return means.compute() if self.method.needs_class_means else None
 
@@ -441,6 +442,7 @@ class Distiller:
         generator = getattr(train_loader, "generator", None)
         return {
             "epoch": self.epoch,
+            "step": self.step,
             "should_stop": self.should_stop,
             "student": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -455,7 +457,7 @@ class Distiller:
     def _load(self, state: dict[str, Any], train_loader: Loader, callbacks: Sequence[Callback]) -> None:
         if state["method"]["name"] != self.method.name:
             raise InputError(f"the run to resume used method {state['method']['name']!r}, not {self.method.name!r}")
-        self.epoch, self.should_stop = state["epoch"], state["should_stop"]
+        self.epoch, self.step, self.should_stop = state["epoch"], state["step"], state["should_stop"]
         self.student.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:

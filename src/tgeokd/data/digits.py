@@ -21,7 +21,7 @@ def digits(*, seed: int = 0, noise: float = 0.0, train: int = 600, held_out: int
 
     Args:
         seed: of the split and of the noise.
-        noise: share of the training labels replaced by another class; held-out and test labels stay clean.
+        noise: share of the training labels replaced by a random class; held-out and test labels stay clean.
         train: training samples.
         held_out: held-out samples; the rest is the test set.
 

@@ -106,6 +106,7 @@ class Method:
         needs_teacher: whether a teacher must be given.
         needs_class_means: whether :meth:`prepare` must be given the teacher's class means.
         outer: where held-out batches come from; None for a method without an outer problem.
+        looks_ahead: whether it differentiates through the optimizer's step, whose derivative must then be known.
         outer_needs_teacher: whether held-out batches must come with the teacher's logits.
         outer_batch_size: samples in a held-out batch; None for the size of the loader's.
         hypergradient: how the loop's lookahead differentiates.
@@ -115,6 +116,7 @@ class Method:
     needs_teacher: bool = True
     needs_class_means: bool = False
     outer: Outer | None = None
+    looks_ahead: bool = False
     outer_needs_teacher: bool = False
     outer_batch_size: int | None = None
     hypergradient: Hypergradient = "auto"

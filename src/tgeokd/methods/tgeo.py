@@ -64,6 +64,7 @@ class TGeoKD(Method):
     """
 
     name: ClassVar[str] = "tgeo"
+    looks_ahead = True
 
     def __init__(
         self,
