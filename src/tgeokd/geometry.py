@@ -220,7 +220,8 @@ def _minus_label(probs: Tensor, index: Tensor) -> Tensor:
 
 def _entropy(probs: Tensor) -> Tensor:
     """Entropy as a share of its maximum log C, shape (N, 1)."""
-    return torch.special.entr(probs).sum(dim=-1, keepdim=True) / math.log(max(probs.shape[-1], 2))
+    entropy: Tensor = torch.special.entr(probs).sum(dim=-1, keepdim=True)
+    return entropy / math.log(max(probs.shape[-1], 2))
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ __all__ = ["GROUPS", "RatioStatistics", "agreement"]
 
 GROUPS = ("teacher_right_agree", "teacher_right_disagree", "teacher_wrong_agree", "teacher_wrong_disagree")
 BINS = 10
+FLUSH_AT = 1024  # samples
 
 
 def agreement(student_probs: Tensor, teacher_probs: Tensor) -> Tensor:
@@ -31,23 +32,35 @@ class RatioStatistics:
     def __init__(self, device: torch.device) -> None:
         self._counts = torch.zeros(len(GROUPS) * BINS, dtype=torch.int64, device=device)
         self._sums = torch.zeros(len(GROUPS), dtype=torch.float64, device=device)
+        self._pending: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._pending_samples = 0
 
     def add(self, alpha: Tensor, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> None:
         """Add a batch: alpha (N,), logits (N, C), target (N,)."""
-        with torch.no_grad():
-            alpha = alpha.detach()
-            agree = agreement(student_logits.softmax(dim=-1), teacher_logits.softmax(dim=-1)) >= 0.5
-            group = 2 * (teacher_logits.argmax(dim=-1) != target) + (~agree).long()
-            bin_ = (alpha * BINS).long().clamp(0, BINS - 1)
-            # index_add_ rather than bincount: on an accelerator the latter waits for the host
-            self._counts.index_add_(0, group * BINS + bin_, torch.ones_like(group))
-            self._sums.index_add_(0, group, alpha.double())
+        # Small batches are put together first: a dozen small operations a step would cost more than a small student's step.
+        self._pending.append((alpha.detach(), student_logits.detach(), teacher_logits, target))
+        self._pending_samples += len(target)
+        if self._pending_samples >= FLUSH_AT:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        alpha, student_logits, teacher_logits, target = map(torch.cat, zip(*self._pending, strict=True))
+        self._pending, self._pending_samples = [], 0
+        agree = agreement(student_logits.softmax(dim=-1), teacher_logits.softmax(dim=-1)) >= 0.5
+        group = 2 * (teacher_logits.argmax(dim=-1) != target) + (~agree).long()
+        bin_ = (alpha * BINS).long().clamp(0, BINS - 1)
+        # index_add_ rather than bincount: on an accelerator the latter waits for the host
+        self._counts.index_add_(0, group * BINS + bin_, torch.ones_like(group))
+        self._sums.index_add_(0, group, alpha.double())
 
     def summary(self) -> dict[str, Any] | None:
         """For each group ``count``, ``mean`` (None if empty) and ``histogram`` (10 equal bins of [0, 1]).
 
         None if nothing was added.
         """
+        self._flush()
         histograms = self._counts.view(len(GROUPS), BINS).tolist()
         sums = self._sums.tolist()
         if not any(map(sum, histograms)):
@@ -59,5 +72,6 @@ class RatioStatistics:
 
     def mean(self) -> float | None:
         """Mean over all samples."""
+        self._flush()
         count = int(self._counts.sum())
         return float(self._sums.sum()) / count if count else None

@@ -21,7 +21,7 @@ from tgeokd.names import look_up
 from tgeokd.runfolder import RunFolder
 from tgeokd.typed import call_checked
 
-__all__ = ["RunResult", "load_data", "load_teacher", "run", "train_teacher"]
+__all__ = ["RunResult", "build_student", "check", "load_data", "load_teacher", "run", "train_teacher"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,11 @@ def load_teacher(config: RunConfig, data: TaskData, path: Path) -> nn.Module:
     return teacher
 
 
+def build_student(config: RunConfig, data: TaskData) -> nn.Module:
+    """The student before training, as the run's seed initialises it."""
+    return _model(config.student, data, seed=config.seed)
+
+
 def check(config: RunConfig) -> tuple[TaskData, Method]:
     """Build what can be built without training, so that wrong settings fail before anything is written or trained."""
     method = build_method(config.method, **config.options)
@@ -107,7 +112,7 @@ def run(
     """
     data, method = check(config)
     teacher = load_teacher(config, data, teacher_path)
-    student = _model(config.student, data, seed=config.seed)
+    student = build_student(config, data)
     distiller = _distiller(student, teacher, method, config, config.student, progress=progress)
     with_held_out = config.train_on == "train+val"
     started = time.perf_counter()

@@ -15,10 +15,10 @@ from tgeokd.ratios import GROUPS
 __all__ = ["accuracy_by_method", "alpha_by_group", "alpha_by_label"]
 
 _GROUP_STYLE = {
-    "teacher_right_agree": ("teacher right, student agrees", "#1b6ca8", "-"),
-    "teacher_right_disagree": ("teacher right, student disagrees", "#1b6ca8", "--"),
-    "teacher_wrong_agree": ("teacher wrong, student agrees", "#c8553d", "-"),
-    "teacher_wrong_disagree": ("teacher wrong, student disagrees", "#c8553d", "--"),
+    "teacher_right_agree": ("teacher = label, student agrees", "#1b6ca8", "-"),
+    "teacher_right_disagree": ("teacher = label, student disagrees", "#1b6ca8", "--"),
+    "teacher_wrong_agree": ("teacher ≠ label, student agrees", "#c8553d", "-"),
+    "teacher_wrong_disagree": ("teacher ≠ label, student disagrees", "#c8553d", "--"),
 }
 _LEARNED, _OTHER = "#1b6ca8", "#8a8a8a"
 
@@ -26,8 +26,10 @@ _LEARNED, _OTHER = "#1b6ca8", "#8a8a8a"
 def alpha_by_group(histories: Sequence[Sequence[dict[str, Any]]], path: Path, *, title: str) -> Path | None:
     """Mean alpha over the epochs for teacher right or wrong against the label, student and teacher agreeing or not.
 
+    A group is drawn in the epochs in which it holds at least 1 % of a run's samples: the mean of a handful is noise.
+
     Args:
-        histories: the records of one or more runs (seeds), epoch by epoch; a band shows their spread.
+        histories: the records of one or more runs (seeds), epoch by epoch; a band shows their range.
         path: PNG to write.
         title: over the figure.
 
@@ -35,26 +37,31 @@ def alpha_by_group(histories: Sequence[Sequence[dict[str, Any]]], path: Path, *,
         The path, or None where no run has fusion ratios.
     """
     epochs = max((len(history) for history in histories), default=0)
-    values = {name: np.full((len(histories), epochs), np.nan) for name in GROUPS}
+    means = {name: np.full((len(histories), epochs), np.nan) for name in GROUPS}
     for i, history in enumerate(histories):
         for record in history:
-            for name, group in (record.get("alpha") or {}).items():
-                if group["mean"] is not None:
-                    values[name][i, record["epoch"]] = group["mean"]
-    if all(np.isnan(v).all() for v in values.values()):
+            groups = record.get("alpha") or {}
+            total = sum(group["count"] for group in groups.values())
+            for name, group in groups.items():
+                if group["count"] >= max(1, 0.01 * total):
+                    means[name][i, record["epoch"]] = group["mean"]
+    if all(np.isnan(values).all() for values in means.values()):
         return None
     figure = Figure(figsize=(8.0, 4.2), layout="constrained")
     axes = figure.add_subplot()
+    x = np.arange(1, epochs + 1)
     for name, (label, color, line) in _GROUP_STYLE.items():
-        seen = ~np.isnan(values[name]).all(axis=0)
-        if not seen.any():
+        values = np.ma.masked_invalid(means[name])
+        if values.count() == 0:
             continue
-        x, y = np.arange(1, epochs + 1)[seen], values[name][:, seen]
-        axes.plot(x, np.nanmean(y, axis=0), line, color=color, label=label, linewidth=1.8)
+        axes.plot(x, values.mean(axis=0), line, color=color, label=label, linewidth=1.8)
         if len(histories) > 1:
-            axes.fill_between(x, np.nanmin(y, axis=0), np.nanmax(y, axis=0), color=color, alpha=0.10, linewidth=0)
+            band = values.min(axis=0), values.max(axis=0)
+            axes.fill_between(x, *band, color=color, alpha=0.10, linewidth=0)
     axes.axhline(0.5, color="black", linewidth=0.6, linestyle=":")
-    axes.set(xlabel="epoch", ylabel="mean fusion ratio alpha\n(0 = label, 1 = teacher)", ylim=(0, 1), title=title)
+    axes.set(
+        xlabel="epoch", ylabel="mean fusion ratio alpha\n(0 = label, 1 = teacher)", ylim=(-0.02, 1.02), title=title
+    )
     axes.set_xlim(1, max(epochs, 2))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     return _save(figure, path)
