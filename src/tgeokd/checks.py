@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -62,11 +63,13 @@ class FiniteGuard:
 
     def see(self, whose: str, logits: Tensor, step: int) -> None:
         """Check the logits of a step."""
-        finite = torch.isfinite(logits.detach()).all()
+        logits = logits.detach()
         if self._immediate:
-            if not bool(finite):
+            # the sum is cheaper to check; it may overflow without any entry being infinite, hence the second look
+            if not math.isfinite(logits.sum()) and not bool(torch.isfinite(logits).all()):
                 self._stop(whose, step)
             return
+        finite = torch.isfinite(logits).all()
         never = torch.tensor(-1, device=self._device)
         first = self._first_bad.get(whose, never)
         self._first_bad[whose] = torch.where((first < 0) & ~finite, step, first)

@@ -5,7 +5,7 @@ prediction ``S``, the teacher's ``T``, the one-hot label ``G`` and ``Tbar``, the
 training samples of the label's class. They make two triangles: (S, T, G) within the sample, (S, Tbar, G) across samples.
 
 Reference:
-    Hu et al., "Less or More From Teacher: Exploiting Trilateral Geometry For Knowledge Distillation", ICLR 2024, Sec. 3.
+    Hu et al., "Less or More From Teacher: Exploiting Trilateral Geometry For Knowledge Distillation", ICLR 2024.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def trilateral(
         ValueError: for an unknown encoding, or where every part is switched off.
 
     Reference:
-        Hu et al., ICLR 2024, Sec. 3.2 (intra-sample) and 3.3 (inter-sample).
+        Hu et al., ICLR 2024, the intra-sample and inter-sample relations.
     """
     if encoding not in get_args(Encoding):
         raise InputError(f"encoding must be 'vector' or 'scalar', not {encoding!r}")

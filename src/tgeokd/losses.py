@@ -110,7 +110,7 @@ def fuse(kd: Tensor, gt: Tensor, alpha: Tensor | float) -> Tensor:
         Shape (N,).
 
     Reference:
-        Hu et al., "Less or More From Teacher", ICLR 2024, Eq. 1.
+        Hu et al., "Less or More From Teacher", ICLR 2024.
     """
     return alpha * kd + (1.0 - alpha) * gt
 

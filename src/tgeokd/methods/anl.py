@@ -34,7 +34,7 @@ class AnnealingKD(Method):
         phase_one: share of the epochs spent on regression; the authors' CIFAR script has 200 of 300.
 
     Reference:
-        Jafari, Rezagholizadeh, Sharma and Ghodsi, "Annealing Knowledge Distillation", EACL 2021, Eq. 5 to 7.
+        Jafari, Rezagholizadeh, Sharma and Ghodsi, "Annealing Knowledge Distillation", EACL 2021.
     """
 
     name: ClassVar[str] = "anl"

@@ -28,8 +28,7 @@ class WeightedSoftLabelKD(Method):
         scale: weight of the soft-label term in the original form; the authors use 2.5 on ImageNet, 2.25 is used on CIFAR.
 
     Reference:
-        Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective", ICLR 2021,
-        Eq. 9.
+        Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective", ICLR 2021.
     """
 
     name: ClassVar[str] = "wls"
