@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -78,10 +77,10 @@ class FiniteGuard:
 
     def read(self) -> None:
         """Read what was noted on the device."""
-        noted: Iterable[tuple[str, Tensor]] = self._first_bad.items()
-        for whose, first in noted:
-            if int(first) >= 0:
-                self._stop(whose, int(first))
+        noted = [(int(first), whose != "teacher", whose) for whose, first in self._first_bad.items() if int(first) >= 0]
+        if noted:
+            step, _, whose = min(noted)
+            self._stop(whose, step)
 
     @staticmethod
     def _stop(whose: str, step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
@@ -23,7 +24,7 @@ from tgeokd.geometry import ClassMeans
 from tgeokd.loaders import OuterStream, group, union_loader
 from tgeokd.losses import logits_from_probs
 from tgeokd.methods import Batch, Method, Signals, TrainingStep, build_method
-from tgeokd.modules import class_logits, eval_mode, random_state, replayed
+from tgeokd.modules import class_logits, class_probs, eval_mode, random_state, replayed
 from tgeokd.ratios import RatioStatistics
 from tgeokd.runfolder import RunFolder
 
@@ -99,6 +100,8 @@ class Distiller:
             raise InputError(f"accumulate must be >= 1, not {accumulate}")
         if scheduler_every not in ("epoch", "step"):
             raise InputError(f"scheduler_every must be 'epoch' or 'step', not {scheduler_every!r}")
+        if isinstance(scheduler, ReduceLROnPlateau) and scheduler_every == "step":
+            raise InputError("ReduceLROnPlateau watches the held-out loss of an epoch: scheduler_every must be 'epoch'")
         if str(precision) in ("16-mixed", "16"):
             raise InputError(
                 "precision '16-mixed' scales the loss, which the lookahead cannot follow; use 'bf16-mixed'"
@@ -115,12 +118,12 @@ class Distiller:
         self._raw_student, self._raw_optimizer = student, unwrapped(optimizer)
         # A Fabric of one device: its wrappers bring device placement and precision, and nothing else here depends on them.
         self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
-        self._student, self._optimizer = self.fabric.setup(student, optimizer)
+        _, self._optimizer = self.fabric.setup(student, optimizer)  # moves the student in place
+        self._student = _InPrecision(student, self.fabric.strategy.precision)
         self._teacher = teacher
         if isinstance(teacher, nn.Module):
             teacher.eval()
             self._teacher = self.fabric.setup_module(teacher, move_to_device=True)
-            self._teacher.eval()
         self._lookahead = Lookahead(
             self._student,
             self._optimizer,
@@ -173,7 +176,7 @@ class Distiller:
             epochs: passes over the training data.
             seed: of everything random from here on; the student's initial weights are the caller's.
             patience: stop when the held-out loss has not fallen for this many epochs, and go back to the best weights.
-            checkpoint_every: epochs between two checkpoints in ``out``; the last epoch always writes one.
+            checkpoint_every: epochs between two checkpoints in ``out``; the first and the last epoch always write one.
             out: folder for ``metrics.jsonl`` (a line an epoch), ``last.ckpt/`` and ``student.safetensors``.
             resume: continue the run in ``out``, with the same arguments, as if it had not been interrupted.
 
@@ -195,6 +198,11 @@ class Distiller:
             raise InputError("resume needs the folder of the run: out=...")
         callbacks = [*self.callbacks, *([EarlyStopping(patience)] if patience is not None else [])]
         self.fabric.seed_everything(seed, verbose=False)
+        if isinstance(self._teacher, nn.Module):
+            self._teacher.eval()
+        if not self._student.training:  # otherwise leave layers that the user froze in eval mode as they are
+            self._student.train()
+        self._lookahead.forget()
         self.epoch, self.epochs, self.step, self.should_stop = 0, epochs, 0, False
         self.history = History()
 
@@ -219,9 +227,10 @@ class Distiller:
                     callback.on_epoch_end(self, record)
                 self.epoch += 1
                 if folder is not None:
-                    folder.append_line("metrics.jsonl", record)
-                    if self.epoch % checkpoint_every == 0 or self.epoch == epochs or self.should_stop:
+                    # Checkpoint first, also after the first epoch: a folder with metrics can always be resumed.
+                    if self.epoch in (1, epochs) or self.epoch % checkpoint_every == 0 or self.should_stop:
                         folder.write_checkpoint(self._state(train_loader, callbacks))
+                    folder.append_line("metrics.jsonl", record)
             for callback in callbacks:
                 callback.on_fit_end(self)
         finally:
@@ -240,9 +249,11 @@ class Distiller:
         right = torch.zeros((), dtype=torch.int64, device=self.device)
         nll = torch.zeros((), dtype=torch.float64, device=self.device)
         count = 0
-        with torch.no_grad(), eval_mode(self._student):
+        with replayed(random_state(self.device)), torch.no_grad(), eval_mode(self._student):
             for batch in self._batches(loader, "evaluation loader"):
                 logits = class_logits(self._student, batch.inputs)
+                if self._num_classes is None and batch.target.device.type == "cpu":
+                    check_target(batch.target, logits.shape[-1], "evaluation loader")
                 right += (logits.argmax(dim=-1) == batch.target).sum()
                 nll += F.cross_entropy(logits, batch.target, reduction="sum").double()
                 count += len(batch.target)
@@ -263,10 +274,13 @@ class Distiller:
             NotImplementedError: for a method whose ratios are not a function of student, teacher and label.
         """
         ratios = []
-        with torch.no_grad(), eval_mode(self._student):
-            for batch in self._with_teacher(self._batches(loader, "loader")):
+        with replayed(random_state(self.device)), torch.no_grad(), eval_mode(self._student):
+            batches = self._batches(loader, "loader")
+            for batch in self._with_teacher(batches) if self._uses_teacher else batches:
                 logits = class_logits(self._student, batch.inputs)
                 ratios.append(self.method.alpha(self._signals(batch, logits)).cpu())
+        if not ratios:
+            raise InputError("the loader is empty")
         return torch.cat(ratios)
 
     # ---- before training
@@ -289,7 +303,7 @@ class Distiller:
 
     def _prepare(self, train_loader: Loader, val_loader: Loader | None) -> None:
         """Look at the data once, before anything is written or trained, leaving the random state as it was."""
-        generator = getattr(train_loader, "generator", None)
+        generator = _generator(train_loader)
         order = generator.get_state() if generator is not None else None
         with replayed(random_state(self.device)), torch.no_grad(), eval_mode(self._student):
             first = next(self._batches(train_loader, "training loader", check=False), None)
@@ -304,7 +318,7 @@ class Distiller:
                 raise InputError("the held-out loader is empty")
             means = self._survey(train_loader, val_loader)
             self.method.prepare(self._num_classes, means, self.device)
-        if generator is not None:
+        if generator is not None and order is not None:
             generator.set_state(order)
 
     def _survey(self, train_loader: Loader, val_loader: Loader | None) -> Tensor | None:
@@ -341,7 +355,6 @@ class Distiller:
         callbacks: Sequence[Callback],
     ) -> dict[str, Any]:
         started = time.perf_counter()
-        self._student.train()
         ratios = RatioStatistics(self.device)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         count = 0
@@ -407,7 +420,9 @@ class Distiller:
         return loss_sum
 
     def _signals(self, batch: Batch, logits: Tensor) -> Signals:
-        return Signals(logits, batch.teacher_logits, batch.target, self.temperature, self.epoch, max(self.epochs, 1))
+        epochs = max(self.epochs, 1)
+        epoch = min(self.epoch, epochs - 1)  # a finished run stays in its last epoch
+        return Signals(logits, batch.teacher_logits, batch.target, self.temperature, epoch, epochs)
 
     # ---- batches and the teacher
 
@@ -421,7 +436,8 @@ class Distiller:
                 raise InputError(f"the {where} must yield (inputs, target), not {type(item).__name__}")
             inputs, target = item
             # Reading labels that already are on an accelerator would stall every step.
-            if check and self._num_classes is not None and getattr(target, "device", None) == torch.device("cpu"):
+            on_accelerator = isinstance(target, Tensor) and target.device.type != "cpu"
+            if check and self._num_classes is not None and not on_accelerator:
                 check_target(target, self._num_classes, where)
             inputs, target = self.fabric.to_device((inputs, target))
             yield Batch(inputs, target)
@@ -433,13 +449,14 @@ class Distiller:
 
     def _teacher_logits(self, inputs: Any) -> Tensor:
         with torch.no_grad():
-            outputs = class_logits(self._teacher, inputs)
-            return logits_from_probs(outputs) if self.teacher_probs else outputs
+            if not self.teacher_probs:
+                return class_logits(self._teacher, inputs)
+            return logits_from_probs(class_probs(self._teacher, inputs))
 
     # ---- resuming
 
     def _state(self, train_loader: Loader, callbacks: Sequence[Callback]) -> dict[str, Any]:
-        generator = getattr(train_loader, "generator", None)
+        generator = _generator(train_loader)
         return {
             "epoch": self.epoch,
             "step": self.step,
@@ -448,7 +465,8 @@ class Distiller:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler is not None else None,
             "method": {"name": self.method.name, "state": self.method.state_dict()},
-            "callbacks": [callback.state_dict() for callback in callbacks],
+            "callbacks": [[type(c).__name__, c.state_dict()] for c in callbacks if c.state_dict()],
+            "python_random": random.getstate(),
             "random_state": list(random_state(self.device)[:2]),
             "loader_generator": generator.get_state() if generator is not None else None,
             "history": list(self.history),
@@ -458,25 +476,65 @@ class Distiller:
         if state["method"]["name"] != self.method.name:
             raise InputError(f"the run to resume used method {state['method']['name']!r}, not {self.method.name!r}")
         self.epoch, self.step, self.should_stop = state["epoch"], state["step"], state["should_stop"]
-        self.student.load_state_dict(state["student"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-        self.method.load_state_dict(self.fabric.to_device(state["method"]["state"]))
-        for callback, callback_state in zip(callbacks, state["callbacks"], strict=True):
+        try:
+            self.student.load_state_dict(state["student"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(state["scheduler"])
+            self.method.load_state_dict(self.fabric.to_device(state["method"]["state"]))
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"the checkpoint does not fit this student, optimizer, scheduler and method: {reason}"
+            ) from error
+        waiting = list(callbacks)
+        for name, callback_state in state["callbacks"]:
+            callback = next((c for c in waiting if type(c).__name__ == name), None)
+            if callback is None:
+                raise InputError(f"the run to resume had a callback {name}, and this one has none")
+            waiting.remove(callback)
             callback.load_state_dict(callback_state)
         self.history.extend(state["history"])
-        generator = getattr(train_loader, "generator", None)
+        generator = _generator(train_loader)
         if generator is not None:
             generator.set_state(state["loader_generator"])
         cpu, on_device = state["random_state"]
         torch.set_rng_state(cpu)
+        version, words, gauss = state["python_random"]
+        random.setstate((version, tuple(words), gauss))
         if on_device is not None:
             torch.cuda.set_rng_state(on_device, self.device)
 
 
 def _length(loader: Loader) -> int | None:
-    return len(loader) if isinstance(loader, Sized) else None
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader over an iterable data set
+        return None
+
+
+def _generator(loader: Loader) -> torch.Generator | None:
+    """The generator a loader draws its order from, where it has its own."""
+    own = getattr(loader, "generator", None)
+    return own if own is not None else getattr(getattr(loader, "sampler", None), "generator", None)
+
+
+class _InPrecision(nn.Module):
+    """A module run in Fabric's precision.
+
+    Fabric's own wrapper also insists on ``fabric.backward``, and the lookahead takes gradients with ``torch.autograd.grad``.
+    """
+
+    def __init__(self, module: nn.Module, precision: Any) -> None:
+        super().__init__()
+        self.module = module
+        self._precision = precision
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = self._precision.convert_input((args, kwargs))
+        with self._precision.forward_context():
+            output = self.module(*args, **kwargs)
+        return self._precision.convert_output(output)
 
 
 def _step_scheduler(scheduler: LRScheduler | ReduceLROnPlateau, held_out_loss: float | None) -> None:

@@ -7,15 +7,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from tgeokd.errors import InputError
+from tgeokd.modules import random_state, replayed
 
-__all__ = ["ArrayDataset", "OuterStream", "array_loader", "group", "union_loader"]
+__all__ = ["ArrayDataset", "OuterStream", "group", "joined", "union_loader"]
+
+
+class _WholeBatch(tuple[Tensor, Tensor]):
+    """A batch fetched as a whole. torch's default collation, extended here as its documentation says, passes it on."""
+
+
+default_collate_fn_map[_WholeBatch] = lambda batch, *, collate_fn_map=None: tuple(batch[0])
 
 
 class ArrayDataset(Dataset[Any]):
-    """Samples held in two tensors. A loader with :func:`collate` fetches a whole batch by one indexing, no Python per row.
+    """Samples held in two tensors. A loader fetches a whole batch by one indexing, no Python per row.
 
     Args:
         inputs: shape (N, ...).
@@ -33,26 +42,9 @@ class ArrayDataset(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.inputs[index], self.target[index]
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def __getitems__(self, indices: list[int]) -> list[Any]:
         rows = torch.as_tensor(indices)
-        return self.inputs[rows], self.target[rows]
-
-    def __add__(self, other: Dataset[Any]) -> Any:
-        if isinstance(other, ArrayDataset):
-            return ArrayDataset(torch.cat([self.inputs, other.inputs]), torch.cat([self.target, other.target]))
-        return super().__add__(other)
-
-
-def collate(samples: Any) -> Any:
-    """Pass on a batch that was fetched as a whole; otherwise collate a list of samples as torch does."""
-    return samples if isinstance(samples, tuple) else default_collate(samples)
-
-
-def array_loader(
-    dataset: ArrayDataset, batch_size: int, *, shuffle: bool = False, drop_last: bool = False
-) -> DataLoader[Any]:
-    """A loader over an :class:`ArrayDataset`."""
-    return DataLoader(dataset, batch_size, shuffle=shuffle, drop_last=drop_last, collate_fn=collate)
+        return [_WholeBatch((self.inputs[rows], self.target[rows]))]
 
 
 def union_loader(train: Iterable[Any], held_out: Iterable[Any]) -> DataLoader[Any]:
@@ -68,9 +60,20 @@ def union_loader(train: Iterable[Any], held_out: Iterable[Any]) -> DataLoader[An
         )
     assert isinstance(train, DataLoader)
     assert isinstance(held_out, DataLoader)
-    add = getattr(train.dataset, "__add__", None)
-    dataset = ConcatDataset([train.dataset, held_out.dataset]) if add is None else add(held_out.dataset)
+    if not isinstance(train.sampler, SequentialSampler | RandomSampler):
+        raise InputError(
+            f"outer='union' cannot extend the sampler {type(train.sampler).__name__} to the held-out samples; pass a training "
+            "loader over both parts yourself and use outer='holdout'"
+        )
+    dataset = joined(train.dataset, held_out.dataset)
     return _like(train, dataset, train.batch_size or 1, drop_last=train.drop_last, generator=train.generator)
+
+
+def joined(first: Dataset[Any], second: Dataset[Any]) -> Dataset[Any]:
+    """Both data sets as one, in arrays where both are."""
+    if isinstance(first, ArrayDataset) and isinstance(second, ArrayDataset):
+        return ArrayDataset(torch.cat([first.inputs, second.inputs]), torch.cat([first.target, second.target]))
+    return ConcatDataset([first, second])
 
 
 class OuterStream:
@@ -90,6 +93,8 @@ class OuterStream:
     """
 
     def __init__(self, source: Iterable[Any], batch_size: int | None, seed: int) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"outer_batch_size must be >= 1, not {batch_size}")
         self._seed = seed
         self._generator = torch.Generator()
         self._loader = source
@@ -109,8 +114,12 @@ class OuterStream:
         try:
             return next(self._iterator)
         except StopIteration:
-            self._iterator = iter(self._loader)
-            return next(self._iterator)
+            with replayed(random_state(torch.device("cpu"))):  # a DataLoader draws a seed when it starts
+                self._iterator = iter(self._loader)
+            try:
+                return next(self._iterator)
+            except StopIteration:
+                raise InputError("held-out batches can be read only once; give a list or a DataLoader") from None
 
 
 def group(batches: Iterable[Any], size: int) -> Iterator[Sequence[Any]]:
@@ -127,7 +136,11 @@ def group(batches: Iterable[Any], size: int) -> Iterator[Sequence[Any]]:
 
 def _rebatchable(loader: Any) -> bool:
     return (
-        isinstance(loader, DataLoader) and hasattr(loader.dataset, "__len__") and hasattr(loader.dataset, "__getitem__")
+        isinstance(loader, DataLoader)
+        and loader.batch_size is not None
+        and not isinstance(loader.dataset, IterableDataset)
+        and hasattr(loader.dataset, "__len__")
+        and hasattr(loader.dataset, "__getitem__")
     )
 
 

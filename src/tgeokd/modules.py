@@ -30,6 +30,16 @@ def class_logits(model: Any, inputs: Any) -> Tensor:
     return as_logits(model(*positional(inputs), **keywords(inputs)))
 
 
+def class_probs(model: Any, inputs: Any) -> Tensor:
+    """Class probabilities of a model that returns these, shape (N, C); one number ``p`` a sample stands for ``(1 - p, p)``."""
+    output = model(*positional(inputs), **keywords(inputs))
+    output = getattr(output, "logits", output)
+    if isinstance(output, Tensor) and (output.ndim == 1 or output.shape[-1] == 1):
+        p = output.reshape(-1)
+        return torch.stack([1 - p, p], dim=-1)
+    return as_logits(output)
+
+
 def as_logits(output: Any) -> Tensor:
     """Class logits from whatever a model returned."""
     output = getattr(output, "logits", output)

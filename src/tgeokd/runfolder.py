@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -83,7 +84,10 @@ class RunFolder:
 
     def read_checkpoint(self) -> dict[str, Any]:
         """The state to resume from; only tensors and plain values are unpickled."""
-        state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise InputError(f"cannot read the checkpoint {self.checkpoint}: {str(error).splitlines()[0]}") from error
         return state
 
     @staticmethod

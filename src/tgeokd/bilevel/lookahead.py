@@ -121,6 +121,10 @@ class Lookahead:
         self._parts.append(part)
         return _run_part(part, self._head, lambda: class_logits(self.student, inputs))
 
+    def forget(self) -> None:
+        """Drop what a broken-off step left behind."""
+        self._parts, self._step = [], None
+
     def step(self) -> None:
         """Clip the gradient (where asked) and take the optimizer's step, keeping what was there before it."""
         parts, self._parts = self._parts, []

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tgeokd.errors import InputError
-from tgeokd.loaders import collate
+from tgeokd.loaders import joined
 
 __all__ = ["TaskData", "symmetric_noise"]
 
@@ -37,13 +37,13 @@ class TaskData:
 
     def training_loader(self, batch_size: int, *, with_held_out: bool = False) -> DataLoader[Any]:
         """Shuffled training batches, on request with the held-out samples among them."""
-        dataset = self.train + self.held_out if with_held_out else self.train
-        return DataLoader(dataset, batch_size, shuffle=True, collate_fn=collate)
+        dataset = joined(self.train, self.held_out) if with_held_out else self.train
+        return DataLoader(dataset, batch_size, shuffle=True)
 
     @staticmethod
     def ordered_loader(dataset: Dataset[Any], batch_size: int = 1024) -> Iterable[Any]:
         """Batches of a split in its own order."""
-        return DataLoader(dataset, batch_size, collate_fn=collate)
+        return DataLoader(dataset, batch_size)
 
 
 def symmetric_noise(target: Tensor, rate: float, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:

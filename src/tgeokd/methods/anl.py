@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -50,6 +51,10 @@ class AnnealingKD(Method):
         self._best_accuracy = -1.0
         self._best_weights: dict[str, Tensor] = {}
 
+    def prepare(self, num_classes: int, class_means: Tensor | None, device: torch.device | None = None) -> None:
+        """Forget an earlier run."""
+        self._best_accuracy, self._best_weights = -1.0, {}
+
     def alpha(self, signals: Signals) -> Tensor:
         """``1 - k / steps`` in the k-th of ``steps + 1`` equal parts of training, k from 0."""
         k = signals.epoch * (self.steps + 1) // signals.epochs
@@ -62,7 +67,7 @@ class AnnealingKD(Method):
         first = self._first_epochs(signals.epochs)
         if signals.epoch >= first:
             return SampleLoss(signals.gt, torch.zeros_like(signals.gt))
-        c = signals.epoch * self.steps // first + 1
+        c = math.ceil((signals.epoch + 1) * self.steps / first)
         loss = regression_loss(signals.student_logits, c / self.steps * signals.teacher)
         return SampleLoss(loss, torch.ones_like(loss))
 

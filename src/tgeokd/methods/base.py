@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,14 @@ from tgeokd.losses import fuse, gt_loss, kd_loss
 __all__ = ["Batch", "Method", "Outer", "SampleLoss", "Signals", "TrainingStep"]
 
 Outer = Literal["holdout", "union", "train"]
+
+
+def check_outer(outer: str, batch_size: int | None) -> None:
+    """Refuse an unknown source of outer batches, or an impossible size."""
+    if outer not in get_args(Outer):
+        raise InputError(f"outer must be one of {', '.join(get_args(Outer))}, not {outer!r}")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"outer_batch_size must be >= 1, not {batch_size}")
 
 
 @dataclass

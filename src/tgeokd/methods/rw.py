@@ -12,7 +12,7 @@ from tgeokd.bilevel.inner_step import MicroBatch, functional_logits, held_by, tr
 from tgeokd.bilevel.lookahead import logits_along, new_part
 from tgeokd.errors import InputError
 from tgeokd.losses import gt_loss, gt_slope, kd_loss, kd_slope, soft_ce_loss
-from tgeokd.methods.base import Method, Outer, SampleLoss, Signals, TrainingStep
+from tgeokd.methods.base import Method, Outer, SampleLoss, Signals, TrainingStep, check_outer
 from tgeokd.modules import eval_mode
 
 __all__ = ["ReweightingKD"]
@@ -51,6 +51,7 @@ class ReweightingKD(Method):
         outer_batch_size: int | None = None,
         hypergradient: Hypergradient = "auto",
     ) -> None:
+        check_outer(outer, outer_batch_size)
         if not (beta > 0 and delta > 0):
             raise InputError(f"beta and delta must be > 0, not {beta} and {delta}")
         if hypergradient not in ("auto", "forward", "finite_difference"):

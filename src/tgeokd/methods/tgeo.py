@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tgeokd.bilevel import Hypergradient
 from tgeokd.errors import InputError
 from tgeokd.geometry import Encoding, num_features, trilateral
-from tgeokd.methods.base import Method, Outer, Signals, TrainingStep
+from tgeokd.methods.base import Method, Outer, Signals, TrainingStep, check_outer
 
 __all__ = ["RatioNetwork", "TGeoKD"]
 
@@ -83,6 +83,7 @@ class TGeoKD(Method):
         lr: float = 1e-2,
         weight_decay: float = 0.0,
     ) -> None:
+        check_outer(outer, outer_batch_size)
         if every < 1:
             raise InputError(f"every must be >= 1, not {every}")
         self.switches: dict[str, Any] = {
@@ -133,7 +134,8 @@ class TGeoKD(Method):
             **self.switches,
         )
         with torch.enable_grad():
-            alpha: Tensor = self.network(delta).squeeze(-1).sigmoid()
+            dtype = next(self.network.parameters()).dtype
+            alpha: Tensor = self.network(delta.to(dtype)).squeeze(-1).sigmoid()
         return alpha
 
     def records(self, step_index: int) -> bool:

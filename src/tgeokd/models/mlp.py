@@ -6,6 +6,8 @@ from itertools import pairwise
 
 from torch import nn
 
+from tgeokd.errors import InputError
+
 __all__ = ["mlp"]
 
 
@@ -17,7 +19,14 @@ def mlp(*, in_features: int, num_classes: int, hidden: tuple[int, ...] = (16,), 
         num_classes: C.
         hidden: widths of the hidden layers.
         dropout: probability after each hidden layer.
+
+    Raises:
+        InputError: for an impossible width or probability.
     """
+    if any(width < 1 for width in hidden):
+        raise InputError(f"hidden widths must be >= 1, not {list(hidden)}")
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout must lie in [0, 1), not {dropout}")
     layers: list[nn.Module] = [nn.Flatten()]
     for width_in, width_out in pairwise((in_features, *hidden)):
         layers += [nn.Linear(width_in, width_out), nn.ReLU()]

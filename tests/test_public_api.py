@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pkgutil
+from importlib import metadata, resources
+from pathlib import Path
+
+import pytest
+import torch
+
+import tgeokd
+
+MODULES = ["tgeokd", *(found.name for found in pkgutil.walk_packages(tgeokd.__path__, "tgeokd."))]
+
+
+def test_the_promised_names_are_where_they_are_promised():
+    from tgeokd import (  # noqa: F401
+        AdaptiveKD,
+        AnnealingKD,
+        Distiller,
+        ReweightingKD,
+        TGeoKD,
+        VanillaKD,
+        WeightedSoftLabelKD,
+    )
+
+
+def parameters(function) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize(
+    ("function", "positional", "keywords"),
+    [
+        (tgeokd.losses.kd_loss, ["student_logits", "teacher_logits", "temperature"], []),
+        (tgeokd.losses.gt_loss, ["student_logits", "target"], []),
+        (tgeokd.geometry.class_means, ["teacher_probs", "target", "num_classes"], []),
+        (
+            tgeokd.geometry.trilateral,
+            ["student_probs", "teacher_probs", "target", "class_means"],
+            ["encoding", "student_teacher_edge", "inter_sample"],
+        ),
+        (
+            tgeokd.bilevel.ratio_gradient,
+            ["student", "optimizer"],
+            ["inputs", "target", "teacher_logits", "alpha", "val_inputs", "val_target", "temperature", "method"],
+        ),
+        (tgeokd.Distiller, ["student", "teacher", "method", "optimizer"], ["temperature"]),
+        (tgeokd.Distiller.fit, ["self", "train_loader", "val_loader"], ["epochs"]),
+        (tgeokd.Distiller.evaluate, ["self", "loader"], []),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", ""),
+)
+def test_the_promised_signatures(function, positional, keywords):
+    found = parameters(function)
+    kinds = {name: parameter.kind for name, parameter in found.items()}
+    assert [name for name, kind in kinds.items() if kind is inspect.Parameter.POSITIONAL_OR_KEYWORD] == positional
+    assert [name for name in keywords if kinds.get(name) is not inspect.Parameter.KEYWORD_ONLY] == []
+
+
+@pytest.mark.parametrize(
+    ("function", "name", "default"),
+    [
+        (tgeokd.Distiller, "temperature", 4.0),
+        (tgeokd.geometry.trilateral, "student_teacher_edge", True),
+        (tgeokd.geometry.trilateral, "inter_sample", True),
+        (tgeokd.bilevel.ratio_gradient, "method", "forward"),
+    ],
+)
+def test_the_promised_defaults(function, name, default):
+    assert parameters(function)[name].default == default
+
+
+def test_the_promised_functions_return_the_promised_shapes():
+    student, teacher = torch.randn(5, 3), torch.randn(5, 3)
+    target = torch.tensor([0, 1, 2, 1, 0])
+    assert tgeokd.losses.kd_loss(student, teacher, 4.0).shape == (5,)
+    assert tgeokd.losses.gt_loss(student, target).shape == (5,)
+    means = tgeokd.geometry.class_means(teacher.softmax(1), target, 3)
+    assert means.shape == (3, 3)
+    probs = student.softmax(1), teacher.softmax(1)
+    assert tgeokd.geometry.trilateral(*probs, target, means, encoding="vector").shape == (5, 27)
+    scalar = tgeokd.geometry.trilateral(*probs, target, means, encoding="scalar")
+    assert scalar.shape[0] == 5
+    net = torch.nn.Linear(4, 3)
+    gradient = tgeokd.bilevel.ratio_gradient(
+        net,
+        torch.optim.SGD(net.parameters(), 0.1),
+        inputs=torch.randn(5, 4),
+        target=target,
+        teacher_logits=teacher,
+        alpha=torch.full((5,), 0.5),
+        val_inputs=torch.randn(6, 4),
+        val_target=torch.tensor([0, 1, 2, 0, 1, 2]),
+        temperature=4.0,
+    )
+    assert gradient.shape == (5,)
+
+
+def test_the_version_is_the_installed_one():
+    assert tgeokd.__version__ == metadata.version("tgeokd")
+
+
+def test_the_command_and_the_marker_of_types_are_installed():
+    (script,) = metadata.entry_points(group="console_scripts", name="tgeokd")
+    assert script.value == "tgeokd.cli:main"
+    assert callable(script.load())
+    assert resources.files("tgeokd").joinpath("py.typed").is_file()
+    assert resources.files("tgeokd.report").joinpath("page.html.jinja").is_file()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_name_a_module_offers_exists(name):
+    module = importlib.import_module(name)
+    offered = getattr(module, "__all__", [])
+    assert [wanted for wanted in offered if not hasattr(module, wanted)] == []
+    assert len(set(offered)) == len(offered)
+
+
+def test_a_star_import_gives_what_is_offered():
+    names: dict[str, object] = {}
+    exec("from tgeokd import *", names)
+    assert set(tgeokd.__all__) <= set(names)
+    assert "Distiller" in names
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_thing_is_documented(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    for offered in getattr(module, "__all__", []):
+        thing = getattr(module, offered)
+        if inspect.isfunction(thing) or inspect.isclass(thing):
+            assert inspect.getdoc(thing), f"{name}.{offered}"
+
+
+# Imports go one way: a module may import from its own layer and from those to its left.
+LAYERS = [
+    {"errors", "names", "typed", "geometry", "losses", "runfolder", "modules", "checks", "loaders", "ratios"},
+    {"bilevel"},
+    {"methods"},
+    {"callbacks", "distiller"},
+    {"data", "models"},
+    {"presets", "experiments", "report"},
+    {"cli"},
+]
+
+
+def layer_of(part: str) -> int:
+    return next(i for i, layer in enumerate(LAYERS) if part in layer)
+
+
+@pytest.mark.parametrize("path", sorted(Path(tgeokd.__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
+def test_imports_go_one_way(path):
+    parts = path.relative_to(Path(tgeokd.__file__).parent).with_suffix("").parts
+    if parts == ("__init__",):
+        return
+    own = layer_of(parts[0])
+    tree = ast.parse(path.read_text())
+    for_types_alone = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in for_types_alone:
+            source = (node.module or "").split(".")
+            if source[0] == "tgeokd" and len(source) > 1:
+                assert layer_of(source[1]) <= own, f"{'.'.join(parts)} imports {node.module}"
