@@ -112,7 +112,6 @@ def test_deferred_guard_reads_at_its_interval():
         guard.see("teacher", torch.zeros(1, 1), 9)
 
 
-@pytest.mark.xfail(strict=True, reason="src: what was seen first is named, not what was bad first")
 def test_deferred_guard_names_the_earlier_of_two():
     guard = deferred(interval=100)
     guard.see("teacher", torch.zeros(1, 2), 0)

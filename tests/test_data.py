@@ -73,10 +73,10 @@ def test_the_seed_alone_decides_split_and_noise():
         return [*(part.inputs for part in parts), *(part.target for part in parts), data.corrupted]
 
     torch.manual_seed(1)
-    np.random.seed(1)  # noqa: NPY002
+    np.random.seed(1)
     first = everything(4)
     torch.manual_seed(2)
-    np.random.seed(2)  # noqa: NPY002
+    np.random.seed(2)
     assert all(torch.equal(a, b) for a, b in zip(first, everything(4), strict=True))
     other = everything(5)
     assert not torch.equal(first[0], other[0])

@@ -303,7 +303,6 @@ def test_a_teacher_in_double_precision_gives_the_same_ratios():
     assert_close(weights(distiller.student), weights(other.student), rtol=0, atol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="src: geometry in double precision meets f_omega in single", raises=RuntimeError)
 @pytest.mark.parametrize("encoding", ["scalar", "vector"])
 def test_tgeo_takes_a_teacher_in_double_precision(encoding):
     model = mlp(2).double().eval()
@@ -413,7 +412,6 @@ def test_any_iterable_is_a_loader():
     assert_same(runs[0], runs[2])
 
 
-@pytest.mark.xfail(strict=True, reason="src: len() of such a DataLoader raises TypeError", raises=TypeError)
 def test_a_loader_over_an_iterable_data_set():
     runs = []
     for train in (loader(), DataLoader(Stream(), 8)):
@@ -646,17 +644,12 @@ def test_other_precisions_run_and_agree(method, precision, tolerance):
         "bf16-mixed",
     ],
 )
-def test_tgeo_runs_in_other_precisions(request, hypergradient, precision):
-    if precision == "bf16-mixed" and hypergradient != "last_layer":
-        request.applymarker(
-            pytest.mark.xfail(strict=True, raises=RuntimeError, reason="src: Fabric's hook wants fabric.backward")
-        )
+def test_tgeo_runs_in_other_precisions(hypergradient, precision):
     method = TGeoKD(hypergradient=hypergradient)
     history = distiller_of(method, precision=precision).fit(loader(), held_out(), epochs=2)
     assert all(math.isfinite(loss) for loss in history["train_loss"])
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="src: Fabric's hook wants fabric.backward")
 def test_rw_runs_in_mixed_precision():
     distiller_of(ReweightingKD(), precision="bf16-mixed").fit(loader(), held_out(), epochs=1)
 
@@ -728,7 +721,6 @@ def test_methods_without_ratios_say_so(method):
         distiller.fusion_ratios(loader())
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="src: the teacher is called although there is none")
 def test_ratios_of_ce_without_a_teacher():
     student = mlp(1)
     distiller = Distiller(student, None, "ce", SGD(student.parameters(), 0.1), accelerator="cpu", progress=False)
@@ -737,7 +729,6 @@ def test_ratios_of_ce_without_a_teacher():
         distiller.fusion_ratios(loader())
 
 
-@pytest.mark.xfail(strict=True, reason="src: torch's own message about an empty list")
 def test_ratios_of_nothing_are_refused():
     with pytest.raises(InputError, match="empty"):
         distiller_of("kd").fusion_ratios([])
@@ -765,7 +756,6 @@ def test_one_seed_gives_one_result_and_another_seed_another(method):
 
 
 @pytest.mark.parametrize("method", ["kd", "wls"])
-@pytest.mark.xfail(strict=True, reason="src: iterating over the val_loader draws from the global random state")
 def test_whether_the_held_out_set_is_evaluated_does_not_change_training(method):
     runs = []
     for validation in (None, held_out(), loader(12, 6, seed=7, shuffle=True)):
@@ -1024,7 +1014,6 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path):
     assert recorder.log == []
 
 
-@pytest.mark.xfail(strict=True, reason="src: said after the first step")
 def test_plateau_by_step_is_refused_before_training():
     recorder = Recorder()
     with pytest.raises(InputError, match="ReduceLROnPlateau"):
@@ -1058,19 +1047,16 @@ def test_a_training_class_the_teacher_never_saw_is_named_once():
 
 
 @pytest.mark.parametrize("method", ["kd", "tgeo"])
-@pytest.mark.xfail(strict=True, reason="src: labels of the held-out loader that are no tensor are not checked")
 def test_held_out_labels_that_are_no_tensor_are_refused(method):
     with pytest.raises(InputError, match=r"shape \(N,\), not list"):
         distiller_of(method).fit(loader(), [(data(3)[0], [0, 1, 2])], epochs=1)
 
 
-@pytest.mark.xfail(strict=True, reason="src: no class count is known yet, and torch complains with an IndexError")
 def test_labels_out_of_range_in_an_evaluation_before_training():
     with pytest.raises(InputError, match="has label 7 but the student has 3 classes"):
         distiller_of("ce").evaluate(bad_label(0, 7))
 
 
-@pytest.mark.xfail(strict=True, raises=StopIteration, reason="src: a bare StopIteration")
 def test_held_out_batches_that_can_be_read_only_once_are_refused():
     with pytest.raises(InputError):
         distiller_of("tgeo").fit(loader(), iter([*held_out()]), epochs=1)
@@ -1086,7 +1072,6 @@ def test_what_needs_a_held_out_loss_is_refused_before_training(options):
     assert recorder.log == []
 
 
-@pytest.mark.xfail(strict=True, reason="src: (0, p) is taken for two probabilities")
 def test_a_binary_teacher_of_one_probability():
     runs = []
     teacher = mlp(2, classes=1)
@@ -1101,7 +1086,6 @@ def test_a_binary_teacher_of_one_probability():
     assert_close(*runs, rtol=0, atol=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="src: the teacher's mode is set once, in the constructor")
 def test_a_teacher_put_back_into_training_mode_is_still_run_in_eval_mode():
     teacher = mlp(2, norm=True)
     distiller = distiller_of(teacher=teacher)
@@ -1119,9 +1103,7 @@ def test_a_sampler_of_the_users_is_used():
 
 
 @pytest.mark.parametrize("method", ["kd", "rw", "tgeo"])
-def test_a_fit_that_broke_off_can_be_followed_by_another(request, method):
-    if method == "tgeo":
-        request.applymarker(pytest.mark.xfail(strict=True, reason="src: the lookahead keeps the step that broke off"))
+def test_a_fit_that_broke_off_can_be_followed_by_another(method):
     teacher = mlp(2)
     bad = [True]
 

@@ -86,7 +86,6 @@ def test_rows_must_match():
         ArrayDataset(torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64))
 
 
-@pytest.mark.xfail(strict=True, reason="src: __getitems__ returns a batch, which torch's default collation stacks")
 def test_array_dataset_works_in_a_plain_loader():
     assert ids(DataLoader(arrays(8), 4)) == list(range(8))
 
@@ -151,7 +150,6 @@ def test_union_of_what_cannot_be_mixed_is_refused(other):
             union_loader(*pair)
 
 
-@pytest.mark.xfail(strict=True, reason="src: a loader with a batch sampler becomes one with batches of 1")
 def test_union_with_a_batch_sampler_is_refused_or_keeps_its_batches():
     dataset = TensorDataset(*tensors(12))
     train = DataLoader(dataset, batch_sampler=BatchSampler(SequentialSampler(dataset), 4, drop_last=False))
@@ -162,7 +160,6 @@ def test_union_with_a_batch_sampler_is_refused_or_keeps_its_batches():
     assert {len(y) for _, y in loader} == {4}
 
 
-@pytest.mark.xfail(strict=True, reason="src: the sampler of the training loader is dropped without a word")
 def test_union_with_a_sampler_is_refused():
     dataset = TensorDataset(*tensors(12))
     train = DataLoader(dataset, 4, sampler=WeightedRandomSampler(torch.tensor([1.0] * 4 + [0.0] * 8), 12))
@@ -170,7 +167,6 @@ def test_union_with_a_sampler_is_refused():
         union_loader(train, DataLoader(TensorDataset(*tensors(4, 12)), 2))
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="src: a list's own + is tried, which only takes lists")
 def test_union_of_a_list_and_a_data_set():
     listed = DataLoader(list(zip(*tensors(5), strict=True)), 3)
     assert sorted(ids(union_loader(listed, DataLoader(TensorDataset(*tensors(4, 5)), 2)))) == list(range(9))
@@ -259,14 +255,10 @@ class SizedStream(Stream):
         return 6
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="src: an iterable data set with a length is taken for a map-style one"
-)
 def test_an_iterable_data_set_with_a_length_is_repeated_as_it_is():
     assert ids(drawn(OuterStream(DataLoader(SizedStream(), 2), None, 0), 0, 3)) == list(range(6))
 
 
-@pytest.mark.xfail(strict=True, reason="src: such a loader draws its base seed from the global random state")
 def test_repeating_a_loader_does_not_touch_the_global_random_state():
     before = torch.get_rng_state()
     drawn(OuterStream(DataLoader(Stream(), 2), None, 0), 0, 7)
@@ -274,7 +266,6 @@ def test_repeating_a_loader_does_not_touch_the_global_random_state():
 
 
 @pytest.mark.parametrize("size", [0, -3])
-@pytest.mark.xfail(strict=True, reason="src: 0 means the default, and torch complains about a negative size")
 def test_outer_batches_of_no_samples_are_refused(size):
     with pytest.raises(InputError, match="outer_batch_size must be >= 1"):
         OuterStream(DataLoader(TensorDataset(*tensors(6)), 2), size, 0)

@@ -339,7 +339,6 @@ def test_nothing_to_resume_is_refused(tmp_path):
 # ---- known gaps
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="src: callbacks are matched by their number")
 def test_a_run_with_a_progress_bar_can_be_resumed_without(tmp_path, capsys):
     distiller_of(progress=True).fit(train_loader(), held_out(), epochs=1, out=tmp_path)
     distiller_of(progress=False).fit(train_loader(), held_out(), epochs=2, out=tmp_path, resume=True)
@@ -365,7 +364,6 @@ def test_the_step_count_of_a_loader_without_length_goes_on(tmp_path):
     assert_same_end(resumed, whole)
 
 
-@pytest.mark.xfail(strict=True, reason="src: the generator of a sampler is not part of the checkpoint")
 def test_a_samplers_own_generator_goes_on(tmp_path):
     def fit(distiller, **options):
         sampler = RandomSampler(range(20), generator=torch.Generator().manual_seed(3))
@@ -386,7 +384,6 @@ class Augmented(Dataset):
         return x * random.uniform(0.5, 1.5), y
 
 
-@pytest.mark.xfail(strict=True, reason="src: only torch's random state is part of the checkpoint")
 def test_pythons_random_numbers_go_on(tmp_path):
     def fit(distiller, **options):
         distiller.fit(DataLoader(Augmented(), 8), held_out(), epochs=EPOCHS, **options)

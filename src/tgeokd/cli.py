@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -100,16 +101,16 @@ def distill(
     method: Annotated[
         str | None,
         typer.Option(
-            help=f"Method: {', '.join(METHODS)}.  [default: tgeo]",
+            help=f"Method: {', '.join(METHODS)}.  \\[default: tgeo]",
             autocompletion=lambda: list(METHODS),
             show_default=False,
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of split, weights and order.  [default: 0]", show_default=False)
+        int | None, typer.Option(help="Seed of split, weights and order.  \\[default: 0]", show_default=False)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run.  [default: runs/TASK-METHOD-SEED]", show_default=False)
+        Path | None, typer.Option(help="Folder of the run.  \\[default: runs/TASK-METHOD-SEED]", show_default=False)
     ] = None,
     resume: Annotated[
         Path | None,
@@ -144,7 +145,7 @@ def distill(
         folder = RunFolder(out)
         folder.write_yaml("config.yaml", chosen.to_dict())
     teacher = out / "teacher.safetensors"
-    if not teacher.exists():
+    if resume is None or not teacher.exists():
         console.print("teacher")
         metrics = train_teacher(chosen, load_data(chosen), teacher, progress=True)
         console.print(f"  test accuracy {100 * metrics['accuracy']:.2f} %")
@@ -170,7 +171,7 @@ def compare_command(
     ] = ",".join(METHODS),
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per row: 0, 1, ...")] = 5,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the comparison.  [default: runs/compare-TASK]", show_default=False)
+        Path | None, typer.Option(help="Folder of the comparison.  \\[default: runs/compare-TASK]", show_default=False)
     ] = None,
     config: ConfigFile = None,
     settings: Settings = None,
@@ -181,7 +182,7 @@ def compare_command(
 ) -> None:
     """Compare methods over seeds: the same split, teacher, initial student and budget for every method of a seed."""
     chosen = _config(task, config, settings, None, None)
-    entries = [parse_entry(text) for text in methods.split(",") if text.strip()]
+    entries = [parse_entry(text) for text in re.split(r",(?![^\[{]*[\]}])", methods) if text.strip()]
     _compare(chosen, entries, seeds, out or Path("runs") / f"compare-{task}", [], jobs, resume=resume)
 
 

@@ -115,40 +115,34 @@ class Distiller:
         self.accumulate = accumulate
         self.callbacks = [*callbacks, *([ProgressBar()] if progress else [])]
 
-        self._raw_student, self._raw_optimizer = student, unwrapped(optimizer)
-        # A Fabric of one device: its wrappers bring device placement and precision, and nothing else here depends on them.
-        self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
-        _, self._optimizer = self.fabric.setup(student, optimizer)  # moves the student in place
-        self._student = _InPrecision(student, self.fabric.strategy.precision)
+        self.student, self.optimizer = student, unwrapped(optimizer)
+        try:
+            self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"accelerator={accelerator!r}, precision={precision!r}: {error}") from error
+        # Fabric puts modules on the device and into the precision, in place. Its wrapper around them is not used: it insists
+        # on `fabric.backward`, and the lookahead takes gradients with `torch.autograd.grad`.
+        self.fabric.setup(student, optimizer)
         self._teacher = teacher
         if isinstance(teacher, nn.Module):
+            self.fabric.setup_module(teacher)
             teacher.eval()
-            self._teacher = self.fabric.setup_module(teacher, move_to_device=True)
         self._lookahead = Lookahead(
-            self._student,
-            self._optimizer,
+            self.student,
+            self.optimizer,
             temperature=temperature,
             method=self.method.hypergradient,
             clip_norm=clip_norm,
             assume_sgd=assume_sgd or not self.method.looks_ahead,
         )
         self.history = History()
+        self.resumed_at = 0
         self.epoch = 0
         self.epochs = 0
         self.step = 0
         self.steps_per_epoch: int | None = None
         self.should_stop = False
         self._num_classes: int | None = None
-
-    @property
-    def student(self) -> nn.Module:
-        """The student as it was given."""
-        return self._raw_student
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The optimizer as it was given."""
-        return self._raw_optimizer
 
     @property
     def device(self) -> torch.device:
@@ -200,10 +194,11 @@ class Distiller:
         self.fabric.seed_everything(seed, verbose=False)
         if isinstance(self._teacher, nn.Module):
             self._teacher.eval()
-        if not self._student.training:  # otherwise leave layers that the user froze in eval mode as they are
-            self._student.train()
+        if not self.student.training:  # otherwise leave layers that the user froze in eval mode as they are
+            self.student.train()
         self._lookahead.forget()
         self.epoch, self.epochs, self.step, self.should_stop = 0, epochs, 0, False
+        self.resumed_at = 0
         self.history = History()
 
         train_loader = self._training_loader(train_loader, val_loader)
@@ -249,9 +244,9 @@ class Distiller:
         right = torch.zeros((), dtype=torch.int64, device=self.device)
         nll = torch.zeros((), dtype=torch.float64, device=self.device)
         count = 0
-        with replayed(random_state(self.device)), torch.no_grad(), eval_mode(self._student):
+        with replayed(random_state(self.device)), torch.no_grad(), eval_mode(self.student):
             for batch in self._batches(loader, "evaluation loader"):
-                logits = class_logits(self._student, batch.inputs)
+                logits = self._student_logits(batch.inputs)
                 if self._num_classes is None and batch.target.device.type == "cpu":
                     check_target(batch.target, logits.shape[-1], "evaluation loader")
                 right += (logits.argmax(dim=-1) == batch.target).sum()
@@ -274,10 +269,10 @@ class Distiller:
             NotImplementedError: for a method whose ratios are not a function of student, teacher and label.
         """
         ratios = []
-        with replayed(random_state(self.device)), torch.no_grad(), eval_mode(self._student):
+        with replayed(random_state(self.device)), torch.no_grad(), eval_mode(self.student):
             batches = self._batches(loader, "loader")
             for batch in self._with_teacher(batches) if self._uses_teacher else batches:
-                logits = class_logits(self._student, batch.inputs)
+                logits = self._student_logits(batch.inputs)
                 ratios.append(self.method.alpha(self._signals(batch, logits)).cpu())
         if not ratios:
             raise InputError("the loader is empty")
@@ -305,11 +300,11 @@ class Distiller:
         """Look at the data once, before anything is written or trained, leaving the random state as it was."""
         generator = _generator(train_loader)
         order = generator.get_state() if generator is not None else None
-        with replayed(random_state(self.device)), torch.no_grad(), eval_mode(self._student):
+        with replayed(random_state(self.device)), torch.no_grad(), eval_mode(self.student):
             first = next(self._batches(train_loader, "training loader", check=False), None)
             if first is None:
                 raise InputError("the training loader is empty")
-            student_logits = class_logits(self._student, first.inputs)
+            student_logits = self._student_logits(first.inputs)
             self._num_classes = student_logits.shape[-1]
             check_target(first.target, self._num_classes, "training loader")
             if self._teacher is not None:
@@ -363,7 +358,7 @@ class Distiller:
 
         def draw() -> Batch:
             assert outer is not None
-            batch = Batch(*self.fabric.to_device(next(outer)))
+            batch = self._on_device(*next(outer))
             if self.method.outer_needs_teacher:
                 batch.teacher_logits = self._teacher_logits(batch.inputs)
             return batch
@@ -396,17 +391,19 @@ class Distiller:
     def _train_step(self, step: TrainingStep, ratios: RatioStatistics, guard: FiniteGuard) -> Tensor:
         """One optimizer step of any method; returns the sum of the samples' losses."""
         method = self.method
-        method.before_forward(step)
-        self._optimizer.zero_grad()
+        with self.fabric.autocast():
+            method.before_forward(step)
+        self.optimizer.zero_grad()
         total = sum(len(batch.target) for batch in step.batches)
         record = method.records(step.index)
         loss_sum = torch.zeros((), device=self.device)
         for batch in step.batches:
             if batch.teacher_logits is None:
-                logits = class_logits(self._student, batch.inputs)
+                logits = self._student_logits(batch.inputs)
             else:
                 guard.see("teacher", batch.teacher_logits, self.step)
-                logits = self._lookahead.forward(batch.inputs, batch.target, batch.teacher_logits, record=record)
+                with self.fabric.autocast():
+                    logits = self._lookahead.forward(batch.inputs, batch.target, batch.teacher_logits, record=record)
             guard.see("student", logits, self.step)
             result = method.loss(self._signals(batch, logits))
             batch_loss = result.loss.sum()
@@ -439,8 +436,13 @@ class Distiller:
             on_accelerator = isinstance(target, Tensor) and target.device.type != "cpu"
             if check and self._num_classes is not None and not on_accelerator:
                 check_target(target, self._num_classes, where)
-            inputs, target = self.fabric.to_device((inputs, target))
-            yield Batch(inputs, target)
+            yield self._on_device(inputs, target)
+
+    def _on_device(self, inputs: Any, target: Any) -> Batch:
+        inputs, target = self.fabric.to_device((inputs, target))
+        plugin = self.fabric.strategy.precision
+        # under autocast the inputs stay in full precision: autocast casts them where that is safe
+        return Batch(inputs if plugin.precision.endswith("mixed") else plugin.convert_input(inputs), target)
 
     def _with_teacher(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
@@ -449,9 +451,13 @@ class Distiller:
 
     def _teacher_logits(self, inputs: Any) -> Tensor:
         with torch.no_grad():
-            if not self.teacher_probs:
-                return class_logits(self._teacher, inputs)
-            return logits_from_probs(class_probs(self._teacher, inputs))
+            with self.fabric.autocast():
+                outputs = (class_probs if self.teacher_probs else class_logits)(self._teacher, inputs)
+            return logits_from_probs(outputs) if self.teacher_probs else outputs
+
+    def _student_logits(self, inputs: Any) -> Tensor:
+        with self.fabric.autocast():
+            return class_logits(self.student, inputs)
 
     # ---- resuming
 
@@ -495,6 +501,7 @@ class Distiller:
             waiting.remove(callback)
             callback.load_state_dict(callback_state)
         self.history.extend(state["history"])
+        self.resumed_at = self.epoch
         generator = _generator(train_loader)
         if generator is not None:
             generator.set_state(state["loader_generator"])
@@ -517,24 +524,6 @@ def _generator(loader: Loader) -> torch.Generator | None:
     """The generator a loader draws its order from, where it has its own."""
     own = getattr(loader, "generator", None)
     return own if own is not None else getattr(getattr(loader, "sampler", None), "generator", None)
-
-
-class _InPrecision(nn.Module):
-    """A module run in Fabric's precision.
-
-    Fabric's own wrapper also insists on ``fabric.backward``, and the lookahead takes gradients with ``torch.autograd.grad``.
-    """
-
-    def __init__(self, module: nn.Module, precision: Any) -> None:
-        super().__init__()
-        self.module = module
-        self._precision = precision
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = self._precision.convert_input((args, kwargs))
-        with self._precision.forward_context():
-            output = self.module(*args, **kwargs)
-        return self._precision.convert_output(output)
 
 
 def _step_scheduler(scheduler: LRScheduler | ReduceLROnPlateau, held_out_loss: float | None) -> None:

@@ -12,9 +12,22 @@ from torch import Tensor, nn
 from tgeokd.errors import InputError
 from tgeokd.losses import to_class_logits
 
-__all__ = ["class_logits", "eval_mode", "module_device", "random_state", "replayed"]
+__all__ = [
+    "Modes",
+    "RandomState",
+    "class_logits",
+    "class_probs",
+    "eval_mode",
+    "in_modes",
+    "modes",
+    "module_device",
+    "random_state",
+    "replayed",
+    "sliced",
+]
 
 RandomState = tuple[Tensor, Tensor | None, torch.device]
+Modes = list[tuple[nn.Module, bool]]
 
 
 def class_logits(model: Any, inputs: Any) -> Tensor:
@@ -47,6 +60,8 @@ def as_logits(output: Any) -> Tensor:
         raise InputError(
             f"a model must return logits as a tensor, or an object with .logits, not {type(output).__name__}"
         )
+    if output.dtype in (torch.float16, torch.bfloat16):
+        output = output.float()  # no loss is computed in half precision
     return to_class_logits(output)
 
 
@@ -78,16 +93,34 @@ def module_device(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def modes(model: nn.Module) -> Modes:
+    """Which submodules are in training mode and which are not."""
+    return [(module, module.training) for module in model.modules()]
+
+
+@contextmanager
+def in_modes(wanted: Modes) -> Iterator[None]:
+    """Run a block with submodules in the given modes, then give each its own mode back."""
+    changed = [(module, training) for module, training in wanted if module.training != training]
+    for module, training in changed:
+        module.training = training
+    try:
+        yield
+    finally:
+        for module, training in changed:
+            module.training = not training
+
+
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Run a block with ``model`` in eval mode, then give every submodule its own mode back."""
-    training = [module for module in model.modules() if module.training]
+    before = modes(model)
     model.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for module, training in before:
+            module.training = training
 
 
 def random_state(device: torch.device) -> RandomState:

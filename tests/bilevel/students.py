@@ -90,6 +90,31 @@ class AliasedModule(nn.Module):
         return self.head(torch.tanh(self.alias(torch.tanh(self.body(x)))))
 
 
+class StatefulBuffer(nn.Module):
+    """Counts its training passes in a buffer, and the count enters the output: each pass must meet the buffers it met."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(WIDTH, 6), nn.Linear(6, C)
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.passes.add_(1)
+        return self.head(torch.tanh(self.body(x)) * (1 + 0.3 * self.passes))
+
+
+class SparseEmbedding(nn.Module):
+    """Gradients of the embedding are sparse tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, 5, sparse=True), nn.Linear(5, C)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.embedding(tokens)).mean(dim=1))
+
+
 class Bag(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -194,14 +219,17 @@ STUDENTS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
     "frozen": (frozen_layers, _vectors),
     "recurrent": (Recurrent, _sequences),
     "mixed": (Mixed, _vectors),
+    "stateful": (StatefulBuffer, _vectors),
     "linear": (lambda: nn.Linear(WIDTH, C), _vectors),
+    # sparse gradients: SGD alone takes them
+    "sparse": (SparseEmbedding, _tokens),
     # beyond forward mode
     "embedding_bag": (Bag, _tokens),
     "custom_function": (CustomFunction, _vectors),
     "weight_norm": (_weight_norm, _vectors),
 }
 BEYOND_FORWARD = ("embedding_bag", "custom_function", "weight_norm")
-FORWARD = tuple(name for name in STUDENTS if name not in BEYOND_FORWARD)
+FORWARD = tuple(name for name in STUDENTS if name not in (*BEYOND_FORWARD, "sparse"))
 
 
 # ---- optimizers

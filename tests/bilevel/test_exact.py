@@ -16,6 +16,7 @@ from students import (
     make_case,
     relative_error,
 )
+from torch import nn
 
 from tgeokd.bilevel import ratio_gradient
 
@@ -79,6 +80,13 @@ def test_finite_difference_equals_the_brute_force_beyond_forward_mode(student, o
     assert relative_error(found, brute_force(case, **settings)) <= 1e-4
 
 
+@pytest.mark.parametrize("method", ["forward", "finite_difference", "unrolled"])
+def test_sparse_gradients(method):
+    case = make_case("sparse", "sgd", steps=2)
+    found = ratio_gradient(case.student, case.optimizer, **case.data, accumulate=3, method=method)
+    assert relative_error(found, brute_force(case, accumulate=3)) <= 1e-6
+
+
 def test_clipping_that_bites_changes_the_hypergradient_and_a_loose_bound_does_not():
     case = make_case("mlp", "momentum", steps=3)
 
@@ -105,8 +113,10 @@ def test_batch_statistics_are_those_of_the_micro_batch():
     assert relative_error(pieces, whole) > 1e-2
 
 
-def test_the_student_in_eval_mode_steps_in_eval_mode():
-    case = make_case("mixed", "momentum", steps=3)
+@pytest.mark.parametrize("student", ["mixed", "encoder_layer", "stateful"])
+def test_the_student_in_eval_mode_steps_in_eval_mode(student):
+    # for the encoder layer this is the mode in which torch would take its fused path, beyond forward mode
+    case = make_case(student, "momentum", steps=3)
     training = ratio_gradient(case.student, case.optimizer, **case.data)
     case.student.eval()
     found = ratio_gradient(case.student, case.optimizer, **case.data)
@@ -126,3 +136,26 @@ def test_stepping_alpha_down_its_hypergradient_lowers_the_held_out_loss():
     gradient = ratio_gradient(case.student, case.optimizer, **case.data)
     moved = case.with_(alpha=(case.alpha - 0.05 * gradient / gradient.abs().max()).clamp(0, 1))
     assert held_out_loss_after_step(moved) < held_out_loss_after_step(case)
+
+
+class Reassigns(nn.Module):
+    """Puts a new tensor in the place of its buffer, where others change the buffer in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(5, 4)
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training:
+            self.passes = self.passes + 1
+        return self.head(x) * (1 + 0.3 * self.passes)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="what functional_call writes back is dropped: the next pass meets the old buffer"
+)
+def test_a_buffer_that_the_forward_pass_assigns_anew():
+    case = make_case(Reassigns().double(), "momentum", steps=1)
+    found = ratio_gradient(case.student, case.optimizer, **case.data, accumulate=3)
+    assert relative_error(found, brute_force(case, accumulate=3)) <= 1e-6

@@ -204,7 +204,6 @@ def test_in_training_the_second_phase_starts_from_the_best_of_the_first():
     assert seen_before_last  # otherwise nothing would have been put back
 
 
-@pytest.mark.xfail(strict=True, reason="src: alpha of a finished run is 1 - 11/10")
 def test_ratios_after_training_are_those_of_the_last_epoch():
     distiller = distiller_of(AnnealingKD())
     train, held_out = problem()
@@ -212,7 +211,6 @@ def test_ratios_after_training_are_those_of_the_last_epoch():
     assert distiller.fusion_ratios(held_out).tolist() == pytest.approx([0.0] * 12, abs=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="src: the best accuracy of an earlier fit is not forgotten")
 def test_a_method_can_be_used_for_a_second_fit():
     distiller = distiller_of(AnnealingKD(form="regression"))
     train, _ = problem()

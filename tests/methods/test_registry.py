@@ -84,7 +84,6 @@ def test_impossible_values_are_refused(name, options):
 
 
 @pytest.mark.parametrize("cls", [tgeokd.TGeoKD, tgeokd.ReweightingKD])
-@pytest.mark.xfail(strict=True, reason="src: the constructor takes any word for outer")
 def test_a_misspelt_outer_mode_is_refused_by_the_constructor_too(cls):
     with pytest.raises(InputError, match="outer"):
         cls(outer="unoin")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +32,8 @@ def logit_derivatives(
 
         def at(part: MicroBatch, sign: float) -> Tensor:
             shifted = {n: value + sign * h * moved[n] if n in moved else value for n, value in params.items()}
-            return part.replay(student, shifted)
+            # A small difference would drown in half precision's rounding.
+            return replace(part, context=part.context.in_full_precision()).replay(student, shifted)
 
         results = []
         for part in parts:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch.optim import Optimizer
 
 from tgeokd.bilevel.optimizers import UpdateRule, rule_of, unwrapped
 from tgeokd.losses import gt_slope, kd_slope
-from tgeokd.modules import RandomState, as_logits, eval_mode, keywords, positional, replayed
+from tgeokd.modules import Modes, RandomState, as_logits, eval_mode, in_modes, keywords, positional, replayed
 
 __all__ = [
     "CLIP_EPS",
@@ -48,25 +49,31 @@ CLIP_EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 class PassContext:
     """Settings of the training forward that the extra passes must share."""
 
-    autocast: tuple[str, torch.dtype] | None
+    device: str
+    autocast: torch.dtype | None
     math_attention: bool
 
     @classmethod
     def current(cls, device: torch.device, *, math_attention: bool) -> PassContext:
         """The settings in force now."""
         on = torch.is_autocast_enabled(device.type)
-        return cls((device.type, torch.get_autocast_dtype(device.type)) if on else None, math_attention)
+        return cls(device.type, torch.get_autocast_dtype(device.type) if on else None, math_attention)
 
     def without_math_attention(self) -> PassContext:
         """The same with whatever attention kernel is fastest."""
-        return PassContext(self.autocast, math_attention=False)
+        return replace(self, math_attention=False)
+
+    def in_full_precision(self) -> PassContext:
+        """The same without autocast."""
+        return replace(self, autocast=None)
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Run a block under these settings."""
         with ExitStack() as stack:
-            if self.autocast is not None:
-                stack.enter_context(torch.autocast(self.autocast[0], dtype=self.autocast[1]))
+            if self.autocast is not None or torch.is_autocast_enabled(self.device):
+                on = self.autocast is not None
+                stack.enter_context(torch.autocast(self.device, dtype=self.autocast, enabled=on))
             if self.math_attention:
                 # Neither flash attention nor the fused encoder layer has a forward-mode derivative.
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -84,6 +91,7 @@ class MicroBatch:
     teacher_logits: Tensor
     random_state: RandomState
     buffers: Tensors
+    modes: Modes
     context: PassContext
     student_logits: Tensor = field(default_factory=lambda: torch.empty(0))  # detached; set by the forward pass
     features: Tensor | None = None  # inputs of the classifier head, for `last_layer`; set by the forward pass
@@ -91,7 +99,7 @@ class MicroBatch:
     def replay(self, student: nn.Module, params: Tensors) -> Tensor:
         """Student logits of this pass for other parameters: same mode, dropout mask, buffers and precision."""
         buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
-        with replayed(self.random_state), self.context():
+        with replayed(self.random_state), in_modes(self.modes), self.context():
             return functional_logits(student, params, buffers, self.inputs)
 
 
@@ -191,17 +199,18 @@ class InnerStep:
 
 def functional_logits(student: nn.Module, params: Tensors, buffers: Tensors, inputs: Any) -> Tensor:
     """Class logits of the student with other parameters and buffers in place of its own."""
-    # `tie_weights` of functional_call leaves a module that is reachable under two names with the wrong parameters for good,
-    # so tied weights are resolved here: every place that holds a parameter, each once.
-    names = {id(param): name for name, param in student.named_parameters() if name in params}
-    tied = {
-        f"{path}.{attribute}" if path else attribute: params[names[id(param)]]
+    # `tie_weights` of functional_call leaves a module that is reachable under two names with the wrong tensors for good,
+    # so sharing is resolved here: every place that holds a tensor, each once.
+    given = {**params, **buffers}
+    own = chain(student.named_parameters(), student.named_buffers())
+    names = {id(tensor): name for name, tensor in own if name in given}
+    places = {
+        f"{path}.{attribute}" if path else attribute: given[names[id(tensor)]]
         for path, module in student.named_modules()
-        for attribute, param in module._parameters.items()
-        if id(param) in names
+        for attribute, tensor in chain(module._parameters.items(), module._buffers.items())
+        if id(tensor) in names
     }
-    arguments, keyword_arguments = positional(inputs), keywords(inputs)
-    return as_logits(functional_call(student, {**tied, **buffers}, arguments, keyword_arguments, tie_weights=False))
+    return as_logits(functional_call(student, places, positional(inputs), keywords(inputs), tie_weights=False))
 
 
 def signal_difference_slope(logits: Tensor, part: MicroBatch, temperature: float) -> Tensor:

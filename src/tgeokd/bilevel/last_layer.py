@@ -90,9 +90,12 @@ def ratio_gradient(step: InnerStep, val_inputs: Any, val_target: Tensor) -> Tens
             assert part.features is not None
             slope = signal_difference_slope(part.student_logits, part, step.temperature)
             difference = _of_head(slope, head).to(dtype)
-            moved = part.features.to(dtype) @ direction[weight_name].T
-            if bias_name is not None:
-                moved = moved + direction[bias_name]
+            # a tensor that the optimizer does not hold has no direction: it does not move, whatever alpha is
+            moved = torch.zeros_like(difference)
+            if weight_name in direction:
+                moved += part.features.to(dtype) @ direction[weight_name].T
+            if bias_name in direction:
+                moved += direction[bias_name]
             products.append((difference * moved).sum(dim=-1))
         return -torch.cat(products) / step.size
 

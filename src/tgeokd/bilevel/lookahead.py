@@ -34,10 +34,9 @@ from tgeokd.bilevel.inner_step import (
     slopes,
     trainable,
 )
-from tgeokd.bilevel.optimizers import rule_of
 from tgeokd.errors import InputError
 from tgeokd.losses import fuse, gt_loss, kd_loss
-from tgeokd.modules import class_logits, module_device, random_state, replayed, sliced
+from tgeokd.modules import class_logits, modes, module_device, random_state, replayed, sliced
 
 __all__ = ["Hypergradient", "Lookahead", "logits_along", "new_part", "ratio_gradient"]
 
@@ -87,8 +86,7 @@ class Lookahead:
         assume_sgd: bool = False,
     ) -> None:
         _check(method, temperature, clip_norm)
-        if not trainable(student):
-            raise InputError("the student has no trainable parameter")
+        _check_optimizer(student, optimizer, assume_sgd=assume_sgd)
         self.student = student
         self.optimizer = optimizer
         self.temperature = temperature
@@ -98,7 +96,6 @@ class Lookahead:
         self._head: nn.Linear | None = None
         self._parts: list[MicroBatch] = []
         self._step: InnerStep | None = None
-        rule_of(optimizer, assume_sgd=assume_sgd)
 
     def forward(self, inputs: Any, target: Tensor, teacher_logits: Tensor, *, record: bool = True) -> Tensor:
         """Student logits of a training batch, or of one micro-batch of an accumulated step.
@@ -145,6 +142,7 @@ class Lookahead:
         before = {} if self._head is not None else {name: p.detach().clone() for name, p in own.items()}
         held = [h.snapshot() for h in held] if self.method == "unrolled" else []
         self.optimizer.step()
+        torch.clear_autocast_cache()  # or a loop inside one autocast block would see the weights from before the step
         self._step = InnerStep(self.student, self.temperature, parts, before, own, pullback, held, head=self._head)
 
     def ratio_gradient(self, val_inputs: Any, val_target: Tensor, alpha: Tensor) -> Tensor:
@@ -215,11 +213,11 @@ def ratio_gradient(
         NotImplementedError: with ``method="forward"``, where the student has an operation without a forward-mode derivative.
     """
     _check(method, temperature, clip_norm)
-    if bool(((alpha < 0) | (alpha > 1)).any()):
+    _check_alpha(alpha, len(target))
+    if not bool(((alpha >= 0) & (alpha <= 1)).all()):
         raise InputError(f"alpha must lie in [0, 1], but spans {float(alpha.min()):.4g} to {float(alpha.max()):.4g}")
+    _check_optimizer(student, optimizer, assume_sgd=assume_sgd)
     own = trainable(student)
-    if not own:
-        raise InputError("the student has no trainable parameter")
     held = held_by(optimizer, own, assume_sgd=assume_sgd)
     values = {name: param.detach().requires_grad_() for name, param in own.items()}
     buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
@@ -254,10 +252,7 @@ def _differentiate(
     step: InnerStep, method: Hypergradient, alpha: Tensor, val_inputs: Any, val_target: Tensor
 ) -> tuple[Tensor, Hypergradient]:
     """The hypergradient, and the way it was found (which says what ``auto`` became)."""
-    if alpha.shape != (step.size,):
-        raise InputError(
-            f"alpha must have shape ({step.size},), one ratio a sample of the step, not {tuple(alpha.shape)}"
-        )
+    _check_alpha(alpha, step.size)
     if method == "last_layer":
         return last_layer.ratio_gradient(step, val_inputs, val_target), method
     if method == "unrolled":
@@ -314,6 +309,7 @@ def new_part(
         teacher_logits,
         random_state(device),
         {name: buffer.clone() for name, buffer in present.items()},
+        modes(student),
         PassContext.current(device, math_attention=method in ("auto", "forward", "unrolled")),
     )
 
@@ -337,6 +333,19 @@ def _even_slices(total: int, pieces: int) -> list[slice]:
         raise InputError(f"accumulate must lie between 1 and the {total} samples of the step, not {pieces}")
     edges = [total * i // pieces for i in range(pieces + 1)]
     return [slice(a, b) for a, b in pairwise(edges)]
+
+
+def _check_alpha(alpha: Tensor, size: int) -> None:
+    if alpha.shape != (size,):
+        raise InputError(f"alpha must have shape ({size},), one ratio a sample of the step, not {tuple(alpha.shape)}")
+
+
+def _check_optimizer(student: nn.Module, optimizer: Optimizer, *, assume_sgd: bool) -> None:
+    own = trainable(student)
+    if not own:
+        raise InputError("the student has no trainable parameter")
+    if not held_by(optimizer, own, assume_sgd=assume_sgd):
+        raise InputError("the optimizer holds none of the student's trainable parameters")
 
 
 def _check(method: str, temperature: float, clip_norm: float | None) -> None:

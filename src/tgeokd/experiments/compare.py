@@ -62,7 +62,10 @@ def parse_entry(text: str) -> Entry:
         key, equals, value = setting.partition("=")
         if not equals:
             raise InputError(f"an option of a method is written method:key=value, not {text!r}")
-        options[key] = yaml.safe_load(value)
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"the value of {key!r} in {text.strip()!r} is not YAML") from error
     if train_on not in ("", *get_args(TrainOn)):
         raise InputError(f"{text!r} must end in @train or @train+val, if in anything after @")
     return Entry(method, options, "train+val" if train_on == "train+val" else "train")
@@ -95,8 +98,13 @@ def compare(
         The content of ``results.json``.
     """
     settings = settings or [Setting(", ".join(f"{k}={v}" for k, v in config.data.items()) or "default", {})]
-    if len({entry.label for entry in entries}) < len(entries):
-        raise InputError("two rows of the comparison are the same")
+    for what, names in (
+        ("rows", [slug(entry.label) for entry in entries]),
+        ("settings", [slug(setting.name) for setting in settings]),
+        ("seeds", [str(seed) for seed in seeds]),
+    ):
+        if len(set(names)) < len(names):
+            raise InputError(f"two {what} of the comparison are the same: {', '.join(names)}")
     if not entries or not seeds:
         raise InputError("a comparison needs at least one method and one seed")
     plan = {
@@ -104,8 +112,9 @@ def compare(
         for setting in settings
         for seed in seeds
     }
-    for entry in entries:
-        check(entry.apply(next(iter(plan.values()))))
+    for setting in settings:
+        for entry in entries:
+            check(entry.apply(plan[setting.name, seeds[0]]))
     folder = _open(out, config, entries, seeds, settings, resume=resume)
 
     teachers, runs = _run_all(plan, entries, out, jobs, on_event)
@@ -145,15 +154,19 @@ def _run_all(
             for finished in wait(waiting, return_when=FIRST_COMPLETED).done:
                 setting, seed, entry = waiting.pop(finished)
                 record = {"setting": setting, "seed": seed}
+                name = f"{'teacher' if entry is None else entry.label}, {setting}, seed {seed}"
+                try:
+                    result = finished.result()
+                except InputError as error:
+                    raise InputError(f"{name}: {error}") from error
                 if entry is None:
-                    teachers.append({**record, "metrics": finished.result()})
+                    teachers.append({**record, "metrics": result})
                     for row in entries:
                         paths = _teacher_path(out, setting, seed), _run_path(out, setting, row, seed)
                         waiting[pool.submit(_run_job, row.apply(plan[setting, seed]), *paths)] = (setting, seed, row)
                 else:
-                    runs.append({**record, "method": entry.label, **dataclasses.asdict(finished.result())})
-                name = "teacher" if entry is None else entry.label
-                on_event(f"{name}, {setting}, seed {seed}", len(teachers) + len(runs), total)
+                    runs.append({**record, "method": entry.label, **dataclasses.asdict(result)})
+                on_event(name, len(teachers) + len(runs), total)
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise

@@ -52,13 +52,17 @@ class OptimizerConfig:
         if not self.lr > 0:
             raise InputError(f"lr must be > 0, not {self.lr}")
         optimizer: Optimizer
-        if self.name == "sgd":
-            optimizer = torch.optim.SGD(
-                parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
-            )
-        else:
-            kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.name]
-            optimizer = kind(parameters, self.lr, weight_decay=self.weight_decay)
+        decay = self.weight_decay
+        try:
+            if self.name == "sgd":
+                optimizer = torch.optim.SGD(
+                    parameters, self.lr, self.momentum, weight_decay=decay, nesterov=self.nesterov
+                )
+            else:
+                kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.name]
+                optimizer = kind(parameters, self.lr, weight_decay=decay)
+        except ValueError as error:  # torch names what is impossible
+            raise InputError(f"{self.name}: {error}") from error
         if self.schedule == "cosine":
             return optimizer, CosineAnnealingLR(optimizer, epochs)
         if self.schedule == "steps":
@@ -90,6 +94,8 @@ class Recipe:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be >= 1, not {getattr(self, name)}")
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"patience must be >= 1 or null, not {self.patience}")
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,12 @@ class RunConfig:
     accelerator: str = "auto"
     precision: str = "32-true"
 
+    def __post_init__(self) -> None:
+        if self.checkpoint_every < 1:
+            raise InputError(f"checkpoint_every must be >= 1, not {self.checkpoint_every}")
+        if not 0 <= self.seed < 2**31:
+            raise InputError(f"seed must lie in [0, 2^31), not {self.seed}")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for YAML or JSON, from which :func:`from_mapping` makes the same config."""
         plain: dict[str, Any] = _plain(dataclasses.asdict(self))
@@ -143,7 +155,7 @@ def load_config(path: Path) -> RunConfig:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
         raise InputError(f"cannot read the config {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, Mapping):
         raise InputError(f"{path} must hold a mapping of settings")

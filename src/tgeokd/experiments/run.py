@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -68,8 +69,8 @@ def load_teacher(config: RunConfig, data: TaskData, path: Path) -> nn.Module:
     teacher = _model(config.teacher, data, seed=_teacher_seed(config))
     try:
         load_model(teacher, str(path))
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"cannot load the teacher from {path}: {error}") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"cannot load the teacher from {path}: {' '.join(str(error).split())}") from error
     return teacher
 
 
@@ -82,14 +83,12 @@ def check(config: RunConfig) -> tuple[TaskData, Method]:
     """Build what can be built without training, so that wrong settings fail before anything is written or trained."""
     method = build_method(config.method, **config.options)
     data = load_data(config)
-    for recipe in (config.teacher, config.student):
-        recipe.optimizer.build(_model(recipe, data, seed=0).parameters(), recipe.epochs)
+    for recipe, role in ((config.teacher, build_method("ce")), (config.student, method)):
+        _distiller(_model(recipe, data, seed=0), nn.Identity(), role, config, recipe, progress=False)
     if config.train_on == "train+val" and method.outer is not None:
         raise InputError(
             f"method {config.method!r} needs held-out samples; train_on=train+val leaves none (use outer=union)"
         )
-    if not config.temperature > 0:
-        raise InputError(f"temperature must be > 0, not {config.temperature}")
     return data, method
 
 
@@ -126,7 +125,9 @@ def run(
         out=out,
         resume=resume,
     )
-    seconds = time.perf_counter() - started
+    # Of a resumed run, the epochs that an earlier process trained count too.
+    earlier = sum(record["seconds"] for record in distiller.history[: distiller.resumed_at])
+    seconds = earlier + time.perf_counter() - started
     result = RunResult(_metrics(distiller, data), round(seconds, 3), len(distiller.history))
     if out is not None:
         _write_results(config, distiller, data, result, RunFolder(out, resume=True))
@@ -167,6 +168,9 @@ def _model(recipe: Recipe, data: TaskData, *, seed: int) -> nn.Module:
     options = dict(recipe.model)
     if "name" not in options:
         raise InputError("a model needs a name: model.name")
+    for fixed in ("in_features", "num_classes"):
+        if fixed in options:
+            raise InputError(f"model.{fixed} follows from the data and cannot be set")
     sample, _ = data.train[0]
     torch.manual_seed(seed)
     return build_model(options.pop("name"), in_features=sample.numel(), num_classes=data.num_classes, **options)

@@ -40,7 +40,7 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def build_method(name: str, **options: Any) -> Method:
+def build_method(name: str, /, **options: Any) -> Method:
     """A method by its name.
 
     Args:

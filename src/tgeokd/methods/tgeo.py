@@ -84,6 +84,8 @@ class TGeoKD(Method):
         weight_decay: float = 0.0,
     ) -> None:
         check_outer(outer, outer_batch_size)
+        if lr < 0 or weight_decay < 0:
+            raise InputError(f"lr and weight_decay must be >= 0, not {lr} and {weight_decay}")
         if every < 1:
             raise InputError(f"every must be >= 1, not {every}")
         self.switches: dict[str, Any] = {

@@ -16,7 +16,7 @@ __all__ = ["MODELS", "build_model"]
 MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp}
 
 
-def build_model(name: str, *, in_features: int, num_classes: int, **options: Any) -> nn.Module:
+def build_model(name: str, /, *, in_features: int, num_classes: int, **options: Any) -> nn.Module:
     """A freshly initialised model by its name.
 
     Raises:

@@ -46,6 +46,9 @@ def build_report(folder: Path) -> Path:
         InputError: where the folder holds no finished run or comparison.
     """
     results = _read(folder / "results.json")
+    finished = "task" in results and ("metrics" in results or results.get("summary"))
+    if not finished:
+        raise InputError(f"{folder / 'results.json'} holds no results of a run or a comparison")
     config_file = "comparison.yaml" if "runs" in results else "config.yaml"
     sections = _comparison(folder, results) if "runs" in results else [_single(folder, results)]
     template = jinja2.Environment(autoescape=True).from_string(
@@ -93,13 +96,14 @@ def comparison_table(summary: Iterable[dict[str, Any]]) -> tuple[list[str], list
     header = ["method", "accuracy, %", "NLL", "held-out, %", "s", "x kd"]
     rows = []
     for row in summary:
-        ratio = row["seconds_vs_kd"]
+        method, ratio = row["method"], row["seconds_vs_kd"]
         rows.append(
             [
-                row["method"],
+                method,
                 _mean_std(row["accuracy_mean"], row["accuracy_std"], 100, 2),
                 _mean_std(row["nll_mean"], row["nll_std"], 1, 3),
-                f"{100 * row['val_accuracy_mean']:.2f}",
+                # the held-out accuracy of a row that trained on these samples means nothing
+                "-" if "train+val" in method or "outer=union" in method else f"{100 * row['val_accuracy_mean']:.2f}",
                 f"{row['seconds_mean']:.2f}",
                 f"{ratio:.2f}" if ratio is not None else "-",
             ]
@@ -114,11 +118,7 @@ def _mean_std(mean: float, std: float | None, factor: float, digits: int) -> str
 
 def _ratio_figures(folders: list[Path], target: Path, suffix: str, title: str) -> list[Path]:
     """The figures of alpha, pooled over the runs in ``folders``."""
-    histories = [
-        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in folders
-        if (folder / "metrics.jsonl").exists()
-    ]
+    histories = [_read_lines(folder / "metrics.jsonl") for folder in folders if (folder / "metrics.jsonl").exists()]
     made = [alpha_by_group(histories, target / f"alpha-by-group{suffix}.png", title=title)]
     ratios = [_read(folder / "ratios.json") for folder in folders if (folder / "ratios.json").exists()]
     known = [r for r in ratios if r["corrupted"] is not None]
@@ -133,6 +133,15 @@ def _read(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(path.read_text())
     except OSError as error:
         raise InputError(f"{path.parent} holds no finished run or comparison: {path.name} cannot be read") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object")
     return content
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        raise InputError(f"a line of {path} is not JSON: {error}") from error

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from tgeokd.ratios import GROUPS
 
@@ -54,7 +55,8 @@ def alpha_by_group(histories: Sequence[Sequence[dict[str, Any]]], path: Path, *,
         values = np.ma.masked_invalid(means[name])
         if values.count() == 0:
             continue
-        axes.plot(x, values.mean(axis=0), line, color=color, label=label, linewidth=1.8)
+        mean = values.mean(axis=0)
+        axes.plot(x, mean, line, color=color, label=label, linewidth=1.8, marker="o" if mean.count() == 1 else None)
         if len(histories) > 1:
             band = values.min(axis=0), values.max(axis=0)
             axes.fill_between(x, *band, color=color, alpha=0.10, linewidth=0)
@@ -63,6 +65,7 @@ def alpha_by_group(histories: Sequence[Sequence[dict[str, Any]]], path: Path, *,
         xlabel="epoch", ylabel="mean fusion ratio alpha\n(0 = label, 1 = teacher)", ylim=(-0.02, 1.02), title=title
     )
     axes.set_xlim(1, max(epochs, 2))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
     return _save(figure, path)
 
@@ -114,6 +117,8 @@ def accuracy_by_method(summary: Sequence[dict[str, Any]], path: Path, *, title: 
         color = _LEARNED if row["method"].startswith("tgeo") else _OTHER
         mean = 100 * row["accuracy_mean"]
         axes.errorbar(mean, y, xerr=error, fmt="o", color=color, capsize=3, markersize=5)
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, -1), min(high, 101))
     axes.set_yticks(range(len(rows)), [row["method"] for row in rows])
     axes.set(xlabel="test accuracy, % (mean and 95 % interval)", title=title, ylim=(-0.6, len(rows) - 0.4))
     axes.grid(axis="x", linewidth=0.4)
