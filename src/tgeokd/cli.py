@@ -251,10 +251,11 @@ def _table(setting: str, results: dict[str, Any]) -> Table:
     table = Table(
         title=f"{results['task']}, {setting}",
         title_justify="left",
-        caption=f"test set, last epoch: mean ± standard deviation over {len(teachers)} seeds; "
+        caption=f"test set after the last epoch, mean ± sd over {len(teachers)} seeds; "
         f"teacher {100 * sum(teachers) / len(teachers):.2f} %",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
         collapse_padding=True,
     )

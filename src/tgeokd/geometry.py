@@ -153,16 +153,15 @@ def trilateral(
         Tbar = class_means.detach()[target].to(S.dtype) if inter_sample else None
 
         # Edges that end in G subtract 1 at the label: no one-hot matrix is needed for them.
-        s_g, t_g, s_t = _minus_label(S, index), _minus_label(T, index), S - T
-        m_g = _minus_label(Tbar, index) if Tbar is not None else None
-        m_s = Tbar - S if Tbar is not None else None
-
-        edge_list = [t_g, s_g] + ([s_t] if student_teacher_edge else [])
-        # One (edge, edge) pair for each vertex, both edges pointing away from it.
-        angle_list = [(-s_t, -s_g), (s_t, -t_g), (s_g, t_g)] if student_teacher_edge else []
-        if m_s is not None and m_g is not None:
-            edge_list += [m_s, m_g]
-            angle_list += [(m_s, -s_g), (-m_s, -m_g), (s_g, m_g)]
+        edge = {"TG": _minus_label(T, index), "SG": _minus_label(S, index)}
+        # The angle at a vertex: its two edges, and the sign that makes both point away from it.
+        corners: list[tuple[str, str, float]] = []
+        if student_teacher_edge:
+            edge["ST"] = S - T
+            corners += [("ST", "SG", 1.0), ("ST", "TG", -1.0), ("SG", "TG", 1.0)]  # at S, T, G
+        if Tbar is not None:
+            edge |= {"MS": Tbar - S, "MG": _minus_label(Tbar, index)}
+            corners += [("MS", "SG", -1.0), ("MS", "MG", 1.0), ("SG", "MG", 1.0)]  # at S, Tbar, G
 
         if angles is None:
             angles = encoding == "scalar"
@@ -172,16 +171,20 @@ def trilateral(
                 G = torch.zeros_like(S).scatter_(-1, index, 1.0)
                 parts += [S, T, G] + ([Tbar] if Tbar is not None else [])
             if edges:
-                parts += [edge.square() for edge in edge_list]
+                parts += [e.square() for e in edge.values()]
             if angles:
-                parts += [a * b for a, b in angle_list]
+                parts += [sign * edge[a] * edge[b] for a, b, sign in corners]
         else:
+            length = {name: e.norm(dim=-1, keepdim=True) for name, e in edge.items()}
             if vertices:
                 parts += [P.gather(-1, index) for P in (S, T, Tbar) if P is not None] + [_entropy(S), _entropy(T)]
             if edges:
-                parts += [edge.norm(dim=-1, keepdim=True) for edge in edge_list]
+                parts += length.values()
             if angles:
-                parts += [_cosine(a, b) for a, b in angle_list]
+                parts += [
+                    _cosine(sign * (edge[a] * edge[b]).sum(dim=-1, keepdim=True), length[a] * length[b])
+                    for a, b, sign in corners
+                ]
         if not parts:
             raise InputError("vertices, edges and angles are all switched off: nothing is left to encode")
         return torch.cat(parts, dim=-1)
@@ -224,9 +227,7 @@ def _entropy(probs: Tensor) -> Tensor:
     return entropy / math.log(max(probs.shape[-1], 2))
 
 
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of the angle between two edges, shape (N, 1); 0 where one of them has no length."""
-    dot = (a * b).sum(dim=-1, keepdim=True)
-    lengths = a.norm(dim=-1, keepdim=True) * b.norm(dim=-1, keepdim=True)
+def _cosine(dot: Tensor, lengths: Tensor) -> Tensor:
+    """Cosine from an inner product and the product of the two lengths; 0 where one of them is zero."""
     cosine: Tensor = torch.where(lengths > 0, dot / lengths, 0.0)
     return cosine.clamp(-1.0, 1.0)

@@ -267,30 +267,25 @@ def test_no_seeds_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="only the first of the settings is checked before training")
 def test_every_setting_is_checked_before_anything_is_written(tmp_path, inline):
     with pytest.raises(InputError, match="noise must lie in"):
         compare(short(), ROWS, [0], tmp_path / "out", settings=[Setting("a"), Setting("b", {"noise": 7.0})])
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the runs of both seeds would share a folder and the results would count one twice"
-)
 def test_a_seed_given_twice_is_refused(tmp_path, inline):
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="two seeds of the comparison are the same"):
         compare(short(), ROWS[:1], [0, 0], tmp_path / "out")
 
 
-@pytest.mark.xfail(strict=True, reason="both settings become the folder noise-30: one's runs are taken for the other's")
-def test_settings_whose_folders_would_be_the_same_are_refused_or_kept_apart(tmp_path, inline):
+def test_rows_and_settings_whose_folders_would_be_the_same_are_refused(tmp_path, inline):
     settings = [Setting("noise 30 %", {"noise": 0.3}), Setting("noise (30)", {"noise": 0.0})]
-    try:
-        results = compare(short(), ROWS[:1], [0], tmp_path / "out", settings=settings)
-    except InputError:
-        return
-    a, b = [r["metrics"]["nll"] for r in results["runs"]]
-    assert a != b
+    with pytest.raises(InputError, match="two settings of the comparison are the same"):
+        compare(short(), ROWS[:1], [0], tmp_path / "out", settings=settings)
+    rows = [Entry("tgeo", {"hidden": [8, 4]}), Entry("tgeo", {"hidden": "8 4"})]
+    with pytest.raises(InputError, match="two rows of the comparison are the same"):
+        compare(short(), rows, [0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_that_fails_ends_the_comparison_with_one_line_that_says_why(tmp_path, inline):
@@ -300,7 +295,6 @@ def test_a_run_that_fails_ends_the_comparison_with_one_line_that_says_why(tmp_pa
     assert not (tmp_path / "out" / "results.json").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="the message does not say which run it was")
 def test_a_run_that_fails_is_named(tmp_path, inline):
     with pytest.raises(InputError, match=r"kd \(alpha=0\.5\).*seed 4"):
         compare(short("student.optimizer.lr=1e30"), [parse_entry("kd:alpha=0.5")], [4], tmp_path / "out")
@@ -344,7 +338,6 @@ def test_a_row_that_is_no_row_is_refused(text, message):
         parse_entry(text)
 
 
-@pytest.mark.xfail(strict=True, reason="yaml's error comes through: a traceback on the command line")
 def test_a_value_that_is_not_yaml_is_refused():
     with pytest.raises(InputError, match="kd:alpha="):
         parse_entry("kd:alpha=[")

@@ -125,7 +125,6 @@ def test_a_folder_is_no_config_file(tmp_path):
         load_config(tmp_path)
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="load_config does not catch UnicodeDecodeError")
 def test_a_file_that_is_not_text_is_refused(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"\x80\x02\xff\xfe")
@@ -287,7 +286,6 @@ def test_a_learning_rate_that_is_not_positive_is_refused(name, lr):
         OptimizerConfig(name, lr).build(parameters(), 1)
 
 
-@pytest.mark.xfail(strict=True, reason="torch's ValueError comes through: a traceback on the command line")
 @pytest.mark.parametrize(
     "options",
     [

@@ -108,7 +108,6 @@ def test_many_rows_make_a_taller_figure(tmp_path):
     assert height(30) > height(5) + 500
 
 
-@pytest.mark.xfail(strict=True, reason="with two seeds the t interval, and with it the axis, reaches beyond 100 %")
 def test_the_axis_of_accuracy_ends_at_100_percent(tmp_path, drawn):
     accuracy_by_method(summary(("ce", [0.9, 0.99])), tmp_path / "a.png", title="x")
     assert drawn[0].axes[0].get_xlim()[1] <= 101
@@ -183,16 +182,24 @@ def test_without_ratios_there_is_no_figure(tmp_path, histories):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a line of one point has no length and no marker: the legend names what is not there"
-)
 def test_a_group_seen_in_one_epoch_alone_can_be_seen(tmp_path, drawn):
     alpha_by_group([[record(0, teacher_right_agree=0.4)]], tmp_path / "g.png", title="tgeo")
     (line,) = lines(drawn[0]).values()
     assert line.get_marker() not in (None, "None", "", " ")
 
 
-@pytest.mark.xfail(strict=True, reason="few epochs give ticks such as 1.25: no MaxNLocator(integer=True)")
+@pytest.mark.xfail(strict=True, reason="points without a neighbour have no marker where there are two or more of them")
+def test_epochs_apart_from_each_other_can_be_seen(tmp_path, drawn):
+    history = [
+        record(epoch, teacher_right_agree=0.4, **({"teacher_wrong_agree": 0.7} if epoch in (0, 2) else {}))
+        for epoch in range(4)
+    ]
+    alpha_by_group([history], tmp_path / "g.png", title="tgeo")
+    _, apart = lines(drawn[0]).values()
+    assert set(points(apart)) == {1, 3}
+    assert apart.get_marker() not in (None, "None", "", " ")
+
+
 def test_epochs_are_whole_numbers(tmp_path, drawn):
     history = [record(epoch, teacher_right_agree=0.4) for epoch in range(3)]
     alpha_by_group([history], tmp_path / "g.png", title="tgeo")

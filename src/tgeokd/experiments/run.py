@@ -103,13 +103,13 @@ def run(
     """Distil the student and evaluate it on the test set.
 
     Args:
-        config: the run.
+        config: the run, as :func:`check` accepts it.
         teacher_path: weights of the teacher, as :func:`train_teacher` saved them.
         out: folder for the run's files; None writes nothing.
         resume: continue the run in ``out``.
         progress: show a bar.
     """
-    data, method = check(config)
+    data, method = load_data(config), build_method(config.method, **config.options)
     teacher = load_teacher(config, data, teacher_path)
     student = build_student(config, data)
     distiller = _distiller(student, teacher, method, config, config.student, progress=progress)

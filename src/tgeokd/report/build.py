@@ -93,7 +93,7 @@ def comparison_table(summary: Iterable[dict[str, Any]]) -> tuple[list[str], list
 
     Test accuracy and NLL with their standard deviation, held-out accuracy, seconds a run, and these relative to plain KD.
     """
-    header = ["method", "accuracy, %", "NLL", "held-out, %", "s", "x kd"]
+    header = ["method", "accuracy, %", "NLL", "held-out", "s", "x kd"]
     rows = []
     for row in summary:
         method, ratio = row["method"], row["seconds_vs_kd"]
