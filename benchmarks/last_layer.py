@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from tgeokd import Distiller, TGeoKD
+from tgeokd import TGeoKD
 from tgeokd.bilevel import ratio_gradient
 from tgeokd.experiments.config import RunConfig, preset
-from tgeokd.experiments.run import build_student, load_data, load_teacher, train_teacher
+from tgeokd.experiments.run import build_distiller, build_student, load_data, load_teacher, train_teacher
 from tgeokd.methods import Signals, TrainingStep
 
 
@@ -47,6 +47,7 @@ class Probe(TGeoKD):
                 val_inputs=outer.inputs,
                 val_target=outer.target,
                 temperature=look.temperature,
+                clip_norm=look.clip_norm,
                 method=method,
             )
             for method in ("forward", "last_layer")
@@ -57,10 +58,8 @@ class Probe(TGeoKD):
 
 def train(config: RunConfig, method: TGeoKD, teacher_path: Path) -> float:
     data = load_data(config)
-    student = build_student(config, data)
-    optimizer, _ = config.student.optimizer.build(student.parameters(), config.student.epochs)
-    teacher = load_teacher(config, data, teacher_path)
-    distiller = Distiller(student, teacher, method, optimizer, temperature=config.temperature, progress=False)
+    student, teacher = build_student(config, data), load_teacher(config, data, teacher_path)
+    distiller = build_distiller(student, teacher, method, config, config.student, progress=False)
     distiller.fit(
         data.training_loader(config.student.batch_size),
         data.ordered_loader(data.held_out),

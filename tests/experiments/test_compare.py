@@ -278,13 +278,10 @@ def test_a_seed_given_twice_is_refused(tmp_path, inline):
         compare(short(), ROWS[:1], [0, 0], tmp_path / "out")
 
 
-def test_rows_and_settings_whose_folders_would_be_the_same_are_refused(tmp_path, inline):
+def test_settings_whose_folders_would_be_the_same_are_refused(tmp_path, inline):
     settings = [Setting("noise 30 %", {"noise": 0.3}), Setting("noise (30)", {"noise": 0.0})]
     with pytest.raises(InputError, match="two settings of the comparison are the same"):
         compare(short(), ROWS[:1], [0], tmp_path / "out", settings=settings)
-    rows = [Entry("tgeo", {"hidden": [8, 4]}), Entry("tgeo", {"hidden": "8 4"})]
-    with pytest.raises(InputError, match="two rows of the comparison are the same"):
-        compare(short(), rows, [0], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -188,7 +188,6 @@ def test_a_group_seen_in_one_epoch_alone_can_be_seen(tmp_path, drawn):
     assert line.get_marker() not in (None, "None", "", " ")
 
 
-@pytest.mark.xfail(strict=True, reason="points without a neighbour have no marker where there are two or more of them")
 def test_epochs_apart_from_each_other_can_be_seen(tmp_path, drawn):
     history = [
         record(epoch, teacher_right_agree=0.4, **({"teacher_wrong_agree": 0.7} if epoch in (0, 2) else {}))

@@ -22,7 +22,16 @@ from tgeokd.names import look_up
 from tgeokd.runfolder import RunFolder
 from tgeokd.typed import call_checked
 
-__all__ = ["RunResult", "build_student", "check", "load_data", "load_teacher", "run", "train_teacher"]
+__all__ = [
+    "RunResult",
+    "build_distiller",
+    "build_student",
+    "check",
+    "load_data",
+    "load_teacher",
+    "run",
+    "train_teacher",
+]
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ def train_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: bo
         Its metrics on the test set, and on the held-out set as ``val_...``.
     """
     teacher = _model(config.teacher, data, seed=_teacher_seed(config))
-    distiller = _distiller(teacher, None, build_method("ce"), config, config.teacher, progress=progress)
+    distiller = build_distiller(teacher, None, build_method("ce"), config, config.teacher, progress=progress)
     _fit(distiller, config.teacher, data, seed=_teacher_seed(config))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -84,7 +93,7 @@ def check(config: RunConfig) -> tuple[TaskData, Method]:
     method = build_method(config.method, **config.options)
     data = load_data(config)
     for recipe, role in ((config.teacher, build_method("ce")), (config.student, method)):
-        _distiller(_model(recipe, data, seed=0), nn.Identity(), role, config, recipe, progress=False)
+        build_distiller(_model(recipe, data, seed=0), nn.Identity(), role, config, recipe, progress=False)
     if config.train_on == "train+val" and method.outer is not None:
         raise InputError(
             f"method {config.method!r} needs held-out samples; train_on=train+val leaves none (use outer=union)"
@@ -112,7 +121,7 @@ def run(
     data, method = load_data(config), build_method(config.method, **config.options)
     teacher = load_teacher(config, data, teacher_path)
     student = build_student(config, data)
-    distiller = _distiller(student, teacher, method, config, config.student, progress=progress)
+    distiller = build_distiller(student, teacher, method, config, config.student, progress=progress)
     with_held_out = config.train_on == "train+val"
     started = time.perf_counter()
     _fit(
@@ -176,9 +185,10 @@ def _model(recipe: Recipe, data: TaskData, *, seed: int) -> nn.Module:
     return build_model(options.pop("name"), in_features=sample.numel(), num_classes=data.num_classes, **options)
 
 
-def _distiller(
+def build_distiller(
     model: nn.Module, teacher: nn.Module | None, method: Method, config: RunConfig, recipe: Recipe, *, progress: bool
 ) -> Distiller:
+    """The Distiller of a model by its recipe: the student's, or the teacher's own with no teacher."""
     optimizer, scheduler = recipe.optimizer.build(model.parameters(), recipe.epochs)
     return Distiller(
         model,

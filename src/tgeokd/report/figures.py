@@ -56,7 +56,7 @@ def alpha_by_group(histories: Sequence[Sequence[dict[str, Any]]], path: Path, *,
         if values.count() == 0:
             continue
         mean = values.mean(axis=0)
-        axes.plot(x, mean, line, color=color, label=label, linewidth=1.8, marker="o" if mean.count() == 1 else None)
+        axes.plot(x, mean, line, color=color, label=label, linewidth=1.8, marker=".", markersize=4)
         if len(histories) > 1:
             band = values.min(axis=0), values.max(axis=0)
             axes.fill_between(x, *band, color=color, alpha=0.10, linewidth=0)
