@@ -88,17 +88,11 @@ def build_student(config: RunConfig, data: TaskData) -> nn.Module:
     return _model(config.student, data, seed=config.seed)
 
 
-def check(config: RunConfig) -> tuple[TaskData, Method]:
+def check(config: RunConfig) -> None:
     """Build what can be built without training, so that wrong settings fail before anything is written or trained."""
-    method = build_method(config.method, **config.options)
-    data = load_data(config)
+    method, data = _method(config), load_data(config)
     for recipe, role in ((config.teacher, build_method("ce")), (config.student, method)):
         build_distiller(_model(recipe, data, seed=0), nn.Identity(), role, config, recipe, progress=False)
-    if config.train_on == "train+val" and method.outer is not None:
-        raise InputError(
-            f"method {config.method!r} needs held-out samples; train_on=train+val leaves none (use outer=union)"
-        )
-    return data, method
 
 
 def run(
@@ -118,7 +112,7 @@ def run(
         resume: continue the run in ``out``.
         progress: show a bar.
     """
-    data, method = load_data(config), build_method(config.method, **config.options)
+    data, method = load_data(config), _method(config)
     teacher = load_teacher(config, data, teacher_path)
     student = build_student(config, data)
     distiller = build_distiller(student, teacher, method, config, config.student, progress=progress)
@@ -167,6 +161,15 @@ def _write_results(
             {"alpha": [round(a, 4) for a in ratios.tolist()], "corrupted": None if known is None else known.tolist()},
         )
     folder.write_json("results.json", content)
+
+
+def _method(config: RunConfig) -> Method:
+    method = build_method(config.method, **config.options)
+    if config.train_on == "train+val" and method.outer is not None:
+        raise InputError(
+            f"method {config.method!r} needs held-out samples; train_on=train+val leaves none (use outer=union)"
+        )
+    return method
 
 
 def _teacher_seed(config: RunConfig) -> int:
