@@ -70,7 +70,7 @@ def test_forward_equals_unrolling_and_the_brute_force(student, optimizer, clip, 
 
 
 @pytest.mark.parametrize("clip", ["none", "bites"])
-@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "nesterov", "adam", "adamw"])
 @pytest.mark.parametrize("student", BEYOND_FORWARD)
 def test_finite_difference_equals_the_brute_force_beyond_forward_mode(student, optimizer, clip):
     case = make_case(student, optimizer, steps=3)

@@ -252,12 +252,18 @@ def held_by(optimizer: Optimizer, own: Tensors, *, assume_sgd: bool = False) -> 
 
 
 def slopes(held: list[Held], values: Tensors, gradients: Tensors) -> dict[str, Tensor | float]:
-    """``D`` of the step at hand, by name; a parameter without a gradient does not move and has none."""
-    return {
-        h.name: h.rule.slope(values[h.name].detach(), gradients[h.name], h.state, h.group)
-        for h in held
-        if h.name in gradients
-    }
+    """``D`` of the step at hand, by name; a parameter without a gradient does not move and has none.
+
+    Where a gradient is exactly zero no sample touches the entry (an embedding's row, a dead unit), so ``D`` there meets only
+    zeros and is set to zero: Adam's would be ``lr / eps``, and finite differences would see little else.
+    """
+    found: dict[str, Tensor | float] = {}
+    for h in held:
+        if h.name in gradients:
+            gradient = gradients[h.name]
+            slope = h.rule.slope(values[h.name].detach(), gradient, h.state, h.group)
+            found[h.name] = torch.where(gradient == 0, 0.0, slope) if isinstance(slope, Tensor) else slope
+    return found
 
 
 def functional_step(held: list[Held], values: Tensors, gradients: Tensors) -> Tensors:
