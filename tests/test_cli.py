@@ -114,7 +114,6 @@ def test_help_names_every_option(command, words):
     assert [word for word in words if word not in result.output] == []
 
 
-@pytest.mark.xfail(strict=True, reason="rich cuts the word of 47 letters that shows how rows are written")
 def test_help_of_compare_shows_how_rows_are_written_in_80_columns():
     result = CliRunner().invoke(cli.app, ["compare", "--help"], env={"COLUMNS": "80", "TERM": "dumb"})
     assert "ce@train+val" in result.output
@@ -326,6 +325,59 @@ def test_the_teacher_of_another_config_is_not_taken_over(tgeokd_, tmp_path):
     assert tgeokd_("distill", *again, "--out", tmp_path / "fresh").code == 0
     teacher = "teacher.safetensors"
     assert (tmp_path / "out" / teacher).read_bytes() == (tmp_path / "fresh" / teacher).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["distill", "digits", "--seed", "abc"], "--seed"),
+        (["distill", "digits", "--bogus"], "--bogus"),
+        (["distill", "digits", "--out"], "--out"),
+        (["compare", "digits", "--seeds", "0"], "--seeds"),
+        (["compare"], "task"),
+        (["bogus"], "bogus"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_command_line_is_refused_in_one_line(tgeokd_, argv, message):
+    assert_refused(tgeokd_(*argv), message)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(
+            lambda whole: b"",
+        ),
+        lambda whole: b"x",
+        lambda whole: whole[:1000],
+    ],
+    ids=["empty", "text", "cut off"],
+)
+def test_a_damaged_checkpoint_is_refused(distilled, tgeokd_, damage):
+    out, _ = distilled
+    checkpoint = out / "last.ckpt" / "state.pt"
+    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
+    before = contents(out)
+    outcome = tgeokd_("distill", "--resume", out)
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1
+    assert re.search(r"cannot read the checkpoint .*state\.pt", outcome.err)
+    assert contents(out) == before
+
+
+def test_a_damaged_checkpoint_brings_no_dangerous_advice(distilled, tgeokd_):
+    out, _ = distilled
+    (out / "last.ckpt" / "state.pt").write_bytes(b"x")
+    assert "arbitrary code" not in tgeokd_("distill", "--resume", out).err
+
+
+def test_a_run_without_its_checkpoint_cannot_be_resumed(distilled, tgeokd_):
+    out, _ = distilled
+    (out / "last.ckpt" / "state.pt").unlink()
+    outcome = tgeokd_("distill", "--resume", out)
+    assert outcome.code == 2
+    assert "holds no checkpoint to resume from" in outcome.err
 
 
 def test_a_student_that_diverges_ends_in_one_line(tgeokd_, tmp_path):

@@ -142,7 +142,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = RunFolder(tmp_path / "run")
     folder.write_checkpoint({"epoch": Harmful()})
-    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+    with pytest.raises(Exception, match="not written by tgeokd"):
         folder.read_checkpoint()
     assert not (tmp_path / "pwned").exists()
 

@@ -137,7 +137,7 @@ def distill(
         out = resume
         chosen = load_config(resume / "config.yaml")
         check(chosen)
-        folder = RunFolder(out, resume=True, checkpoint_needed=False)
+        folder = RunFolder(out, resume=True, checkpoint_needed=(out / "metrics.jsonl").exists())
     else:
         chosen = _config(task, config, settings, method, seed)
         out = out or Path("runs") / f"{chosen.task}-{chosen.method}-{chosen.seed}"
@@ -166,7 +166,7 @@ def compare_command(
         str,
         typer.Option(
             help="Rows, comma-separated. Options after colons, training on the held-out samples too after @: "
-            "[b]ce,kd:alpha=0.5,tgeo,tgeo:outer=union,ce@train+val[/b].",
+            "[b]ce,kd:alpha=0.5,tgeo,ce@train+val[/b].",
         ),
     ] = ",".join(METHODS),
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per row: 0, 1, ...")] = 5,
@@ -195,10 +195,23 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 the user's input is wrong (one line says how), 1 anything else."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except InputError as error:
         print(f"tgeokd: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except typer.Abort:
+        print("tgeokd: interrupted", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        # Typer's usage errors, which it would draw a box around; its versions differ in the classes they come from.
+        if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
+            raise
+        message = error.format_message()
+        if message:
+            print(f"tgeokd: error: {message}", file=sys.stderr)
+        else:
+            error.show()  # type: ignore[attr-defined]  # no arguments at all: the help
+        sys.exit(error.exit_code)
 
 
 def _config(
@@ -239,21 +252,21 @@ def _compare(
             config, entries, range(seeds), out, settings=settings, jobs=jobs, resume=resume, on_event=show
         )
     finally:
-        progress.stop()
+        if progress.live.is_started:
+            progress.stop()
     for setting in dict.fromkeys(row["setting"] for row in results["summary"]):
         console.print(_table(setting, results))
+        teachers = [t["metrics"]["accuracy"] for t in results["teachers"] if t["setting"] == setting]
+        spread = f"mean ± sd over {seeds} seeds" if seeds > 1 else "one seed"
+        console.print(f"test set, last epoch, {spread}; teacher {100 * sum(teachers) / len(teachers):.2f} %\n")
     console.print(f"report: {build_report(out)}")
 
 
 def _table(setting: str, results: dict[str, Any]) -> Table:
     header, rows = comparison_table(row for row in results["summary"] if row["setting"] == setting)
-    teachers = [t["metrics"]["accuracy"] for t in results["teachers"] if t["setting"] == setting]
     table = Table(
         title=f"{results['task']}, {setting}",
         title_justify="left",
-        caption=f"test set after the last epoch, mean ± sd over {len(teachers)} seeds; "
-        f"teacher {100 * sum(teachers) / len(teachers):.2f} %",
-        caption_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,

@@ -109,9 +109,15 @@ def fuse(kd: Tensor, gt: Tensor, alpha: Tensor | float) -> Tensor:
     Returns:
         Shape (N,).
 
+    Raises:
+        InputError: for an alpha outside [0, 1] (of a tensor on an accelerator nothing is read, which would stall the step).
+
     Reference:
         Hu et al., "Less or More From Teacher", ICLR 2024.
     """
+    values = torch.as_tensor(alpha)
+    if values.device.type == "cpu" and not bool(((values >= 0) & (values <= 1)).all()):
+        raise InputError(f"alpha must lie in [0, 1], but spans {float(values.min()):.4g} to {float(values.max()):.4g}")
     return alpha * kd + (1.0 - alpha) * gt
 
 

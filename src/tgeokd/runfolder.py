@@ -19,7 +19,7 @@ from tgeokd.errors import InputError
 
 __all__ = ["RunFolder", "slug"]
 
-MARKS = ("metrics.jsonl", "last.ckpt", "student.safetensors", "results.json")
+MARKS = ("metrics.jsonl", "last.ckpt", "student.safetensors", "results.json", "comparison.yaml")
 
 
 class RunFolder:
@@ -87,7 +87,9 @@ class RunFolder:
         try:
             state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise InputError(f"cannot read the checkpoint {self.checkpoint}: {str(error).splitlines()[0]}") from error
+            raise InputError(
+                f"cannot read the checkpoint {self.checkpoint}: damaged, or not written by tgeokd"
+            ) from error
         return state
 
     @staticmethod

@@ -16,6 +16,7 @@ from students import (
     make_case,
     relative_error,
 )
+from torch import nn
 
 from tgeokd.bilevel import ratio_gradient
 
@@ -135,3 +136,23 @@ def test_stepping_alpha_down_its_hypergradient_lowers_the_held_out_loss():
     gradient = ratio_gradient(case.student, case.optimizer, **case.data)
     moved = case.with_(alpha=(case.alpha - 0.05 * gradient / gradient.abs().max()).clamp(0, 1))
     assert held_out_loss_after_step(moved) < held_out_loss_after_step(case)
+
+
+class Reassigns(nn.Module):
+    """Puts a new tensor in the place of its buffer, where others change the buffer in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(5, 4)
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x):
+        if self.training:
+            self.passes = self.passes + 1
+        return self.head(x) * (1 + 0.3 * self.passes)
+
+
+def test_a_buffer_that_the_forward_pass_assigns_anew():
+    case = make_case(Reassigns().double(), "momentum", steps=1)
+    found = ratio_gradient(case.student, case.optimizer, **case.data, accumulate=3)
+    assert relative_error(found, brute_force(case, accumulate=3)) <= 1e-6

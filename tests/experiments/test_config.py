@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tgeokd.data import TASKS
 from tgeokd.errors import InputError
 from tgeokd.experiments.config import OptimizerConfig, Recipe, RunConfig, load_config, override, preset
-from tgeokd.experiments.run import check
+from tgeokd.experiments.run import check, load_data
 from tgeokd.typed import from_mapping
 
 
@@ -23,9 +23,9 @@ def test_every_task_has_a_recipe_that_names_it(task):
 
 
 def test_the_digits_recipe_can_be_built():
-    data, method = check(preset("digits"))
-    assert (len(data.train), len(data.held_out)) == (600, 200)
-    assert method.name == "tgeo"
+    check(preset("digits"))
+    data = load_data(preset("digits"))
+    assert (len(data.train), len(data.held_out), len(data.test)) == (600, 200, 997)
 
 
 def test_a_recipe_for_an_unknown_task_is_refused():

@@ -166,10 +166,15 @@ def test_train_and_held_out_together_train_on_both(config, teacher, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [["method=tgeo"], ["method=tgeo", "options.outer=union"], ["method=rw"]])
-def test_a_method_that_needs_held_out_samples_may_not_train_on_them(settings):
+def test_a_method_that_needs_held_out_samples_may_not_train_on_them(settings, tmp_path):
     method = settings[0].removeprefix("method=")
-    with pytest.raises(InputError, match=f"method '{method}' needs held-out samples; train_on=train\\+val leaves none"):
-        check(short(*settings, "train_on=train+val"))
+    wrong = short(*settings, "train_on=train+val")
+    for refuse in (lambda: check(wrong), lambda: run(wrong, tmp_path / "teacher", tmp_path / "out")):
+        with pytest.raises(
+            InputError, match=f"method '{method}' needs held-out samples; train_on=train\\+val leaves none"
+        ):
+            refuse()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ class InnerStep:
 
 
 def functional_logits(student: nn.Module, params: Tensors, buffers: Tensors, inputs: Any) -> Tensor:
-    """Class logits of the student with other parameters and buffers in place of its own."""
+    """Class logits of the student with other parameters and buffers in place of its own; ``buffers`` is brought up to date."""
     # `tie_weights` of functional_call leaves a module that is reachable under two names with the wrong tensors for good,
     # so sharing is resolved here: every place that holds a tensor, each once.
     given = {**params, **buffers}
@@ -210,7 +210,9 @@ def functional_logits(student: nn.Module, params: Tensors, buffers: Tensors, inp
         for attribute, tensor in chain(module._parameters.items(), module._buffers.items())
         if id(tensor) in names
     }
-    return as_logits(functional_call(student, places, positional(inputs), keywords(inputs), tie_weights=False))
+    logits = as_logits(functional_call(student, places, positional(inputs), keywords(inputs), tie_weights=False))
+    buffers.update({name: places[name] for name in buffers if name in places})  # a buffer may have been assigned anew
+    return logits
 
 
 def signal_difference_slope(logits: Tensor, part: MicroBatch, temperature: float) -> Tensor:

@@ -188,8 +188,7 @@ def ratio_gradient(
 
     The step is the one that ``optimizer`` would take now, from its present state, on
     ``mean_i [alpha_i kd_i + (1 - alpha_i) gt_i]`` with the student in its present mode. The student (parameters, gradients,
-    buffers, modes), the optimizer and the random state are bit for bit as before. A buffer that a forward pass updates must be
-    updated in place, as torch's own layers do: one that is assigned anew would not reach the next micro-batch.
+    buffers, modes), the optimizer and the random state are bit for bit as before.
 
     Args:
         student: the module.

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from tgeokd.errors import InputError
-from tgeokd.experiments.config import RunConfig, TrainOn
+from tgeokd.experiments.config import RunConfig, TrainOn, preset
 from tgeokd.experiments.run import RunResult, check, load_data, run, train_teacher
 from tgeokd.runfolder import RunFolder, slug
 
@@ -97,7 +97,10 @@ def compare(
     Returns:
         The content of ``results.json``.
     """
-    settings = settings or [Setting(", ".join(f"{k}={v}" for k, v in config.data.items()) or "default", {})]
+    if not settings:
+        usual = preset(config.task).data
+        changed = [f"{key}={value}" for key, value in config.data.items() if usual.get(key) != value]
+        settings = [Setting(", ".join(changed) or "default")]
     for what, names in (
         ("rows", [slug(entry.label) for entry in entries]),
         ("settings", [slug(setting.name) for setting in settings]),
@@ -213,6 +216,8 @@ def _open(
         "settings": [dataclasses.asdict(setting) for setting in settings],
     }
     description = out / "comparison.yaml"
+    if resume and not description.exists():
+        raise InputError(f"{out} holds no comparison to resume (comparison.yaml)")
     if description.exists():
         if not resume:
             raise InputError(f"{out} already holds a comparison; choose another folder, or resume it")

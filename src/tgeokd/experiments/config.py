@@ -115,6 +115,7 @@ class RunConfig:
         seed: of everything random: split, noise, weights, order.
         accelerator: as in Lightning Fabric.
         precision: as in Lightning Fabric.
+        threads: torch threads of a run on the CPU; None leaves torch's choice.
     """
 
     task: str
@@ -129,10 +130,13 @@ class RunConfig:
     seed: int = 0
     accelerator: str = "auto"
     precision: str = "32-true"
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.checkpoint_every < 1:
             raise InputError(f"checkpoint_every must be >= 1, not {self.checkpoint_every}")
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads must be >= 1 or null, not {self.threads}")
         if not 0 <= self.seed < 2**31:
             raise InputError(f"seed must lie in [0, 2^31), not {self.seed}")
 

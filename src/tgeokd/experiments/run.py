@@ -192,6 +192,8 @@ def build_distiller(
     model: nn.Module, teacher: nn.Module | None, method: Method, config: RunConfig, recipe: Recipe, *, progress: bool
 ) -> Distiller:
     """The Distiller of a model by its recipe: the student's, or the teacher's own with no teacher."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     optimizer, scheduler = recipe.optimizer.build(model.parameters(), recipe.epochs)
     return Distiller(
         model,
