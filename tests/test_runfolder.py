@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tgeokd.errors import InputError
-from tgeokd.runfolder import RunFolder, slug
+from tgeokd.runfolder import RunFolder, replace_file, slug
 
 
 def names(path):
@@ -181,7 +181,7 @@ def test_a_writer_that_breaks_off_half_way_leaves_the_old_file(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        RunFolder._replace(path, broken)
+        replace_file(path, broken)
     assert path.read_text() == "old and whole"
     assert names(tmp_path) == ["file"]
 
@@ -195,7 +195,7 @@ def test_while_a_file_is_written_the_old_one_can_be_read(tmp_path):
         target.write_text("new")
         seen.append(path.read_text())
 
-    RunFolder._replace(path, write)
+    replace_file(path, write)
     assert seen == ["old"]
     assert path.read_text() == "new"
     assert names(tmp_path) == ["file"]

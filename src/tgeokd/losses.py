@@ -16,6 +16,7 @@ from torch import Tensor
 from tgeokd.errors import InputError
 
 __all__ = [
+    "check_ratios",
     "fuse",
     "gt_loss",
     "gt_slope",
@@ -116,9 +117,15 @@ def fuse(kd: Tensor, gt: Tensor, alpha: Tensor | float) -> Tensor:
         Hu et al., "Less or More From Teacher", ICLR 2024.
     """
     values = torch.as_tensor(alpha)
-    if values.device.type == "cpu" and not bool(((values >= 0) & (values <= 1)).all()):
-        raise InputError(f"alpha must lie in [0, 1], but spans {float(values.min()):.4g} to {float(values.max()):.4g}")
+    if values.device.type == "cpu":
+        check_ratios(values)
     return alpha * kd + (1.0 - alpha) * gt
+
+
+def check_ratios(alpha: Tensor) -> None:
+    """Raise an InputError unless every fusion ratio lies in [0, 1]."""
+    if not bool(((alpha >= 0) & (alpha <= 1)).all()):
+        raise InputError(f"alpha must lie in [0, 1], but spans {float(alpha.min()):.4g} to {float(alpha.max()):.4g}")
 
 
 def logits_from_probs(probs: Tensor) -> Tensor:

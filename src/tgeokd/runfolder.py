@@ -17,7 +17,7 @@ from torch import nn
 
 from tgeokd.errors import InputError
 
-__all__ = ["RunFolder", "slug"]
+__all__ = ["RunFolder", "replace_file", "slug"]
 
 MARKS = ("metrics.jsonl", "last.ckpt", "student.safetensors", "results.json", "comparison.yaml")
 
@@ -56,17 +56,17 @@ class RunFolder:
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file."""
         text = json.dumps(content, indent=2) + "\n"
-        self._replace(self.path / name, lambda path: _write_text(path, text))
+        replace_file(self.path / name, lambda path: _write_text(path, text))
 
     def write_yaml(self, name: str, content: Any) -> None:
         """Write a YAML file."""
         text = yaml.safe_dump(content, sort_keys=False)
-        self._replace(self.path / name, lambda path: _write_text(path, text))
+        replace_file(self.path / name, lambda path: _write_text(path, text))
 
     def write_lines(self, name: str, records: list[dict[str, Any]]) -> None:
         """Write a file with one JSON object a line."""
         text = "".join(json.dumps(record) + "\n" for record in records)
-        self._replace(self.path / name, lambda path: _write_text(path, text))
+        replace_file(self.path / name, lambda path: _write_text(path, text))
 
     def append_line(self, name: str, record: dict[str, Any]) -> None:
         """Append one JSON object as a line."""
@@ -75,12 +75,12 @@ class RunFolder:
 
     def write_weights(self, model: nn.Module) -> None:
         """Write a module's weights to ``student.safetensors``."""
-        self._replace(self.path / "student.safetensors", lambda path: save_model(model, str(path)))
+        replace_file(self.path / "student.safetensors", lambda path: save_model(model, str(path)))
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:
         """Write the state to resume from."""
         self.checkpoint.parent.mkdir(exist_ok=True)
-        self._replace(self.checkpoint, lambda path: torch.save(state, path))
+        replace_file(self.checkpoint, lambda path: torch.save(state, path))
 
     def read_checkpoint(self) -> dict[str, Any]:
         """The state to resume from; only tensors and plain values are unpickled."""
@@ -92,17 +92,17 @@ class RunFolder:
             ) from error
         return state
 
-    @staticmethod
-    def _replace(path: Path, write: Callable[[Path], None]) -> None:
-        """Write beside the file, force it to disk, then put it in place in one step."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            write(temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Write beside the file, force it to disk, then put it in place in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def slug(text: str) -> str:

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from tgeokd.bilevel import finite_difference, forward, last_layer, unrolled
 from tgeokd.bilevel.inner_step import (
     Clip,
+    Held,
     InnerStep,
     MicroBatch,
     PassContext,
@@ -35,7 +36,7 @@ from tgeokd.bilevel.inner_step import (
     trainable,
 )
 from tgeokd.errors import InputError
-from tgeokd.losses import fuse, gt_loss, kd_loss
+from tgeokd.losses import check_ratios, fuse, gt_loss, kd_loss
 from tgeokd.modules import class_logits, modes, module_device, random_state, replayed, sliced
 
 __all__ = ["Hypergradient", "Lookahead", "logits_along", "new_part", "ratio_gradient"]
@@ -86,7 +87,7 @@ class Lookahead:
         assume_sgd: bool = False,
     ) -> None:
         _check(method, temperature, clip_norm)
-        _check_optimizer(student, optimizer, assume_sgd=assume_sgd)
+        _held(student, optimizer, assume_sgd=assume_sgd)
         self.student = student
         self.optimizer = optimizer
         self.temperature = temperature
@@ -214,11 +215,9 @@ def ratio_gradient(
     """
     _check(method, temperature, clip_norm)
     _check_alpha(alpha, len(target))
-    if not bool(((alpha >= 0) & (alpha <= 1)).all()):
-        raise InputError(f"alpha must lie in [0, 1], but spans {float(alpha.min()):.4g} to {float(alpha.max()):.4g}")
-    _check_optimizer(student, optimizer, assume_sgd=assume_sgd)
+    check_ratios(alpha)
+    held = _held(student, optimizer, assume_sgd=assume_sgd)
     own = trainable(student)
-    held = held_by(optimizer, own, assume_sgd=assume_sgd)
     values = {name: param.detach().requires_grad_() for name, param in own.items()}
     buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
     parts: list[MicroBatch] = []
@@ -340,12 +339,15 @@ def _check_alpha(alpha: Tensor, size: int) -> None:
         raise InputError(f"alpha must have shape ({size},), one ratio a sample of the step, not {tuple(alpha.shape)}")
 
 
-def _check_optimizer(student: nn.Module, optimizer: Optimizer, *, assume_sgd: bool) -> None:
+def _held(student: nn.Module, optimizer: Optimizer, *, assume_sgd: bool) -> list[Held]:
+    """The student's parameters as the optimizer holds them, of which there must be some."""
     own = trainable(student)
     if not own:
         raise InputError("the student has no trainable parameter")
-    if not held_by(optimizer, own, assume_sgd=assume_sgd):
+    held = held_by(optimizer, own, assume_sgd=assume_sgd)
+    if not held:
         raise InputError("the optimizer holds none of the student's trainable parameters")
+    return held
 
 
 def _check(method: str, temperature: float, clip_norm: float | None) -> None:

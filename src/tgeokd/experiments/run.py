@@ -19,7 +19,7 @@ from tgeokd.experiments.config import Recipe, RunConfig
 from tgeokd.methods import Method, build_method
 from tgeokd.models import build_model
 from tgeokd.names import look_up
-from tgeokd.runfolder import RunFolder
+from tgeokd.runfolder import RunFolder, replace_file
 from tgeokd.typed import call_checked
 
 __all__ = [
@@ -63,13 +63,12 @@ def train_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: bo
     Returns:
         Its metrics on the test set, and on the held-out set as ``val_...``.
     """
+    _use_threads(config)
     teacher = _model(config.teacher, data, seed=_teacher_seed(config))
     distiller = build_distiller(teacher, None, build_method("ce"), config, config.teacher, progress=progress)
     _fit(distiller, config.teacher, data, seed=_teacher_seed(config))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_model(teacher, str(temporary))
-    temporary.replace(path)
+    replace_file(path, lambda temporary: save_model(teacher, str(temporary)))
     return _metrics(distiller, data)
 
 
@@ -112,6 +111,7 @@ def run(
         resume: continue the run in ``out``.
         progress: show a bar.
     """
+    _use_threads(config)
     data, method = load_data(config), _method(config)
     teacher = load_teacher(config, data, teacher_path)
     student = build_student(config, data)
@@ -172,6 +172,11 @@ def _method(config: RunConfig) -> Method:
     return method
 
 
+def _use_threads(config: RunConfig) -> None:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+
 def _teacher_seed(config: RunConfig) -> int:
     return config.seed + 10_000  # teacher and student must not start from the same random numbers
 
@@ -192,8 +197,6 @@ def build_distiller(
     model: nn.Module, teacher: nn.Module | None, method: Method, config: RunConfig, recipe: Recipe, *, progress: bool
 ) -> Distiller:
     """The Distiller of a model by its recipe: the student's, or the teacher's own with no teacher."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     optimizer, scheduler = recipe.optimizer.build(model.parameters(), recipe.epochs)
     return Distiller(
         model,
