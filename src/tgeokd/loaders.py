@@ -7,44 +7,115 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+)
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from tgeokd.errors import InputError
 from tgeokd.modules import random_state, replayed
 
-__all__ = ["ArrayDataset", "OuterStream", "group", "joined", "union_loader"]
+__all__ = ["ArrayDataset", "BlockShuffle", "OuterStream", "WholeBatch", "group", "joined", "shuffling", "union_loader"]
 
 
-class _WholeBatch(tuple[Tensor, Tensor]):
+class WholeBatch(tuple[Any, ...]):
     """A batch fetched as a whole. torch's default collation, extended here as its documentation says, passes it on."""
 
 
-default_collate_fn_map[_WholeBatch] = lambda batch, *, collate_fn_map=None: tuple(batch[0])
+default_collate_fn_map[WholeBatch] = lambda batch, *, collate_fn_map=None: tuple(batch[0])
 
 
 class ArrayDataset(Dataset[Any]):
-    """Samples held in two tensors. A loader fetches a whole batch by one indexing, no Python per row.
+    """Samples held in tensors. A loader fetches a whole batch by one indexing, no Python per row.
 
     Args:
-        inputs: shape (N, ...).
+        inputs: one tensor of shape (N, ...), or a tuple of such tensors.
         target: class indices, shape (N,).
+        ids: what the samples are called, int64, shape (N,); a batch is then ``(inputs, target, ids)``.
+        transform: of a whole batch of inputs as it is fetched, for example augmentation.
     """
 
-    def __init__(self, inputs: Tensor, target: Tensor) -> None:
-        if len(inputs) != len(target):
-            raise InputError(f"inputs have {len(inputs)} rows but target has {len(target)}")
-        self.inputs, self.target = inputs, target
+    def __init__(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Tensor,
+        ids: Tensor | None = None,
+        transform: Callable[[Any], Any] | None = None,
+    ) -> None:
+        for name, part in [*(("inputs", part) for part in _parts(inputs)), ("ids", ids)]:
+            if part is not None and len(part) != len(target):
+                raise InputError(f"{name} have {len(part)} rows but target has {len(target)}")
+        self.inputs, self.target, self.ids, self.transform = inputs, target, ids, transform
 
     def __len__(self) -> int:
         return len(self.target)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.inputs[index], self.target[index]
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        (batch,) = self.__getitems__([index])
+        return tuple(_first(part) for part in batch)
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         rows = torch.as_tensor(indices)
-        return [_WholeBatch((self.inputs[rows], self.target[rows]))]
+        inputs = tuple(part[rows] for part in self.inputs) if isinstance(self.inputs, tuple) else self.inputs[rows]
+        if self.transform is not None:
+            inputs = self.transform(inputs)
+        ids = () if self.ids is None else (self.ids[rows],)
+        return [WholeBatch((inputs, self.target[rows], *ids))]
+
+    def join(self, other: Dataset[Any]) -> Dataset[Any]:
+        """These samples and then those of ``other``, all with this data set's transform."""
+        if not isinstance(other, ArrayDataset) or (self.ids is None) != (other.ids is None):
+            return ConcatDataset([self, other])
+        both = [torch.cat(pair) for pair in zip(_parts(self.inputs), _parts(other.inputs), strict=True)]
+        ids = torch.cat([self.ids, other.ids]) if self.ids is not None and other.ids is not None else None
+        inputs = tuple(both) if isinstance(self.inputs, tuple) else both[0]
+        return ArrayDataset(inputs, torch.cat([self.target, other.target]), ids, self.transform)
+
+
+class BlockShuffle(Sampler[int]):
+    """A shuffled order whose reads stay local, for data sets on disk that are larger than memory.
+
+    Blocks of consecutive rows come in random order; the rows of ``window`` blocks at a time are shuffled together. Memory is
+    that of one window, whatever the size of the data set.
+
+    Args:
+        size: rows of the data set.
+        block_size: rows of a block.
+        generator: of the order; by default seeded from torch's global generator on every pass.
+        window: blocks shuffled together.
+    """
+
+    def __init__(self, size: int, block_size: int, generator: torch.Generator | None, window: int = 16) -> None:
+        if block_size < 1:
+            raise InputError(f"block_size must be >= 1, not {block_size}")
+        self.size, self.block_size, self.generator, self.window = size, block_size, generator, window
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = self.generator
+        if generator is None:
+            generator = torch.Generator()
+            generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
+        starts = torch.randperm(-(-self.size // self.block_size), generator=generator) * self.block_size
+        for blocks in starts.split(self.window):
+            rows = torch.cat([torch.arange(s, min(s + self.block_size, self.size)) for s in blocks.tolist()])
+            yield from rows[torch.randperm(len(rows), generator=generator)].tolist()
+
+
+def shuffling(dataset: Dataset[Any], generator: torch.Generator | None = None) -> dict[str, Any]:
+    """Arguments of a ``DataLoader`` that shuffles: by blocks where the data set has a ``block_size``, else freely."""
+    block_size = getattr(dataset, "block_size", None)
+    if block_size is None:
+        return {"shuffle": True, "generator": generator}
+    return {"sampler": BlockShuffle(len(dataset), block_size, generator), "generator": generator}  # type: ignore[arg-type]
 
 
 def union_loader(train: Iterable[Any], held_out: Iterable[Any]) -> DataLoader[Any]:
@@ -60,7 +131,7 @@ def union_loader(train: Iterable[Any], held_out: Iterable[Any]) -> DataLoader[An
         )
     assert isinstance(train, DataLoader)
     assert isinstance(held_out, DataLoader)
-    if not isinstance(train.sampler, SequentialSampler | RandomSampler):
+    if not isinstance(train.sampler, SequentialSampler | RandomSampler | BlockShuffle):
         raise InputError(
             f"outer='union' cannot extend the sampler {type(train.sampler).__name__} to the held-out samples; pass a training "
             "loader over both parts yourself and use outer='holdout'"
@@ -70,10 +141,9 @@ def union_loader(train: Iterable[Any], held_out: Iterable[Any]) -> DataLoader[An
 
 
 def joined(first: Dataset[Any], second: Dataset[Any]) -> Dataset[Any]:
-    """Both data sets as one, in arrays where both are."""
-    if isinstance(first, ArrayDataset) and isinstance(second, ArrayDataset):
-        return ArrayDataset(torch.cat([first.inputs, second.inputs]), torch.cat([first.target, second.target]))
-    return ConcatDataset([first, second])
+    """Both data sets as one, in the way of the first where it knows one (``join``)."""
+    join: Callable[[Dataset[Any]], Dataset[Any]] | None = getattr(first, "join", None)
+    return join(second) if join is not None else ConcatDataset([first, second])
 
 
 class OuterStream:
@@ -152,12 +222,20 @@ def _like(
     return DataLoader(
         dataset,
         batch_size,
-        shuffle=True,
+        **shuffling(dataset, generator),
         drop_last=drop_last,
         collate_fn=fetch,
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
         persistent_workers=loader.num_workers > 0,
         worker_init_fn=loader.worker_init_fn,
-        generator=generator,
     )
+
+
+def _parts(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def _first(part: Any) -> Any:
+    """The only sample of a batch of one."""
+    return tuple(_first(each) for each in part) if isinstance(part, tuple) else part[0]

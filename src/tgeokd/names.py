@@ -3,14 +3,53 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
 from typing import TypeVar
 
 from tgeokd.errors import InputError
 
-__all__ = ["check_names", "look_up", "unknown_name"]
+__all__ = ["Lazy", "check_names", "look_up", "unknown_name"]
 
 T = TypeVar("T")
+
+EXTRA_OF = {"torchvision": "vision", "timm": "vision", "transformers": "text"} | dict.fromkeys(
+    ("polars", "pyarrow", "imblearn"), "tabular"
+)
+
+
+class Lazy(Mapping[str, T]):
+    """A registry whose entries are imported when they are first asked for: what is not used need not be installed.
+
+    Args:
+        places: name to ``"module:attribute"``.
+
+    Raises:
+        InputError: on access, where an optional dependency of the entry is not installed; it names the extra to install.
+    """
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        self._places = dict(places)
+
+    def __getitem__(self, name: str) -> T:
+        module, _, attribute = self._places[name].partition(":")
+        try:
+            entry: T = getattr(import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            extra = EXTRA_OF.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            raise InputError(f"{name!r} needs {error.name}: pip install 'tgeokd[{extra}]'") from error
+        return entry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:

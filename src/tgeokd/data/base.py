@@ -3,67 +3,97 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tgeokd.errors import InputError
-from tgeokd.loaders import joined
+from tgeokd.loaders import joined, shuffling
+from tgeokd.metrics import Metrics
 
-__all__ = ["TaskData", "symmetric_noise"]
+if TYPE_CHECKING:
+    import polars as pl
+
+__all__ = ["Encoder", "InputSpec", "TaskData"]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a model must know of its inputs.
+
+    Attributes:
+        kind: ``array``: one tensor of shape (N, *shape). ``table``: the pair (numeric, categorical), float32 (N, M) and int64
+            (N, K), either of which may have no columns.
+        shape: of one sample; of a table ``(M,)``.
+        categories: codes of each categorical column of a table, K numbers. Code 0 stands for missing, 1 for unknown or rare.
+    """
+
+    kind: Literal["array", "table"]
+    shape: tuple[int, ...]
+    categories: tuple[int, ...] = ()
+
+
+class Encoder(Protocol):
+    """From rows as a user has them to a table's tensors, fitted on training rows; saved with the student."""
+
+    @property
+    def inputs(self) -> InputSpec:
+        """What it makes."""
+        ...
+
+    def transform(self, frame: pl.DataFrame, *, source: str = "") -> tuple[Tensor, Tensor]:
+        """The pair (numeric, categorical) of a frame; ``source`` names the file in errors."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON from which ``from_dict`` makes the same encoder."""
+        ...
 
 
 @dataclass(frozen=True)
 class TaskData:
     """Splits of a task.
 
+    A sample is ``(inputs, target)`` or ``(inputs, target, id)``; the id is its row number in the raw source, test rows counted
+    on after the training rows where they come from another file.
+
     Attributes:
         train: samples to train on.
         held_out: samples for the outer problem, early stopping and choices; disjoint from ``train`` and ``test``.
         test: samples to report on, used for nothing else.
         num_classes: C.
+        inputs: what a model must know of the inputs.
         corrupted: which training labels are known to be wrong, shape (len(train),), bool; None where unknown.
+        class_names: of the C classes; empty where they have none.
+        metrics: what is reported of the test set.
+        notes: what was found and done (rows, missing values, checksums, columns), as plain JSON for the results.
+        test_groups: named parts of the test set, each a mask of shape (len(test),), bool.
+        encoder: of a table: what made its tensors.
+        workers: processes that fetch batches; for data that is read and decoded sample by sample.
     """
 
     train: Dataset[Any]
     held_out: Dataset[Any]
     test: Dataset[Any]
     num_classes: int
+    inputs: InputSpec
     corrupted: Tensor | None = None
+    class_names: tuple[str, ...] = ()
+    metrics: Metrics = field(default_factory=Metrics)
+    notes: dict[str, Any] = field(default_factory=dict)
+    test_groups: dict[str, Tensor] = field(default_factory=dict)
+    encoder: Encoder | None = None
+    workers: int = 0
 
     def training_loader(self, batch_size: int, *, with_held_out: bool = False) -> DataLoader[Any]:
         """Shuffled training batches, on request with the held-out samples among them."""
         dataset = joined(self.train, self.held_out) if with_held_out else self.train
-        return DataLoader(dataset, batch_size, shuffle=True)
+        return DataLoader(dataset, batch_size, **shuffling(dataset), **self._fetching())
 
-    @staticmethod
-    def ordered_loader(dataset: Dataset[Any], batch_size: int = 1024) -> Iterable[Any]:
+    def ordered_loader(self, dataset: Dataset[Any], batch_size: int = 1024) -> Iterable[Any]:
         """Batches of a split in its own order."""
-        return DataLoader(dataset, batch_size)
+        return DataLoader(dataset, batch_size, **self._fetching())
 
-
-def symmetric_noise(target: Tensor, rate: float, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Replace a share of the labels at random: each by a class drawn uniformly from all classes.
-
-    One in C of the replaced labels is drawn as it was, so the share of wrong labels is about ``rate (1 - 1 / C)``.
-
-    Args:
-        target: class indices, shape (N,).
-        rate: share of labels replaced, in [0, 1]; ``round(rate N)`` of them.
-        num_classes: C.
-        seed: of the choice.
-
-    Returns:
-        The noisy labels, shape (N,), and which of them are wrong now, shape (N,), bool.
-    """
-    if not 0 <= rate <= 1:
-        raise InputError(f"noise must lie in [0, 1], not {rate}")
-    generator = np.random.default_rng(seed)
-    chosen = generator.permutation(len(target))[: round(rate * len(target))]
-    noisy = target.clone()
-    noisy[chosen] = torch.from_numpy(generator.integers(0, num_classes, size=len(chosen)))
-    return noisy, noisy != target
+    def _fetching(self) -> dict[str, Any]:
+        return {"num_workers": self.workers, "persistent_workers": self.workers > 0}

@@ -7,7 +7,8 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from tgeokd.data.base import TaskData, symmetric_noise
+from tgeokd.data.base import InputSpec, TaskData
+from tgeokd.data.noise import symmetric_noise
 from tgeokd.errors import InputError
 from tgeokd.loaders import ArrayDataset
 
@@ -37,5 +38,11 @@ def digits(*, seed: int = 0, noise: float = 0.0, train: int = 600, held_out: int
     fit, held = train_test_split(rest, train_size=train, stratify=y[rest], random_state=seed)
     noisy, corrupted = symmetric_noise(y[fit], noise, 10, seed)
     return TaskData(
-        ArrayDataset(x[fit], noisy), ArrayDataset(x[held], y[held]), ArrayDataset(x[test], y[test]), 10, corrupted
+        train=ArrayDataset(x[fit], noisy, torch.from_numpy(fit)),
+        held_out=ArrayDataset(x[held], y[held], torch.from_numpy(held)),
+        test=ArrayDataset(x[test], y[test], torch.from_numpy(test)),
+        num_classes=10,
+        inputs=InputSpec("array", (64,)),
+        corrupted=corrupted,
+        class_names=tuple("0123456789"),
     )

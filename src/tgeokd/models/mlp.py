@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 from torch import nn
 
+from tgeokd.data.base import InputSpec
 from tgeokd.errors import InputError
+from tgeokd.models.table import table_mlp
 
 __all__ = ["mlp"]
 
 
-def mlp(*, in_features: int, num_classes: int, hidden: tuple[int, ...] = (16,), dropout: float = 0.0) -> nn.Sequential:
+def mlp(
+    *,
+    inputs: InputSpec,
+    num_classes: int,
+    hidden: tuple[int, ...] = (16,),
+    dropout: float = 0.0,
+    embedding: int = 8,
+) -> nn.Module:
     """Linear layers with ReLU and, where asked, dropout between them.
 
     Args:
-        in_features: numbers a sample; inputs of more dimensions are flattened.
+        inputs: arrays are flattened; of a table, the numeric columns stand beside an embedding of each categorical one.
         num_classes: C.
         hidden: widths of the hidden layers.
         dropout: probability after each hidden layer.
+        embedding: numbers that stand for a category of a table, at most.
 
     Raises:
         InputError: for an impossible width or probability.
@@ -27,6 +38,11 @@ def mlp(*, in_features: int, num_classes: int, hidden: tuple[int, ...] = (16,), 
         raise InputError(f"hidden widths must be >= 1, not {list(hidden)}")
     if not 0 <= dropout < 1:
         raise InputError(f"dropout must lie in [0, 1), not {dropout}")
+    if inputs.kind == "table":
+        return table_mlp(
+            inputs=inputs, num_classes=num_classes, hidden=hidden, dropout=dropout, embedding=embedding
+        )
+    in_features = math.prod(inputs.shape)
     layers: list[nn.Module] = [nn.Flatten()]
     for width_in, width_out in pairwise((in_features, *hidden)):
         layers += [nn.Linear(width_in, width_out), nn.ReLU()]
