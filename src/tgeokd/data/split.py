@@ -1,0 +1,110 @@
+"""Seeded splits of a table's rows that keep the shares of the classes, and over-sampling of the rarer ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+
+from tgeokd.errors import InputError
+
+__all__ = ["oversample", "stratified_split"]
+
+Rows = NDArray[np.int64]
+
+
+def stratified_split(
+    target: NDArray[np.int64],
+    *,
+    held_out: int | float,
+    test: int | float | None,
+    seed: int,
+    class_names: Sequence[str] = (),
+) -> tuple[Rows, Rows, Rows]:
+    """Rows of the training, the held-out and the test part, each with the class shares of the whole.
+
+    Args:
+        target: class indices, shape (N,).
+        held_out: rows of the held-out part, or their share of all N rows as a float.
+        test: likewise for the test part; None where the test rows come from elsewhere.
+        seed: of the split.
+        class_names: for messages; class indices otherwise.
+
+    Returns:
+        Row numbers in increasing order; the last array is empty with ``test=None``.
+
+    Raises:
+        InputError: where a part would lack a class, with the class and the number of its rows.
+    """
+    rows = np.arange(len(target), dtype=np.int64)
+    sizes = {"held_out": _size("held_out", held_out, len(target))}
+    if test is not None:
+        sizes["test"] = _size("test", test, len(target))
+    sizes = {"train": len(target) - sum(sizes.values())} | sizes
+    classes, counts = np.unique(target, return_counts=True)
+    if counts.min(initial=len(sizes)) < len(sizes):
+        rare = int(counts.argmin())
+        raise InputError(
+            f"class {_name(classes[rare], class_names)} has {counts[rare]} rows, "
+            f"too few for one in each of {', '.join(sizes)}"
+        )
+    for name, size in sizes.items():
+        if size < len(classes):
+            raise InputError(
+                f"the {name} part would have {max(size, 0)} of {len(target)} rows for {len(classes)} classes"
+            )
+    parts = {"test": rows[:0]}
+    rest = rows
+    for name in ("test", "held_out"):
+        if name in sizes:
+            rest, parts[name] = train_test_split(rest, test_size=sizes[name], stratify=target[rest], random_state=seed)
+    parts["train"] = rest
+    for name in sizes:
+        absent = np.setdiff1d(classes, target[parts[name]])
+        if len(absent):
+            count = counts[classes == absent[0]][0]
+            raise InputError(
+                f"the {name} part of {sizes[name]} rows got none of the {count} rows of class "
+                f"{_name(absent[0], class_names)}; make the part larger"
+            )
+    return np.sort(parts["train"]), np.sort(parts["held_out"]), np.sort(parts["test"])
+
+
+def oversample(target: NDArray[np.int64], *, seed: int) -> Rows:
+    """Row numbers with rows of the smaller classes drawn again until all classes are as frequent as the largest.
+
+    All rows are there once, in order, followed by the repeated ones. For training rows only.
+
+    Args:
+        target: class indices, shape (N,).
+        seed: of the draws.
+
+    Raises:
+        InputError: where imbalanced-learn is not installed.
+    """
+    try:
+        from imblearn.over_sampling import RandomOverSampler  # type: ignore[import-untyped]  # an extra of the package
+    except ImportError as error:
+        raise InputError("oversampling needs imbalanced-learn: pip install 'tgeokd[tabular]'") from error
+    if len(np.unique(target)) < 2:
+        return np.arange(len(target), dtype=np.int64)
+    sampler = RandomOverSampler(random_state=seed)
+    sampler.fit_resample(np.zeros((len(target), 1)), target)
+    return np.asarray(sampler.sample_indices_, dtype=np.int64)
+
+
+def _size(name: str, value: int | float, total: int) -> int:
+    """Rows of a part given as a number or a share."""
+    if isinstance(value, float):
+        if not 0 < value < 1:
+            raise InputError(f"{name} as a share must lie in (0, 1), not {value}")
+        return round(value * total)
+    if value < 1:
+        raise InputError(f"{name} must be at least 1 row, not {value}")
+    return value
+
+
+def _name(index: int, names: Sequence[str]) -> str:
+    return repr(names[index]) if names else str(index)
