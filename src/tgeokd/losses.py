@@ -17,6 +17,7 @@ from tgeokd.errors import InputError
 
 __all__ = [
     "check_ratios",
+    "decoupled_kd",
     "fuse",
     "gt_loss",
     "gt_slope",
@@ -25,6 +26,7 @@ __all__ = [
     "logits_from_probs",
     "regression_loss",
     "soft_ce_loss",
+    "standardise",
     "to_class_logits",
 ]
 
@@ -50,6 +52,61 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     """
     log_s, log_t = _log_softened(student_logits, teacher_logits, temperature)
     return temperature**2 * F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=-1)
+
+
+def decoupled_kd(
+    student_logits: Tensor, teacher_logits: Tensor, target: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    r"""The two parts of a sample's distillation loss: about the label's class, and about the other classes.
+
+    ``TCKD = tau^2 KL`` of the pairs (label, all the rest), ``NCKD = tau^2 KL`` of the distributions over the other classes
+    alone, both of the softened teacher from the softened student. They make up the usual loss:
+    ``kd_loss = TCKD + (1 - p_t[y]) NCKD`` with the teacher's softened probability of the label ``p_t[y]``.
+
+    Args:
+        student_logits: shape (N, C).
+        teacher_logits: shape (N, C); logits, not probabilities.
+        target: class indices, shape (N,), int64.
+        temperature: ``tau`` > 0.
+
+    Returns:
+        ``(TCKD, NCKD)``, each of shape (N,), in nats; NCKD is 0 where C = 2.
+
+    Raises:
+        ValueError: for a temperature that is not positive or for shapes that differ.
+
+    Reference:
+        Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, equation 7.
+    """
+    _check_pair(student_logits, teacher_logits, temperature)
+    # The other classes' columns: those below the label's as they are, those from it on moved up by one.
+    below = torch.arange(student_logits.shape[-1] - 1, device=target.device)
+    others = below + (below >= target.unsqueeze(-1))
+    pairs, rests = [], []
+    for logits in (student_logits, teacher_logits):
+        softened = logits / temperature
+        rest = softened.gather(-1, others)
+        label = softened.gather(-1, target.unsqueeze(-1))
+        pairs.append(torch.cat([label, rest.logsumexp(dim=-1, keepdim=True)], dim=-1))
+        rests.append(rest)
+    scale = temperature**2
+    return scale * kd_loss(pairs[0], pairs[1], 1.0), scale * kd_loss(rests[0], rests[1], 1.0)
+
+
+def standardise(logits: Tensor) -> Tensor:
+    """Logits of each sample moved to mean 0 and scaled to standard deviation 1 over the classes.
+
+    Args:
+        logits: shape (N, C), C >= 2.
+
+    Returns:
+        ``(z - mean) / (1e-7 + std)`` with the unbiased deviation, shape (N, C); zeros where all logits are equal.
+
+    Reference:
+        Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, algorithm 1.
+    """
+    centred = logits - logits.mean(dim=-1, keepdim=True)
+    return centred / (1e-7 + logits.std(dim=-1, keepdim=True))
 
 
 def soft_ce_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -169,11 +226,15 @@ def to_class_logits(outputs: Tensor) -> Tensor:
     return F.pad(outputs, (1, 0)) if outputs.shape[-1] == 1 else outputs
 
 
-def _log_softened(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _check_pair(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> None:
     if not temperature > 0:
         raise InputError(f"temperature must be > 0, not {temperature}")
     if student_logits.shape != teacher_logits.shape:
         raise InputError(
             f"student logits have shape {tuple(student_logits.shape)} but teacher logits {tuple(teacher_logits.shape)}"
         )
+
+
+def _log_softened(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    _check_pair(student_logits, teacher_logits, temperature)
     return F.log_softmax(student_logits / temperature, dim=-1), F.log_softmax(teacher_logits / temperature, dim=-1)

@@ -10,7 +10,7 @@ from tgeokd.methods import METHODS, Method, build_method
 
 
 def test_every_promised_method_is_there_under_its_name():
-    assert set(METHODS) == {"ce", "kd", "anl", "ada", "wls", "rw", "tgeo"}
+    assert set(METHODS) == {"ce", "kd", "anl", "ada", "wls", "rw", "dkd", "ls", "tgeo"}
     promised = {
         "ce": tgeokd.CrossEntropy,
         "kd": tgeokd.VanillaKD,
@@ -18,6 +18,8 @@ def test_every_promised_method_is_there_under_its_name():
         "ada": tgeokd.AdaptiveKD,
         "wls": tgeokd.WeightedSoftLabelKD,
         "rw": tgeokd.ReweightingKD,
+        "dkd": tgeokd.DecoupledKD,
+        "ls": tgeokd.LogitStandardizationKD,
         "tgeo": tgeokd.TGeoKD,
     }
     for name, cls in promised.items():
@@ -38,14 +40,14 @@ def test_instances_share_nothing():
     assert not build_method("ada").needs_class_means
 
 
-@pytest.mark.parametrize(("given", "nearest"), [("tgoe", "tgeo"), ("wsl", "wls"), ("add", "ada"), ("kdd", "kd")])
+@pytest.mark.parametrize(("given", "nearest"), [("tgoe", "tgeo"), ("wsl", "wls"), ("adaa", "ada"), ("kdd", "kd")])
 def test_an_unknown_method_is_refused_with_the_nearest_name(given, nearest):
     with pytest.raises(InputError, match=f"unknown method '{given}'; did you mean '{nearest}'"):
         build_method(given)
 
 
 def test_a_hopeless_name_is_refused_with_all_names():
-    with pytest.raises(InputError, match="unknown method 'xyzzy'; known: ce, kd, anl, ada, wls, rw, tgeo"):
+    with pytest.raises(InputError, match="unknown method 'xyzzy'; known: ce, kd, anl, ada, wls, rw, dkd, ls, tgeo"):
         build_method("xyzzy")
 
 
@@ -70,6 +72,9 @@ def test_a_method_without_options_refuses_any():
         ("ada", {"level": "batch"}),
         ("wls", {"form": "linear"}),
         ("rw", {"delta": 0.0}),
+        ("dkd", {"beta": -1.0}),
+        ("dkd", {"standardise": 1}),
+        ("ls", {"kd_weight": "9 or so"}),
         ("rw", {"hypergradient": "last_layer"}),
         ("tgeo", {"encoding": "polar"}),
         ("tgeo", {"every": 0}),

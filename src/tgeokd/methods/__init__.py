@@ -8,7 +8,9 @@ from tgeokd.methods.ada import AdaptiveKD
 from tgeokd.methods.anl import AnnealingKD
 from tgeokd.methods.base import Batch, Method, Outer, SampleLoss, Signals, TrainingStep
 from tgeokd.methods.ce import CrossEntropy
+from tgeokd.methods.dkd import DecoupledKD
 from tgeokd.methods.kd import VanillaKD
+from tgeokd.methods.ls import LogitStandardizationKD
 from tgeokd.methods.rw import ReweightingKD
 from tgeokd.methods.tgeo import RatioNetwork, TGeoKD
 from tgeokd.methods.wls import WeightedSoftLabelKD
@@ -21,6 +23,8 @@ __all__ = [
     "AnnealingKD",
     "Batch",
     "CrossEntropy",
+    "DecoupledKD",
+    "LogitStandardizationKD",
     "Method",
     "Outer",
     "RatioNetwork",
@@ -36,7 +40,17 @@ __all__ = [
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (CrossEntropy, VanillaKD, AnnealingKD, AdaptiveKD, WeightedSoftLabelKD, ReweightingKD, TGeoKD)
+    for method in (
+        CrossEntropy,
+        VanillaKD,
+        AnnealingKD,
+        AdaptiveKD,
+        WeightedSoftLabelKD,
+        ReweightingKD,
+        DecoupledKD,
+        LogitStandardizationKD,
+        TGeoKD,
+    )
 }
 
 

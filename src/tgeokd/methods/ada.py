@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class AdaptiveKD(Method):
     """
 
     name: ClassVar[str] = "ada"
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {"level": ("sample", "class")}
 
     def __init__(self, *, level: Level = "sample") -> None:
         if level not in get_args(Level):

@@ -39,6 +39,7 @@ class AnnealingKD(Method):
     """
 
     name: ClassVar[str] = "anl"
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {"form": ("ratio", "regression"), "steps": (5, 10, 20)}
 
     def __init__(self, *, form: Form = "ratio", steps: int = 10, phase_one: float = 2 / 3) -> None:
         if form not in get_args(Form):

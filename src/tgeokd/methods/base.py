@@ -80,11 +80,12 @@ class SampleLoss(NamedTuple):
 
 @dataclass
 class Batch:
-    """A batch on the student's device: inputs of N samples, class indices (N,), teacher logits (N, C) or None."""
+    """A batch on the student's device: inputs of N samples, class indices (N,), teacher logits (N, C) and ids (N,) or None."""
 
     inputs: Any
     target: Tensor
     teacher_logits: Tensor | None = None
+    ids: Tensor | None = None
 
 
 @dataclass
@@ -111,6 +112,7 @@ class Method:
 
     Attributes:
         name: what the registry and the command line call it.
+        search_space: options worth searching, each with the values to try.
         needs_teacher: whether a teacher must be given.
         needs_class_means: whether :meth:`prepare` must be given the teacher's class means.
         outer: where held-out batches come from; None for a method without an outer problem.
@@ -121,6 +123,7 @@ class Method:
     """
 
     name: ClassVar[str]
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {}
     needs_teacher: bool = True
     needs_class_means: bool = False
     outer: Outer | None = None

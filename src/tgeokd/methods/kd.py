@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class VanillaKD(Method):
     """
 
     name: ClassVar[str] = "kd"
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {"alpha": (0.1, 0.3, 0.5, 0.7, 0.9)}
 
     def __init__(self, *, alpha: float = 0.9) -> None:
         if not 0 <= alpha <= 1:

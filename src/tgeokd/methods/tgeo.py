@@ -64,6 +64,7 @@ class TGeoKD(Method):
     """
 
     name: ClassVar[str] = "tgeo"
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {"encoding": ("scalar", "vector"), "lr": (1e-3, 3e-3, 1e-2)}
     looks_ahead = True
 
     def __init__(

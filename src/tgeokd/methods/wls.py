@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class WeightedSoftLabelKD(Method):
     """
 
     name: ClassVar[str] = "wls"
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {"form": ("original", "convex"), "scale": (1.0, 2.25, 4.0)}
 
     def __init__(self, *, form: Form = "original", scale: float = 2.25) -> None:
         if form not in get_args(Form):
