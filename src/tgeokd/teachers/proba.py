@@ -1,0 +1,100 @@
+"""A teacher that is anything with ``predict_proba``: scikit-learn, LightGBM, XGBoost, ..."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tgeokd.data.base import InputSpec
+from tgeokd.errors import InputError
+from tgeokd.losses import logits_from_probs
+
+__all__ = ["ProbaTeacher", "as_columns", "categorical_columns"]
+
+
+class ProbaTeacher:
+    """A fitted classifier as a callable from model inputs to logits.
+
+    Args:
+        classifier: has ``predict_proba`` and ``classes_``, fitted on columns as :func:`as_columns` makes them and on class
+            indices.
+        num_classes: C; None takes the classes it was fitted on. Classes below C that it never saw get probability 0, which as
+            a logit is ``log(1.2e-38)``, about -87.
+
+    Raises:
+        InputError: where it has no ``predict_proba``, or its classes are not class indices from 0 to C - 1.
+    """
+
+    def __init__(self, classifier: Any, *, num_classes: int | None = None) -> None:
+        name = type(classifier).__name__
+        if not callable(getattr(classifier, "predict_proba", None)):
+            raise InputError(f"the teacher {name} has no predict_proba")
+        if not hasattr(classifier, "classes_"):
+            raise InputError(f"the teacher {name} has no classes_; fit it first")
+        classes = np.asarray(classifier.classes_)
+        self.num_classes = len(classes) if num_classes is None else num_classes
+        known = classes.ndim == 1 and classes.dtype.kind in "iuf" and len(classes) > 0
+        if not known or not np.isin(classes, np.arange(self.num_classes)).all():
+            raise InputError(
+                f"the teacher {name} must be fitted on class indices 0 to {self.num_classes - 1}, "
+                f"not on {', '.join(map(str, classes.tolist()[:10]))}"
+            )
+        self.classifier = classifier
+        self.classes: NDArray[np.int64] = classes.astype(np.int64)
+
+    def __call__(self, inputs: Tensor, categorical: Tensor | None = None) -> Tensor:
+        """Logits of a batch.
+
+        Args:
+            inputs: shape (N, ...), flattened to columns; of a table the numeric columns, shape (N, M).
+            categorical: codes of a table's categorical columns, shape (N, K).
+
+        Returns:
+            Logs of the probabilities, shape (N, C), float32, on the device of ``inputs``.
+
+        Raises:
+            InputError: where what ``predict_proba`` returns has the wrong shape or is not a distribution, such as NaN.
+        """
+        found = np.asarray(self.classifier.predict_proba(as_columns(inputs, categorical)))
+        name = type(self.classifier).__name__
+        if found.shape != (len(inputs), len(self.classes)):
+            raise InputError(
+                f"predict_proba of {name} returned shape {found.shape}, not {(len(inputs), len(self.classes))}"
+            )
+        probs = torch.zeros(len(found), self.num_classes)
+        probs[:, self.classes] = torch.from_numpy(found.astype(np.float32))
+        try:
+            return logits_from_probs(probs).to(inputs.device)
+        except InputError as error:
+            raise InputError(f"predict_proba of {name}: {error}") from None
+
+
+def as_columns(inputs: Tensor, categorical: Tensor | None = None) -> NDArray[np.float32]:
+    """Model inputs as the columns of one array: numbers first, then the codes of the categories.
+
+    Args:
+        inputs: shape (N, ...), flattened; of a table the numeric columns, shape (N, M).
+        categorical: codes of a table, shape (N, K), below 2^24, so that float32 holds them exactly.
+
+    Returns:
+        Shape (N, F), float32.
+    """
+    parts = [part.detach().cpu().flatten(1) for part in (inputs, categorical) if part is not None]
+    return np.concatenate([part.numpy().astype(np.float32) for part in parts], axis=1)
+
+
+def categorical_columns(inputs: InputSpec, *, most: int | None = None) -> list[int]:
+    """Which columns of :func:`as_columns` hold codes of categories.
+
+    Args:
+        inputs: of the task.
+        most: leave out columns with more codes than this; a library that cannot take them must treat them as numbers.
+    """
+    if inputs.kind == "array":
+        return []
+    first = inputs.shape[0]
+    return [first + k for k, codes in enumerate(inputs.categories) if most is None or codes <= most]
