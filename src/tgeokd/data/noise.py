@@ -1,6 +1,12 @@
-"""Label noise."""
+"""Label noise: at random, as people confuse classes, and real labels by people (CIFAR-N)."""
 
 from __future__ import annotations
+
+import _codecs
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,13 +14,14 @@ from torch import Tensor
 
 from tgeokd.errors import InputError
 
-__all__ = ["symmetric_noise"]
+__all__ = ["confusion_counts", "confusion_noise", "read_confusion_counts", "read_human_labels", "symmetric_noise"]
 
 
 def symmetric_noise(target: Tensor, rate: float, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
     """Replace a share of the labels at random: each by a class drawn uniformly from all classes.
 
-    One in C of the replaced labels is drawn as it was, so the share of wrong labels is about ``rate (1 - 1 / C)``.
+    One in C of the replaced labels is drawn as it was, so the share of wrong labels is about ``rate (1 - 1 / C)``. (Of the two
+    conventions in use, the other draws from the C - 1 wrong classes only; its rate is the share of wrong labels.)
 
     Args:
         target: class indices, shape (N,).
@@ -32,3 +39,99 @@ def symmetric_noise(target: Tensor, rate: float, num_classes: int, seed: int) ->
     noisy = target.clone()
     noisy[chosen] = torch.from_numpy(generator.integers(0, num_classes, size=len(chosen)))
     return noisy, noisy != target
+
+
+def confusion_noise(target: Tensor, counts: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw every label anew from what people called its class.
+
+    Class-conditional noise: which class takes the label's place depends on the true class alone, not on the image, as it does
+    in people's own labels. Results with it must not be reported as results on CIFAR-N.
+
+    Args:
+        target: class indices, shape (N,).
+        counts: how often class ``row`` was called class ``column``, int64, shape (C, C); no row is all zero.
+        seed: of the draws.
+
+    Returns:
+        The noisy labels, shape (N,), and which of them are wrong now, shape (N,), bool.
+    """
+    generator = np.random.default_rng(seed)
+    cumulative = counts.numpy().cumsum(axis=1)[target.numpy()]
+    drawn = generator.integers(0, cumulative[:, -1])
+    noisy = torch.from_numpy((drawn[:, None] >= cumulative).sum(axis=1))
+    return noisy, noisy != target
+
+
+def confusion_counts(clean: Tensor, noisy: Tensor, num_classes: int) -> Tensor:
+    """How often class ``row`` was called class ``column``, int64, shape (C, C)."""
+    return torch.bincount(clean * num_classes + noisy, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def read_confusion_counts(path: Path, num_classes: int) -> Tensor:
+    """Confusion counts from a CSV file without a header: C rows (the true class) of C whole numbers.
+
+    Raises:
+        InputError: where the file holds anything else.
+    """
+    try:
+        counts = np.loadtxt(path, delimiter=",", dtype=np.int64, ndmin=2)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not a table of whole numbers: {' '.join(str(error).split())}") from error
+    if counts.shape != (num_classes, num_classes):
+        raise InputError(
+            f"{path} must hold {num_classes} x {num_classes} counts, not {counts.shape[0]} x {counts.shape[1]}"
+        )
+    if (counts < 0).any() or not counts.any(axis=1).all():
+        row = int(((counts < 0).any(axis=1) | ~counts.any(axis=1)).argmax())
+        raise InputError(f"{path}: row {row} must hold counts >= 0 that are not all zero")
+    return torch.from_numpy(counts)
+
+
+def read_human_labels(path: Path, keys: Sequence[str], num_classes: int) -> dict[str, Tensor]:
+    """Labels from a file of the CIFAR-N release (``CIFAR-10_human.pt``, ``CIFAR-100_human.pt``), in the official row order.
+
+    Source: Wei, Zhu, Cheng, Liu, Niu and Liu, "Learning with Noisy Labels Revisited", ICLR 2022.
+
+    Args:
+        path: the file.
+        keys: names of the label arrays wanted.
+        num_classes: C.
+
+    Returns:
+        Class indices by key, int64, each of shape (N,).
+
+    Raises:
+        InputError: where the file cannot be read, holds anything but arrays, lacks a key, or has an unknown label.
+    """
+    kinds = [type(np.dtype(kind)) for kind in (np.uint8, np.int16, np.int32, np.int64)]
+    reconstruct: Any = np.empty(0).__reduce__()[0]
+    old_name = (reconstruct, "numpy.core.multiarray._reconstruct")  # numpy 1 wrote the official files
+    try:
+        with torch.serialization.safe_globals([reconstruct, old_name, np.ndarray, np.dtype, _codecs.encode, *kinds]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        first = " ".join(str(error).split()).partition(". ")[0]
+        raise InputError(f"{path} is not a file of CIFAR-N labels: {first or type(error).__name__}") from error
+    labels = {}
+    for key in keys:
+        value = content.get(key) if isinstance(content, dict) else None
+        if value is None:
+            held = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+            raise InputError(f"{path} holds no {key!r} but {held}")
+        array = np.asarray(value)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise InputError(
+                f"{path}: {key!r} must be whole numbers of shape (N,), not {array.dtype} of shape {array.shape}"
+            )
+        unknown = (array < 0) | (array >= num_classes)
+        if unknown.any():
+            row = int(unknown.argmax())
+            raise InputError(
+                f"{path}: {key!r} row {row} has label {array[row]}, but classes are 0 to {num_classes - 1}"
+            )
+        labels[key] = torch.from_numpy(array.astype(np.int64))
+    if len({len(label) for label in labels.values()}) > 1:
+        raise InputError(f"{path}: {', '.join(map(repr, keys))} differ in length")
+    return labels
