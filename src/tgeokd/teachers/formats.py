@@ -81,8 +81,8 @@ def write_predictions(path: str | Path, ids: Tensor, logits: Tensor) -> None:
     _, write = look_up("format of predictions", path.suffix, FORMATS)
     try:
         replace_file(path, lambda temporary: write(temporary, ids.contiguous(), logits.contiguous()))
-    except OSError as error:
-        raise InputError(f"cannot write the predictions {path}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write the predictions {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _the_kind(names: Iterable[str]) -> Kind:
@@ -122,8 +122,10 @@ def _from_numpy(name: str, array: np.ndarray[Any, Any]) -> Tensor:
     if array.dtype.kind not in "iufb":
         raise InputError(f"{name} must be numbers, not of type {array.dtype}")
     if array.dtype.kind == "f":
-        array = array.astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+        with np.errstate(over="ignore"):  # what becomes infinite is refused later, with its row
+            array = array.astype(np.float32)
+    # torch takes only native byte order and writable memory, which polars does not always give
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
 
 
 # ---- safetensors

@@ -98,7 +98,7 @@ class StoredPredictions:
 
         Args:
             path: ``.npz`` or ``.safetensors`` with arrays ``ids`` and either ``probs`` or ``logits``; ``.parquet`` with a
-                column ``id`` and either one list column ``probs`` or ``logits``, or columns ``prob_0``, ... or ``logit_0``, ....
+                column ``id`` and either a list column ``probs`` or ``logits``, or columns ``prob_0``, ... or ``logit_0``, ....
                 One number a sample is the logit, or the probability, of class 1 of two. Read as float32; a probability
                 below 1.2e-38 counts as that.
             num_classes: C; None takes what the file holds.

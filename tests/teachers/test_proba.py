@@ -1,0 +1,124 @@
+"""Classifiers as callables from model inputs to logits, against predict_proba itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import GaussianNB
+from sklearn.svm import LinearSVC
+from torch.utils.data import DataLoader
+
+from tgeokd.data.base import InputSpec
+from tgeokd.errors import InputError
+from tgeokd.loaders import ArrayDataset
+from tgeokd.modules import class_logits
+from tgeokd.teachers import ProbaTeacher, StoredPredictions
+from tgeokd.teachers.proba import as_columns, categorical_columns
+
+X, Y = load_iris(return_X_y=True)
+X = X.astype(np.float32)
+
+
+class Fixed:
+    """A classifier that returns what it was given."""
+
+    def __init__(self, probs, classes=(0, 1)):
+        self.classes_ = np.asarray(classes)
+        self.probs = np.asarray(probs)
+
+    def predict_proba(self, columns):
+        return self.probs
+
+
+@pytest.mark.parametrize("make", [LogisticRegression, GaussianNB], ids=lambda make: make.__name__)
+def test_softmax_gives_predict_proba_back(make):
+    classifier = make().fit(X, Y)
+    logits = ProbaTeacher(classifier, num_classes=3)(torch.from_numpy(X))
+    assert logits.dtype == torch.float32
+    np.testing.assert_allclose(logits.softmax(dim=-1).numpy(), classifier.predict_proba(X), rtol=1e-4, atol=1e-7)
+
+
+def test_more_dimensions_are_flattened_and_no_gradient_is_needed():
+    teacher = ProbaTeacher(GaussianNB().fit(X, Y))
+    x = torch.from_numpy(X)
+    assert torch.equal(teacher(x.reshape(-1, 2, 2).requires_grad_()), teacher(x))
+
+
+def test_a_table_is_numbers_and_then_codes():
+    classifier = GaussianNB().fit(X, Y)
+    numeric, codes = torch.from_numpy(X[:, :2]), torch.from_numpy(X[:, 2:].round().astype(np.int64))
+    found = class_logits(ProbaTeacher(classifier), (numeric, codes)).softmax(dim=-1)
+    np.testing.assert_allclose(
+        found.numpy(), classifier.predict_proba(np.c_[X[:, :2], X[:, 2:].round()]), rtol=1e-4, atol=1e-7
+    )
+
+
+@given(st.integers(0, 4), st.integers(0, 4), st.integers(1, 5))
+def test_columns(m, k, rows):
+    numeric, codes = torch.randn(rows, m), torch.randint(0, 2**24, (rows, k))
+    found = as_columns(numeric, codes)
+    assert found.dtype == np.float32
+    assert found.astype(np.int64)[:, m:].tolist() == codes.tolist()  # exact up to 2^24
+    assert found[:, :m].tolist() == numeric.tolist()
+    spec = InputSpec("table", (m,), tuple(range(10, 10 + k)))
+    assert categorical_columns(spec) == list(range(m, m + k))
+    assert categorical_columns(spec, most=11) == list(range(m, m + min(k, 2)))
+
+
+def test_an_array_has_no_categorical_columns():
+    assert categorical_columns(InputSpec("array", (3, 8, 8))) == []
+
+
+def test_a_class_never_seen_gets_probability_zero():
+    seen = Y != 1
+    classifier = LogisticRegression().fit(X[seen], Y[seen])
+    logits = ProbaTeacher(classifier, num_classes=4)(torch.from_numpy(X))
+    probs = logits.softmax(dim=-1).numpy()
+    np.testing.assert_allclose(probs[:, [0, 2]], classifier.predict_proba(X), rtol=1e-4, atol=1e-7)
+    assert bool(logits.isfinite().all())
+    assert probs[:, [1, 3]].max() < 1e-30
+
+
+@pytest.mark.parametrize(
+    ("classes", "num_classes"),
+    [(["a", "b"], None), ([1, 2], None), ([0, 2], 2), ([0, 1, 2], 2), ([-1, 1], None), ([0.5, 1], 3), ([[0, 1]], None)],
+)
+def test_classes_that_are_no_class_indices_are_refused(classes, num_classes):
+    with pytest.raises(InputError, match="fitted on class indices 0 to"):
+        ProbaTeacher(Fixed([[0.5, 0.5]], classes), num_classes=num_classes)
+
+
+def test_what_is_no_fitted_classifier_is_refused():
+    with pytest.raises(InputError, match="LinearSVC has no predict_proba"):
+        ProbaTeacher(LinearSVC().fit(X, Y))
+    with pytest.raises(InputError, match="GaussianNB has no classes_; fit it first"):
+        ProbaTeacher(GaussianNB())
+
+
+@pytest.mark.parametrize(
+    ("probs", "match"),
+    [
+        ([[0.5, 0.5], [np.nan, 0.5]], "Fixed: .*row 1 sums to nan"),
+        ([[2.0, -1.0], [0.5, 0.5]], "Fixed: .*row 0"),
+        ([[0.5, 0.5]], r"shape \(1, 2\), not \(2, 2\)"),
+        ([[0.2, 0.3, 0.5]] * 2, r"shape \(2, 3\), not \(2, 2\)"),
+    ],
+)
+def test_probabilities_that_are_none_are_refused(probs, match):
+    with pytest.raises(InputError, match=match):
+        ProbaTeacher(Fixed(probs))(torch.zeros(2, 4))
+
+
+def test_stored_once_and_asked_by_id():
+    classifier = GaussianNB().fit(X, Y)
+    ids = torch.randperm(1000)[: len(X)]
+    loader = DataLoader(ArrayDataset(torch.from_numpy(X), torch.from_numpy(Y), ids), 32, shuffle=True)
+    stored = StoredPredictions.from_teacher(ProbaTeacher(classifier), loader)
+    np.testing.assert_allclose(
+        stored.lookup(ids).softmax(dim=-1).numpy(), classifier.predict_proba(X), rtol=1e-4, atol=1e-7
+    )
