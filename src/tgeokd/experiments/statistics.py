@@ -11,6 +11,7 @@ from typing import Any
 from scipy.stats import t as student_t
 
 from tgeokd.errors import InputError
+from tgeokd.metrics import higher_is_better
 from tgeokd.names import unknown_name
 
 __all__ = ["PairedDifference", "holm", "paired", "paired_table", "relative_improvement"]
@@ -89,24 +90,24 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def paired_table(
-    runs: Iterable[dict[str, Any]], metric: str, *, higher_is_better: bool, reference_prefix: str = "tgeo"
+    runs: Iterable[dict[str, Any]], metric: str, *, reference_prefix: str = "tgeo"
 ) -> list[dict[str, Any]]:
     """Each reference row against every other row of its setting, over the seeds that both have.
 
     Args:
         runs: as in ``results.json``: mappings with ``setting``, ``method``, ``seed`` and ``metrics``.
-        metric: name of the compared metric.
-        higher_is_better: turns the sign: a positive ``gain`` always speaks for the reference.
+        metric: key of the compared metric, on the test set or, as ``val_...``, on the held-out set.
         reference_prefix: how the names of reference rows begin.
 
     Returns:
         One mapping a pair of rows, in the order of the runs: ``setting``, ``metric``, ``reference``, ``method``, ``gain``
-        (mean difference), ``low``, ``high``, ``p``, ``p_holm`` (corrected within the setting and reference row) and ``n``
-        (shared seeds). Numbers that cannot be given are None: all of them without a shared seed or with a metric that is
-        not finite, all but the gain without a spread (see :func:`paired`).
+        (mean difference, turned so that a positive one speaks for the reference), ``low``, ``high``, ``p``, ``p_holm``
+        (corrected within the setting and reference row) and ``n`` (shared seeds). Numbers that cannot be given are None: all
+        of them without a shared seed or with a metric that is not finite, all but the gain without a spread (see
+        :func:`paired`).
 
     Raises:
-        InputError: for a run without the metric, or two runs of the same setting, method and seed.
+        InputError: for an unknown metric, a run without it, or two runs of the same setting, method and seed.
     """
     settings: dict[str, dict[str, dict[int, float]]] = {}
     for run in runs:
@@ -116,7 +117,7 @@ def paired_table(
         if run["seed"] in seeds:
             raise InputError(f"two runs of {run['method']!r} in setting {run['setting']!r} have seed {run['seed']}")
         seeds[run["seed"]] = float(run["metrics"][metric])
-    sign = 1.0 if higher_is_better else -1.0
+    sign = 1.0 if higher_is_better(metric.removeprefix("val_")) else -1.0
     table: list[dict[str, Any]] = []
     for setting, rows in settings.items():
         for reference in (name for name in rows if name.startswith(reference_prefix)):
