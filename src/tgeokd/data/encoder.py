@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,9 +19,10 @@ from tgeokd.errors import InputError
 from tgeokd.names import unknown_name
 from tgeokd.typed import from_mapping
 
-__all__ = ["CategoricalColumn", "FeatureEncoder", "NumericColumn"]
+__all__ = ["CategoricalColumn", "FeatureEncoder", "NumericColumn", "as_numbers", "as_text", "place"]
 
 MISSING, UNKNOWN, FIRST = 0, 1, 2  # codes of a categorical column: the known values follow from FIRST on
+LISTED = 20  # names that a message lists
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class FeatureEncoder:
         values = _numbers(frame, numeric, "")
         return cls(
             tuple(_standard(name, values[:, i]) for i, name in enumerate(numeric)),
-            tuple(CategoricalColumn(name, _frequent(_text(frame, name, ""), min_count)) for name in categorical),
+            tuple(CategoricalColumn(name, _frequent(as_text(frame, name), min_count)) for name in categorical),
             unknown,
         )
 
@@ -144,12 +146,13 @@ class FeatureEncoder:
 
         codes = np.empty((len(frame), len(self.categorical)), dtype=np.int64)
         for i, column in enumerate(self.categorical):
-            text = _text(frame, column.name, source)
+            text = as_text(frame, column.name, source=source)
             codes[:, i] = _codes(text, column.values)
             if self.unknown == "error" and (codes[:, i] == UNKNOWN).any():
                 row = int((codes[:, i] == UNKNOWN).argmax())
-                what = unknown_name("value", str(text[row]), column.values)
-                raise InputError(f"{_place(row, source, column.name)}: {what}")
+                raise InputError(
+                    f"{place(row, source, column.name)}: {_unknown('value', str(text[row]), column.values)}"
+                )
         return torch.from_numpy(features), torch.from_numpy(codes)
 
     @property
@@ -185,7 +188,7 @@ class FeatureEncoder:
     def unseen(self, frame: pl.DataFrame) -> dict[str, int]:
         """Rows whose value has no code of its own, for each categorical column that has such rows."""
         counts = {
-            column.name: int((_codes(_text(frame, column.name, ""), column.values) == UNKNOWN).sum())
+            column.name: int((_codes(as_text(frame, column.name), column.values) == UNKNOWN).sum())
             for column in self.categorical
         }
         return {name: count for name, count in counts.items() if count}
@@ -194,7 +197,7 @@ class FeatureEncoder:
         """Rows without a value, infinite ones among them, for each column that has such rows."""
         numbers = _numbers(frame, [column.name for column in self.numeric], "")
         counts = dict(zip((column.name for column in self.numeric), (~np.isfinite(numbers)).sum(axis=0), strict=True))
-        counts |= {column.name: _text(frame, column.name, "").null_count() for column in self.categorical}
+        counts |= {column.name: as_text(frame, column.name).null_count() for column in self.categorical}
         return {name: int(count) for name, count in counts.items() if count}
 
     def infinite(self, frame: pl.DataFrame) -> dict[str, int]:
@@ -234,27 +237,44 @@ def _codes(text: pl.Series, values: Sequence[str]) -> NDArray[np.int64]:
 
 def _numbers(frame: pl.DataFrame, names: Iterable[str], source: str) -> NDArray[np.float64]:
     """Columns as floats, shape (N, number of names), NaN where there is no value."""
-    columns = [_number(frame, name, source).to_numpy() for name in names]
+    columns = [as_numbers(frame, name, source=source).to_numpy() for name in names]
     return np.stack(columns, axis=1) if columns else np.empty((len(frame), 0))
 
 
-def _number(frame: pl.DataFrame, name: str, source: str) -> pl.Series:
+def as_numbers(frame: pl.DataFrame, name: str, *, source: str = "", rows: NDArray[np.int64] | None = None) -> pl.Series:
+    """A column as floats, null or NaN where there is no value; text is read as numbers.
+
+    Args:
+        frame: the rows.
+        name: of the column.
+        source: where the rows come from, for messages.
+        rows: their row numbers there, for messages; 0, 1, ... by default.
+
+    Raises:
+        InputError: for a missing column, one of another type, or text that is not a number, with its row.
+    """
     column = _column(frame, name, source)
     if column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Null):
         return column.cast(pl.Float64)
     if column.dtype not in (pl.String, pl.Categorical, pl.Enum):
         raise InputError(f"{_of(source)}column {name!r} has values of type {column.dtype}, not numbers")
-    text = _text(frame, name, source)
+    text = as_text(frame, name, source=source)
     numbers = text.cast(pl.Float64, strict=False)
     wrong = text.is_not_null() & numbers.is_null()
     if wrong.any():
         row = int(wrong.arg_true()[0])
-        raise InputError(f"{_place(row, source, name)}: {column[row]!r} is not a number")
+        number = row if rows is None else int(rows[row])
+        raise InputError(f"{place(number, source, name)}: {column[row]!r} is not a number")
     return numbers
 
 
-def _text(frame: pl.DataFrame, name: str, source: str) -> pl.Series:
-    """A column as text, null where there is no value."""
+def as_text(frame: pl.DataFrame, name: str, *, source: str = "") -> pl.Series:
+    """A column as text without blanks around it, null where there is no value (blank or NaN); a whole number is the same text
+    whether its column is of integers or of floats.
+
+    Raises:
+        InputError: for a missing column, or one of lists, structures or bytes.
+    """
     column = _column(frame, name, source)
     if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object):
         raise InputError(f"{_of(source)}column {name!r} has values of type {column.dtype}, not categories")
@@ -269,7 +289,7 @@ def _text(frame: pl.DataFrame, name: str, source: str) -> pl.Series:
 
 def _column(frame: pl.DataFrame, name: str, source: str) -> pl.Series:
     if name not in frame.columns:
-        raise InputError(_of(source) + unknown_name("column", name, frame.columns))
+        raise InputError(_of(source) + _unknown("column", name, frame.columns))
     return frame[name]
 
 
@@ -277,6 +297,14 @@ def _of(source: str) -> str:
     return f"{source}: " if source else ""
 
 
-def _place(row: int, source: str, column: str) -> str:
-    """Where a value is; rows are counted from 0, as ids are."""
+def place(row: int, source: str, column: str) -> str:
+    """Where a value is, for messages; rows are counted from 0, as ids are."""
     return f"row {row} (the first is 0){f' of {source}' if source else ''}, column {column}"
+
+
+def _unknown(kind: str, name: str, known: Sequence[str]) -> str:
+    """Like :func:`unknown_name`, but only the nearest of many names."""
+    if len(known) <= LISTED:
+        return unknown_name(kind, name, known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"unknown {kind} {name!r}{f'; did you mean {near[0]!r}?' if near else ';'} {len(known)} are known"

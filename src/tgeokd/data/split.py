@@ -10,7 +10,7 @@ from sklearn.model_selection import train_test_split
 
 from tgeokd.errors import InputError
 
-__all__ = ["oversample", "stratified_split"]
+__all__ = ["Rows", "oversample", "stratified_split", "subset"]
 
 Rows = NDArray[np.int64]
 
@@ -70,6 +70,28 @@ def stratified_split(
                 f"{_name(absent[0], class_names)}; make the part larger"
             )
     return np.sort(parts["train"]), np.sort(parts["held_out"]), np.sort(parts["test"])
+
+
+def subset(target: NDArray[np.int64], size: int, *, seed: int) -> Rows:
+    """Row numbers, in increasing order, of ``size`` rows with the class shares of the whole and at least one row a class.
+
+    Args:
+        target: class indices, shape (N,).
+        size: how many rows.
+        seed: of the choice.
+
+    Raises:
+        InputError: for a size beyond N or below the number of classes.
+    """
+    classes = np.unique(target)
+    if not len(classes) <= size <= len(target):
+        raise InputError(f"a part of {size} rows cannot be drawn from {len(target)} rows of {len(classes)} classes")
+    order = np.random.default_rng(seed).permutation(len(target))
+    turn = np.empty(len(target))  # of a class of n rows, one comes up every 1 / n of the way
+    for c in classes:
+        members = order[target[order] == c]
+        turn[members] = np.arange(len(members)) / len(members)
+    return np.sort(order[np.argsort(turn[order], kind="stable")[:size]])
 
 
 def oversample(target: NDArray[np.int64], *, seed: int) -> Rows:

@@ -43,10 +43,10 @@ class TableBert(nn.Module):
             max_position_embeddings=1 + numbers + len(inputs.categories),
             type_vocab_size=1,
             pad_token_id=None,
-            # not slower on a few dozen tokens, differentiable forwards, and the same dropout in every pass of the bilevel step
-            attn_implementation="eager",
         )
         self.encoder = BertModel(config, add_pooling_layer=False)
+        # not slower on a few dozen tokens, differentiable forwards, and the same dropout in every pass of the bilevel step
+        self.encoder.set_attn_implementation("eager")
         self.direction = nn.Parameter(torch.randn(numbers, hidden) * config.initializer_range)
         first = [1 + codes for codes in (0, *accumulate(inputs.categories))]
         self.register_buffer("token_of_column", torch.tensor(first[:-1], dtype=torch.int64), persistent=False)
