@@ -138,7 +138,20 @@ def test_every_public_thing_is_documented(name):
 
 # Imports go one way: a module may import from its own layer and from those to its left.
 LAYERS = [
-    {"errors", "names", "typed", "geometry", "losses", "runfolder", "modules", "checks", "loaders", "ratios"},
+    {
+        "errors",
+        "names",
+        "typed",
+        "geometry",
+        "losses",
+        "runfolder",
+        "modules",
+        "checks",
+        "loaders",
+        "ratios",
+        "metrics",
+        "memory",
+    },
     {"bilevel"},
     {"methods"},
     {"callbacks", "distiller"},
