@@ -1,0 +1,69 @@
+"""Wide residual networks (Zagoruyko and Komodakis 2016): batch norm and ReLU come before each convolution."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tgeokd.models.cifar._parts import conv1x1, conv3x3, global_average, he_init, image_model
+
+__all__ = ["MODELS", "WideResNet"]
+
+
+class _Block(nn.Module):
+    """Two pre-activated 3x3 convolutions; where the width changes, the way around starts after the first activation."""
+
+    def __init__(self, width_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(width_in), conv3x3(width_in, width, stride)
+        self.bn2, self.conv2 = nn.BatchNorm2d(width), conv3x3(width, width)
+        self.convShortcut = None if width_in == width else conv1x1(width_in, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes (N, width_in, H, W) to (N, width, H / stride, W / stride)."""
+        active = F.relu(self.bn1(x))
+        around = x if self.convShortcut is None else self.convShortcut(active)
+        out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active)))) + around
+        return out
+
+
+class WideResNet(nn.Module):
+    """A 3x3 stem of 16 channels and three stages.
+
+    Args:
+        depth: 6n + 4, for n blocks a stage.
+        widen: the stages have 16, 32 and 64 times as many channels.
+        num_classes: C.
+    """
+
+    def __init__(self, depth: int, widen: int, num_classes: int) -> None:
+        super().__init__()
+        blocks, width = (depth - 4) // 6, 64 * widen
+        self.conv1 = conv3x3(3, 16)
+        self.block1 = _stage(blocks, 16, 16 * widen, stride=1)
+        self.block2 = _stage(blocks, 16 * widen, 32 * widen, stride=2)
+        self.block3 = _stage(blocks, 32 * widen, width, stride=2)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.fc = nn.Linear(width, num_classes)
+        he_init(self)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, C) of images (N, 3, H, W)."""
+        x = self.block3(self.block2(self.block1(self.conv1(x))))
+        logits: Tensor = self.fc(global_average(F.relu(self.bn1(x))))
+        return logits
+
+
+def _stage(blocks: int, width_in: int, width: int, stride: int) -> nn.Sequential:
+    layers = nn.Sequential(_Block(width_in, width, stride), *(_Block(width, width, 1) for _ in range(blocks - 1)))
+    return nn.Sequential(OrderedDict(layer=layers))  # published names read block1.layer.0...
+
+
+MODELS = {
+    name: image_model(name, partial(WideResNet, depth, widen))
+    for name, depth, widen in [(f"wrn_{depth}_{widen}", depth, widen) for depth in (16, 40) for widen in (1, 2)]
+}

@@ -1,0 +1,145 @@
+"""Any image classifier of timm or torchvision by its name there."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tgeokd.data.base import InputSpec
+from tgeokd.errors import InputError
+from tgeokd.models.cifar._parts import refuse_all_but_images
+
+__all__ = ["hub_model"]
+
+WITH_EXTRA_HEADS = ("googlenet", "inception_v3")
+READING_FILES = (
+    "checkpoint_path",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+)  # timm would run what a pickle in them says
+
+
+def hub_model(name: str, *, inputs: InputSpec, num_classes: int, pretrained: bool = False, **options: Any) -> nn.Module:
+    """A model of timm or torchvision.
+
+    Args:
+        name: ``timm:NAME`` or ``torchvision:NAME``.
+        inputs: images of shape (3, H, W).
+        num_classes: C. A pretrained classifier of as many classes is kept, any other replaced by a fresh one.
+        pretrained: start from the library's default weights, downloaded on first use.
+        **options: of the library's own function, e.g. ``drop_rate`` or ``img_size``.
+
+    Raises:
+        InputError: for an unknown library, model or option, inputs the model does not take, a package that is not installed,
+            or weights that cannot be fetched.
+    """
+    library, _, model_name = name.partition(":")
+    if library not in BUILDERS:
+        raise InputError(f"unknown library {library!r} in model {name!r}: known: {', '.join(BUILDERS)}")
+    refuse_all_but_images(name, inputs)
+    for option in READING_FILES:
+        if option in options:
+            raise InputError(f"model {name!r} takes no option {option!r}; `weights` names a local file")
+    try:
+        package = import_module(library)
+    except ModuleNotFoundError as error:
+        raise InputError(f"model {name!r} needs {library}: pip install 'tgeokd[vision]'") from error
+    try:
+        model = BUILDERS[library](package, model_name, num_classes, pretrained, options)
+    except OSError as error:
+        raise InputError(
+            f"the pretrained weights of {name!r} cannot be fetched ({_first_line(error)}); `weights` may name a local file"
+        ) from error
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{library} cannot build {model_name!r}: {_first_line(error)}") from error
+    _try_out(name, model, inputs, num_classes)
+    return model
+
+
+def _timm(timm: Any, name: str, num_classes: int, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    if not timm.is_model(name):
+        raise InputError(_unknown("timm", name, timm.list_models()))
+    model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
+    return model
+
+
+def _torchvision(torchvision: Any, name: str, num_classes: int, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    models = torchvision.models
+    known = models.list_models(module=models)  # without those for detection, segmentation, video and flow
+    if name not in known:
+        raise InputError(_unknown("torchvision", name, known))
+    if not pretrained:
+        if name in WITH_EXTRA_HEADS:
+            options = {"aux_logits": False, "init_weights": True} | options
+        model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **options)
+        return model
+    weights = models.get_model_weights(name).DEFAULT
+    model = models.get_model(name, weights=weights, **options)
+    if name == "inception_v3":  # its weights come with the extra head; googlenet drops its own by itself
+        model.aux_logits = False  # type: ignore[assignment]
+        model.register_module("AuxLogits", None)
+    classes = len(weights.meta["categories"])
+    if classes != num_classes:
+        _replace_head(model, name, classes, num_classes)
+    return model
+
+
+def _replace_head(model: nn.Module, name: str, classes: int, num_classes: int) -> None:
+    """A fresh layer in the place of the last one that makes as many outputs as the weights have classes."""
+    layers = [
+        (path, layer)
+        for path, layer in model.named_modules()
+        if (isinstance(layer, nn.Linear) and layer.out_features == classes)
+        or (isinstance(layer, nn.Conv2d) and layer.out_channels == classes and layer.kernel_size == (1, 1))
+    ]
+    if not layers:
+        raise InputError(
+            f"the classifier of 'torchvision:{name}' is no layer of {classes} outputs that could be replaced"
+        )
+    path, layer = layers[-1]
+    fresh: nn.Module
+    if isinstance(layer, nn.Linear):
+        fresh = nn.Linear(layer.in_features, num_classes, bias=layer.bias is not None)
+    else:
+        fresh = nn.Conv2d(layer.in_channels, num_classes, kernel_size=1, bias=layer.bias is not None)
+    model.set_submodule(path, fresh)
+
+
+BUILDERS = {"timm": _timm, "torchvision": _torchvision}
+
+
+def _try_out(name: str, model: nn.Module, inputs: InputSpec, num_classes: int) -> None:
+    """Many nets take one size of image alone, some give more than logits: better to know before training."""
+    shape = (1, *inputs.shape)
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(shape))
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        raise InputError(
+            f"model {name!r} does not take images of shape {inputs.shape}: {_first_line(error)}"
+        ) from error
+    finally:
+        model.train()
+    if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(
+            f"model {name!r} gives {found} for images of shape {shape}, not logits of shape {(1, num_classes)}"
+        )
+
+
+def _unknown(library: str, name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+    return f"unknown {library} model {name!r}{hint}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import argparse
+import os
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tgeokd.data.base import InputSpec
+from tgeokd.errors import InputError
+from tgeokd.models.cifar import CIFAR_MODELS
+from tgeokd.models.weights import load_weights
+
+
+def net():
+    return nn.Sequential(OrderedDict(body=nn.Linear(3, 4), norm=nn.BatchNorm1d(4), head=nn.Linear(4, 2)))
+
+
+@pytest.fixture
+def source():
+    """A net whose every tensor differs from a fresh one's."""
+    torch.manual_seed(1)
+    model = net()
+    for value in model.state_dict().values():
+        value.copy_(torch.randn(value.shape).abs() + 1)
+    return model
+
+
+def assert_loaded(path, source):
+    torch.manual_seed(2)
+    model = net()
+    load_weights(model, path)
+    for name, value in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+# ---- what is read
+
+
+@pytest.mark.parametrize("holder", [None, "model", "state_dict", "model_state_dict", "net"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_checkpoints(tmp_path, source, holder, prefix, zipped):
+    state = {prefix + name: value for name, value in source.state_dict().items()}
+    held = state if holder is None else {"epoch": 240, holder: state}
+    torch.save(held, tmp_path / "net.pth", _use_new_zipfile_serialization=zipped)
+    assert_loaded(tmp_path / "net.pth", source)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_safetensors(tmp_path, source, prefix):
+    save_file({prefix + name: value for name, value in source.state_dict().items()}, tmp_path / "net.safetensors")
+    assert_loaded(tmp_path / "net.safetensors", source)
+
+
+def test_a_checkpoint_as_the_teachers_are_published(tmp_path):
+    """RepDistiller saves its options, and a learning rate that numpy has multiplied."""
+    torch.manual_seed(1)
+    inputs = InputSpec("array", (3, 32, 32))
+    teacher = CIFAR_MODELS["resnet8"](inputs=inputs, num_classes=100)
+    teacher(torch.randn(8, 3, 32, 32))  # moves the batch norms' statistics
+    optimizer = torch.optim.SGD(teacher.parameters(), lr=0.05 * np.float64(0.1) ** np.int64(2), momentum=0.9)
+    opt = argparse.Namespace(model="resnet8", lr_decay_epochs=[150, 180, 210], trial=0)
+    torch.save(
+        {
+            "opt": opt,
+            "model": teacher.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "accuracy": torch.tensor([72.5]),
+            "best_acc": np.float32(72.5),
+            "epoch": np.int64(240),
+        },
+        tmp_path / "ckpt_epoch_240.pth",
+    )
+    student = CIFAR_MODELS["resnet8"](inputs=inputs, num_classes=100)
+    load_weights(student, tmp_path / "ckpt_epoch_240.pth")
+    images = torch.randn(4, 3, 32, 32)
+    assert torch.equal(student.eval()(images), teacher.eval()(images))
+
+
+def test_numpy_scalars_of_older_and_newer_files(tmp_path, source):
+    path = tmp_path / "net.pth"
+    torch.save({"model": source.state_dict(), "lr": np.float64(0.1)}, path, _use_new_zipfile_serialization=False)
+    raw = path.read_bytes()
+    assert b"numpy._core.multiarray\n" in raw
+    assert_loaded(path, source)
+    path.write_bytes(raw.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n"))
+    assert_loaded(path, source)
+
+
+def test_files_without_the_batch_norms_counters(tmp_path, source):
+    state = OrderedDict((name, value) for name, value in source.state_dict().items() if "tracked" not in name)
+    torch.save(state, tmp_path / "old.pth")
+    model = net()
+    load_weights(model, tmp_path / "old.pth")
+    assert torch.equal(model.head.weight, source.head.weight)
+    assert model.norm.num_batches_tracked == 0
+
+
+def test_a_model_that_is_itself_called_module(tmp_path, source):
+    wrapped = nn.ModuleDict({"module": source})
+    torch.save(wrapped.state_dict(), tmp_path / "net.pth")
+    other = nn.ModuleDict({"module": net()})
+    load_weights(other, tmp_path / "net.pth")
+    assert torch.equal(other["module"].head.weight, source.head.weight)
+
+
+# ---- what is refused
+
+
+def refuse(path, message):
+    model = net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(InputError, match=message) as caught:
+        load_weights(model, path)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_names_and_shapes_that_are_not_the_models(tmp_path, source, suffix):
+    state = dict(source.state_dict())
+    del state["body.weight"], state["body.bias"]
+    state |= {f"extra.{letter}": torch.zeros(1) for letter in "abcd"}
+    state["head.weight"] = torch.zeros(5, 4)
+    path = tmp_path / f"net.{suffix}"
+    save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
+    refuse(
+        path,
+        r"net\.\w+ are not this model's: 2 missing: body\.weight, body\.bias; "
+        r"4 unexpected: extra\.a, extra\.b, extra\.c, \.\.\.; 1 of another shape: head\.weight \(5, 4\) for \(2, 4\)$",
+    )
+
+
+class Unknown:
+    pass
+
+
+class RunsACommand:
+    def __reduce__(self):
+        return os.mkdir, ("made-by-a-pickle",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("value", "named"), [(Unknown(), r"\S*test_weights\.Unknown"), (RunsACommand(), r"posix\.mkdir")]
+)
+def test_other_objects_in_a_pickle(tmp_path, monkeypatch, source, value, named, zipped):
+    monkeypatch.chdir(tmp_path)
+    held = {"model": source.state_dict(), "extra": value}
+    torch.save(held, tmp_path / "net.pth", _use_new_zipfile_serialization=zipped)
+    refuse(tmp_path / "net.pth", rf"net\.pth holds {named}, and a file of weights may hold only tensors")
+    assert not (tmp_path / "made-by-a-pickle").exists()
+
+
+def test_the_whitelist_is_not_left_open(tmp_path, source):
+    torch.save(source.state_dict(), tmp_path / "net.pth")
+    load_weights(net(), tmp_path / "net.pth")
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04aaaa", b"\x80\x02}q\x00."])
+def test_files_of_something_else(tmp_path, content, suffix):
+    path = tmp_path / f"net.{suffix}"
+    path.write_bytes(content)
+    refuse(path, rf"net\.{suffix} cannot be read as ")
+
+
+def test_a_file_cut_short(tmp_path, source):
+    torch.save(source.state_dict(), tmp_path / "net.pth")
+    raw = (tmp_path / "net.pth").read_bytes()
+    for share in (0.2, 0.5, 0.9):
+        (tmp_path / "short.pth").write_bytes(raw[: int(share * len(raw))])
+        refuse(tmp_path / "short.pth", r"short\.pth cannot be read as a PyTorch checkpoint of weights$")
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        ({}, "and no state dict under model, state_dict"),
+        (
+            {"epoch": 3, "weights": {"a": torch.zeros(1)}},
+            "holds epoch, weights, and no state dict under model, state_dict",
+        ),
+        ({"model": {"a": 1.0}}, "holds model, and no state dict under"),
+        ({1: torch.zeros(1)}, "holds 1, and no state dict under"),
+        ([torch.zeros(1)], "must hold a state dict, not list"),
+        (torch.zeros(1), "must hold a state dict, not Tensor"),
+    ],
+)
+def test_checkpoints_without_a_state_dict(tmp_path, held, message):
+    torch.save(held, tmp_path / "net.pth")
+    refuse(tmp_path / "net.pth", message)
+
+
+def test_files_that_are_not_there(tmp_path):
+    refuse(tmp_path / "none.pth", r"^no file of weights at .*none\.pth$")
+    refuse(tmp_path, r"^no file of weights at ")
