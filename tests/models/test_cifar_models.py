@@ -1,7 +1,7 @@
 """The CIFAR models against listings and logits of the published architectures, and against forwards written out here.
 
 ``cifar_tensors.json`` lists names and shapes of every tensor in the order of a published state dict, for 100 classes, and the
-first four logits that RepDistiller's architecture computes in float64 from the weights and images made below.
+first four logits that a transcription of RepDistiller's layers computes in float64 from the weights and images made below.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tgeokd.models.cifar.wide_stem_resnet import Bottleneck, WideStemResNet
 
 CIFAR = InputSpec("array", (3, 32, 32))
 PUBLISHED = json.loads((Path(__file__).parent / "cifar_tensors.json").read_text())
-# trainable numbers with 100 classes; those of resnet20, 56, 110, 8x4, 32x4, wrn and vgg8, 13 are quoted in papers, too
+# trainable numbers with 100 classes, counted on the published architectures
 PARAMETERS = {
     "resnet8": 83_892,
     "resnet14": 181_108,
