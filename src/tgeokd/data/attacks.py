@@ -1,13 +1,11 @@
-"""What the attack detection tasks share: raw tables with their faulty rows, and the way from a table to a task."""
+"""What the attack detection tasks share: rows with labels from files, and the way from rows to a task."""
 
 from __future__ import annotations
 
-import hashlib
-import io
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -15,127 +13,73 @@ import torch
 from numpy.typing import NDArray
 
 from tgeokd.data.base import TaskData
-from tgeokd.data.encoder import FeatureEncoder
+from tgeokd.data.encoder import FeatureEncoder, as_numbers, place
 from tgeokd.data.noise import symmetric_noise
 from tgeokd.data.split import oversample as oversampled
+from tgeokd.data.tablefile import Table
 from tgeokd.errors import InputError
 from tgeokd.loaders import ArrayDataset
 from tgeokd.metrics import Metrics
 
-__all__ = ["NAMES", "RawTable", "attack_task", "found", "read_table"]
+__all__ = ["NAMES", "attack_task", "found", "labelled"]
 
 Rows = NDArray[np.int64]
 
 NAMES = ("accuracy", "nll", "macro_f1", "macro_auc", "recall", "detection_rate")
-_SHOWN = 5  # columns listed in the notes
-
-
-@dataclass(frozen=True)
-class RawTable:
-    """A file's rows as they are.
-
-    Attributes:
-        path: of the file.
-        frame: the rows that could be split into columns, with their values as text (of Parquet: as stored).
-        rows: which row of the file each row of the frame is, from 0 without the header, shape (len(frame),).
-        faults: what is wrong with the other rows, by row of the file.
-    """
-
-    path: Path
-    frame: pl.DataFrame
-    rows: Rows
-    faults: dict[int, str]
-
-    def numbers(self, names: Sequence[str]) -> RawTable:
-        """The table with some columns as float64; null where there is no value, faults where it is no number.
-
-        Without a value: nothing, blanks, and ``?``. ``inf``, ``Infinity`` and ``NaN`` are read as such, whatever their case.
-        """
-        text = [name for name in names if self.frame[name].dtype == pl.String]
-        stored = [name for name in names if name not in text]
-        for name in stored:
-            if not self.frame[name].dtype.is_numeric() and self.frame[name].dtype not in (pl.Boolean, pl.Null):
-                raise InputError(f"{self.path}: column {name!r} holds {self.frame[name].dtype}, not numbers")
-        stripped = self.frame.with_columns(_value(text))
-        frame = stripped.with_columns(pl.col(text).cast(pl.Float64, strict=False), pl.col(stored).cast(pl.Float64))
-        faults = dict(self.faults)
-        for name in text:
-            if frame[name].null_count() > stripped[name].null_count():
-                wrong = frame[name].is_null() & stripped[name].is_not_null()
-                for i in wrong.arg_true():
-                    faults.setdefault(int(self.rows[i]), f"column {name}: {stripped[name][i]!r} is not a number")
-        return RawTable(self.path, frame, self.rows, faults)
-
-    def labels(self, column: str, classes: Mapping[str, int]) -> tuple[RawTable, Rows]:
-        """The class of each row by the text of its label, -1 with a fault where the label is unknown or missing.
-
-        A label may be stored as a number; whole numbers are written without decimals.
-        """
-        marker = self.frame[column]
-        if marker.dtype.is_float() and bool((marker == marker.floor()).all()):
-            marker = marker.cast(pl.Int64)
-        marker = marker.cast(pl.String).str.strip_chars(" \t'\"")
-        target = np.array([classes.get(text, -1) if text is not None else -1 for text in marker], dtype=np.int64)
-        faults = dict(self.faults)
-        known = ", ".join(list(classes)[:_SHOWN]) + (", ..." if len(classes) > _SHOWN else "")
-        for i in np.flatnonzero(target < 0):
-            given = repr(marker[int(i)]) if marker[int(i)] else "nothing"
-            faults.setdefault(int(self.rows[i]), f"column {column} holds {given}, expected one of: {known}")
-        return RawTable(self.path, self.frame, self.rows, faults), target
-
-    def refuse_faults(self, hint: str = "") -> None:
-        """Raise an InputError for the first faulty row, if there is one; ``hint`` ends the message."""
-        if self.faults:
-            row = min(self.faults)
-            more = f" ({len(self.faults)} rows of this file are faulty)" if len(self.faults) > 1 else ""
-            raise InputError(f"{self.path}: row {row} (the first is 0): {self.faults[row]}{more}{hint}")
+"""The metrics of attack detection."""
+_SHOWN = 5  # columns listed in the notes, labels listed in messages
 
 
 def found(data_dir: Path, folders: Iterable[str], names: Iterable[str]) -> Path | None:
     """The first of some files or folders that is in one of some folders of ``data_dir``, or directly in it."""
     names = list(names)
-    places = [Path(data_dir) / folder / name for folder in (*folders, "") for name in names]
-    return next((place for place in places if place.exists()), None)
+    places = [data_dir / folder / name for folder in (*folders, "") for name in names]
+    return next((path for path in places if path.exists()), None)
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> RawTable:
-    """A table from CSV (``.csv``, ``.txt``), ARFF (``.arff``) or Parquet (``.parquet``).
-
-    ARFF is read as its header and, from ``@data`` on, as CSV: its attributes' declared types are not needed, ``%`` starts a
-    comment, and ``?`` is a missing value. Sparse ARFF is not read.
+def labelled(
+    table: Table,
+    *,
+    numeric: Sequence[str],
+    label: str,
+    classes: Mapping[str, int],
+    bad_rows: Literal["error", "skip"] = "error",
+) -> tuple[Table, Rows]:
+    """The rows with numbers where numbers belong and a known label.
 
     Args:
-        path: the file.
-        columns: names of the columns of a CSV file without a header; None where the first line holds them.
+        table: rows of a file.
+        numeric: columns of numbers.
+        label: the column of the labels.
+        classes: the class of each label, as text; of labels stored as numbers too.
+        bad_rows: what to do with other rows: ``error``, or leave them out.
+
+    Returns:
+        The table with the numeric columns as floats, and the classes of its rows, shape (N,).
 
     Raises:
-        InputError: for a file that cannot be read, another ending, no rows, or a column named twice.
+        InputError: for the first faulty row with ``bad_rows="error"``, naming file, row and column.
     """
-    kind = path.suffix.lower()
-    if kind not in (".csv", ".txt", ".arff", ".parquet"):
-        raise InputError(f"{path}: expected a file ending in .csv, .txt, .arff or .parquet")
-    try:
-        if kind == ".parquet":
-            frame = pl.read_parquet(path)
-            table = RawTable(path, frame, np.arange(len(frame)), {})
+    good = np.ones(len(table.frame), dtype=bool)
+    columns = []
+    for name in numeric:
+        column = table.frame[name]
+        if bad_rows == "skip" and column.dtype == pl.String:
+            text = column.str.strip_chars()
+            column = text.cast(pl.Float64, strict=False)
+            good &= (column.is_not_null() | text.is_null() | (text == "")).fill_null(True).to_numpy()
         else:
-            lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-            if kind == ".arff":
-                columns, lines = _arff(lines, path)
-            elif columns is None:
-                columns, lines = [name.strip(" \t\r'\"") for name in lines[0].split(",")] if lines else [], lines[1:]
-            if twice := {name for name in columns if columns.count(name) > 1}:
-                raise InputError(f"{path}: two columns are named {min(twice)!r}")
-            table = _split(lines, columns, path)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a text file (byte {error.start} is not UTF-8)") from error
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-    if not len(table.frame) and not table.faults:
-        raise InputError(f"{path} holds no rows")
-    return table
+            column = as_numbers(table.frame, name, source=table.source, rows=table.rows)
+        columns.append(column.alias(name))
+    text = table.frame[label].cast(pl.String).str.strip_chars(" \t'\"").str.replace(r"^(\d+)\.0$", "$1")
+    target = np.array([classes.get(value, -1) for value in text], dtype=np.int64)
+    good &= target >= 0
+    if bad_rows == "error" and not good.all():
+        row = int((~good).argmax())
+        known = ", ".join(list(classes)[:_SHOWN]) + (", ..." if len(classes) > _SHOWN else "")
+        given = repr(text[row]) if text[row] else "no label"
+        raise InputError(f"{place(int(table.rows[row]), table.source, label)}: {given}, expected one of {known}")
+    return dataclasses.replace(table, frame=table.frame.with_columns(columns)).filter(good), target[good]
 
 
 def attack_task(
@@ -151,7 +95,7 @@ def attack_task(
     noise: float,
     oversample: bool,
     seed: int,
-    files: Iterable[Path],
+    tables: Iterable[Table],
     notes: Mapping[str, Any],
     test_groups: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> TaskData:
@@ -172,7 +116,7 @@ def attack_task(
         noise: share of the training labels replaced by a random class.
         oversample: repeat training rows of the smaller classes until all are as frequent.
         seed: of the noise and the repetition.
-        files: what was read, for checksums.
+        tables: what was read, for names and checksums.
         notes: what else is to be noted.
         test_groups: masks over the rows of the test part.
     """
@@ -198,7 +142,7 @@ def attack_task(
         tuple(class_names),
         metrics,
         {
-            "files": {path.name: _sha256(path) for path in files},
+            "files": {Path(table.source).name: table.sha256 for table in tables},
             **notes,
             "rows": {"train": len(train), "oversampled": len(kept) - len(train), "held_out": len(held_out)}
             | {"test": len(test)},
@@ -216,47 +160,7 @@ def attack_task(
     )
 
 
-def _value(names: Sequence[str]) -> pl.Expr:
-    """Columns of text without blanks around it, null where there is no value."""
-    text = pl.col(names).str.strip_chars()
-    return pl.when(text.is_in(["", "?"])).then(None).otherwise(text).name.keep()
-
-
-def _arff(lines: list[str], path: Path) -> tuple[list[str], list[str]]:
-    """The names of the attributes and the lines of data."""
-    columns: list[str] = []
-    for i, line in enumerate(lines):
-        word, *more = line.split(maxsplit=1)
-        rest = more[0] if more else ""
-        if word.lower() == "@data":
-            return columns, [line for line in lines[i + 1 :] if not line.lstrip().startswith("%")]
-        if word.lower() == "@attribute":
-            quoted = rest[:1] in ("'", '"')
-            columns.append(rest[1:].partition(rest[0])[0] if quoted else rest.split(maxsplit=1)[0] if rest else "")
-    raise InputError(f"{path} has no line @data, so it is not an ARFF file")
-
-
-def _split(lines: list[str], columns: Sequence[str], path: Path) -> RawTable:
-    """Lines as a frame of text, those with another number of values as faults."""
-    counts = np.array([line.count(",") + 1 for line in lines], dtype=np.int64)
-    fits = counts == len(columns)
-    faults = {int(i): f"{counts[i]} values for {len(columns)} columns" for i in np.flatnonzero(~fits)}
-    rows = np.flatnonzero(fits)
-    if not len(rows):
-        return RawTable(path, pl.DataFrame(schema=dict.fromkeys(columns, pl.String)), rows, faults)
-    text = "\n".join(lines[i] for i in rows)
-    frame = pl.read_csv(
-        io.StringIO(text), has_header=False, new_columns=list(columns), infer_schema=False, quote_char=None
-    )
-    return RawTable(path, frame, rows, faults)
-
-
 def _most(counts: dict[str, int]) -> dict[str, Any]:
     """A count by column, shortened to the columns with most."""
     largest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN]
     return {"values": sum(counts.values()), "columns": len(counts), "most": dict(largest)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,9 +10,10 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from tgeokd.data.attacks import RawTable, attack_task, found, read_table
+from tgeokd.data.attacks import attack_task, found, labelled
 from tgeokd.data.base import TaskData
 from tgeokd.data.split import stratified_split
+from tgeokd.data.tablefile import Table, read_table
 from tgeokd.errors import InputError
 from tgeokd.names import unknown_name
 
@@ -97,7 +98,7 @@ def hil(
             ``bad_rows="error"``, a class without rows, and shares that leave a part without a class.
     """
     paths = [_single(Path(data_dir), file)] if file is not None else _all_files(Path(data_dir), classes)
-    tables = [read_table(path) for path in paths]
+    tables = [_read(path, bad_rows) for path in paths]
     features = _features(tables, complete=file is None)
     classes_of = _class_by_label(classes)
 
@@ -105,16 +106,13 @@ def hil(
     skipped: dict[str, int] = {}
     first = 0
     for table in tables:
-        table, labels = table.numbers(features).labels(_LABEL, classes_of)
-        if bad_rows == "error":
-            table.refuse_faults("; bad_rows=skip leaves such rows out")
-        good = ~np.isin(table.rows, list(table.faults))
-        frames.append(table.frame.select(features).filter(pl.Series(good)))
-        targets.append(labels[good])
-        ids.append(first + table.rows[good])
-        first += len(set(table.rows.tolist()) | set(table.faults))
-        if table.faults:
-            skipped[table.path.name] = len(table.faults)
+        good, labels = labelled(table, numeric=features, label=_LABEL, classes=classes_of, bad_rows=bad_rows)
+        frames.append(good.frame.select(features))
+        targets.append(labels)
+        ids.append(first + good.rows)
+        first += table.total
+        if len(labels) < table.total:
+            skipped[Path(table.source).name] = table.total - len(labels)
     target = np.concatenate(targets)
     if not len(target):
         raise InputError(f"{_where(paths)} has no usable row; {sum(skipped.values())} were skipped")
@@ -142,9 +140,28 @@ def hil(
         noise=noise,
         oversample=oversample,
         seed=seed,
-        files=paths,
+        tables=tables,
         notes={"folder": paths[0].parent.name, "features": len(features), "skipped_rows": skipped},
     )
+
+
+def _read(path: Path, bad_rows: Literal["error", "skip"]) -> Table:
+    """A CSV, Parquet or ARFF file. The data of ARFF are CSV after a header, whose types are not needed."""
+    if path.suffix.lower() != ".arff":
+        return read_table(path, bad_rows=bad_rows)
+    names: list[str] = []
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                word, *rest = line.split(maxsplit=1)[:2] or [""]
+                if word.lower() == "@data":
+                    return read_table(path, bad_rows=bad_rows, header=names, skip_lines=number)
+                if word.lower() == "@attribute" and rest:
+                    quote = rest[0][0] if rest[0][0] in "'\"" else None
+                    names.append(rest[0][1:].partition(quote)[0] if quote else rest[0].split()[0])
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    raise InputError(f"{path} has no line @data, so it is not an ARFF file")
 
 
 def _single(data_dir: Path, name: str) -> Path:
@@ -180,26 +197,28 @@ def _all_files(data_dir: Path, classes: Classes) -> list[Path]:
     return [paths[i] for i in expected]
 
 
-def _features(tables: list[RawTable], *, complete: bool) -> list[str]:
+def _features(tables: list[Table], *, complete: bool) -> list[str]:
     """The feature columns, the same in all files, in the order of the first."""
     first: list[str] = []
     for table in tables:
         columns = table.frame.columns
         if _LABEL not in columns:
-            raise InputError(f"{table.path}: no column {_LABEL!r} with the labels; its last column is {columns[-1]!r}")
+            raise InputError(
+                f"{table.source}: no column {_LABEL!r} with the labels; its last column is {columns[-1]!r}"
+            )
         features = [name for name in columns if name != _LABEL and name not in _IGNORED]
         for name in features:
             if name not in FEATURES:
                 what, *_ = re.split(";? known:", unknown_name("column", name, FEATURES))  # not all 128 names
-                raise InputError(f"{table.path}: {what}")
+                raise InputError(f"{table.source}: {what}")
         expected = FEATURES if complete else first
         lacking = [name for name in expected if name not in features]
         if lacking:
             raise InputError(
-                f"{table.path}: {len(lacking)} of {len(expected)} columns are missing, first {lacking[0]!r}"
+                f"{table.source}: {len(lacking)} of {len(expected)} columns are missing, first {lacking[0]!r}"
             )
         if not features:
-            raise InputError(f"{table.path}: no column but {_LABEL!r}")
+            raise InputError(f"{table.source}: no column but {_LABEL!r}")
         first = first or features
     return first
 

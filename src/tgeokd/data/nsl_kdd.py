@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Literal
 
@@ -9,9 +10,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tgeokd.data.attacks import RawTable, attack_task, found, read_table
+from tgeokd.data.attacks import attack_task, found, labelled
 from tgeokd.data.base import TaskData
+from tgeokd.data.encoder import place
 from tgeokd.data.split import stratified_split
+from tgeokd.data.tablefile import Table, read_table
 from tgeokd.errors import InputError
 
 __all__ = ["CATEGORIES", "nsl_kdd"]
@@ -95,7 +98,8 @@ def nsl_kdd(
     names = tuple(CATEGORIES) if classes == "five" else ("normal", "attack")
     index = {kind: min(c, len(names) - 1) for c, kinds in enumerate(CATEGORIES.values()) for kind in kinds}
     paths = [_file(Path(data_dir), which) for which in (part, "test")]
-    (fit, y_fit), (test, y_test) = (_read(path, index) for path in paths)
+    (fitted, y_fit), (tested, y_test) = (_read(path, index) for path in paths)
+    fit, test = fitted.frame, tested.frame
 
     rest, held, _ = stratified_split(y_fit, held_out=held_out, test=None, seed=seed, class_names=names)
     if train is not None:
@@ -123,7 +127,7 @@ def nsl_kdd(
         noise=noise,
         oversample=oversample,
         seed=seed,
-        files=paths,
+        tables=[fitted, tested],
         notes={"unseen_attacks": sorted(set(kinds.unique()) - seen)},
         test_groups={"normal": normal, "seen attack": known & ~normal, "unseen attack": ~known & ~normal},
     )
@@ -137,26 +141,21 @@ def _file(data_dir: Path, which: str) -> Path:
     return path
 
 
-def _read(path: Path, index: dict[str, int]) -> tuple[pl.DataFrame, NDArray[np.int64]]:
+def _read(path: Path, index: dict[str, int]) -> tuple[Table, NDArray[np.int64]]:
     """A file's features and kinds, with the logarithms, and its classes."""
-    table = read_table(path, None if path.suffix == ".parquet" else _COLUMNS)
+    table = read_table(path, header=None if path.suffix == ".parquet" else _COLUMNS)
     lacking = [name for name in _COLUMNS[:-1] if name not in table.frame.columns]
     if lacking:
         raise InputError(f"{path}: {len(lacking)} of {len(_COLUMNS) - 1} columns are missing, first {lacking[0]!r}")
-    table, target = table.numbers(_NUMERIC).labels("attack", index)
-    table = _non_negative(table)
-    table.refuse_faults()
-    logs = [pl.col(name).log1p().alias(_log(name)) for name in _HEAVY_TAILED]
-    return table.frame.with_columns(logs).select(*map(_log, _HEAVY_TAILED), *_COLUMNS[:-1]), target
-
-
-def _non_negative(table: RawTable) -> RawTable:
-    """Counters below 0 have no logarithm."""
+    table, target = labelled(table, numeric=_NUMERIC, label="attack", classes=index)
     for name in _HEAVY_TAILED:
-        for i in (table.frame[name] < 0).arg_true():
-            value = table.frame[name][i]
-            table.faults.setdefault(int(table.rows[i]), f"column {name}: {value:g} is below 0")
-    return table
+        negative = (table.frame[name] < 0).arg_true()
+        if len(negative):
+            row = int(table.rows[negative[0]])
+            raise InputError(f"{place(row, table.source, name)}: {table.frame[name][negative[0]]:g} is below 0")
+    logs = [pl.col(name).log1p().alias(_log(name)) for name in _HEAVY_TAILED]
+    frame = table.frame.select(*logs, *(name for name in _COLUMNS[:-1] if name not in _HEAVY_TAILED))
+    return dataclasses.replace(table, frame=frame), target
 
 
 def _log(name: str) -> str:
