@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich import box
@@ -19,12 +19,15 @@ from rich.table import Table
 from tgeokd import __version__
 from tgeokd.data import TASKS
 from tgeokd.errors import InputError
+from tgeokd.experiments.build import load_data
 from tgeokd.experiments.compare import Entry, Setting, compare, parse_entry
 from tgeokd.experiments.config import RunConfig, load_config, override, preset
 from tgeokd.experiments.demo import DEMO_ROWS, DEMO_SETTINGS
-from tgeokd.experiments.run import check, load_data, run, train_teacher
+from tgeokd.experiments.run import check, run
+from tgeokd.experiments.teacher import make_teacher
 from tgeokd.methods import METHODS
-from tgeokd.report.build import build_report, comparison_table
+from tgeokd.report.build import build_report
+from tgeokd.report.tables import comparison_table, formatted, paired_differences, title
 from tgeokd.runfolder import RunFolder
 
 __all__ = ["app", "main"]
@@ -45,8 +48,20 @@ Task = Annotated[
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", help="YAML file of settings (as a run's config.yaml); default: the task's recipe."),
+    typer.Option("--config", help="YAML file of settings (as a run's config.yaml); default: the task's preset."),
 ]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        help="Recipe shipped for the task: [b]lite[/b] (two cores, minutes), [b]paper[/b] (a GPU), ...  \\[default: lite]",
+        show_default=False,
+    ),
+]
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", envvar="TGEOKD_DATA", help="Folder of your data sets.", show_default=False)
+]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Parallel processes; default: one a core.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -80,7 +95,7 @@ def _options(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for results, figures and the report.")] = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per method.")] = 5,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Parallel processes; default: one a core.")] = None,
+    jobs: Jobs = None,
 ) -> None:
     """Show the whole story on real handwritten digits, on the CPU, in about two minutes.
 
@@ -88,7 +103,7 @@ def demo(
     and once with 30 % of the training labels replaced at random (held-out labels stay clean). Prints a table per setting and
     writes results.json, metrics.jsonl per run, figures and report.html.
     """
-    _compare(preset("digits"), DEMO_ROWS, seeds, out, DEMO_SETTINGS, jobs, resume=False)
+    _compare(preset("digits"), DEMO_ROWS, seeds, out, DEMO_SETTINGS, jobs)
 
 
 @app.command()
@@ -98,6 +113,8 @@ def distill(
         typer.Argument(help=f"Task: {', '.join(TASKS)}.", autocompletion=lambda: list(TASKS), show_default=False),
     ] = None,
     config: ConfigFile = None,
+    preset_name: Preset = None,
+    data_dir: DataDir = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -132,30 +149,27 @@ def distill(
     tgeokd distill --resume runs/mine
     """
     if resume is not None:
-        if task or config or method or out or settings or seed is not None:
+        if task or config or preset_name or method or out or settings or seed is not None:
             raise InputError("--resume continues a run with its own settings: give no others")
         out = resume
-        chosen = load_config(resume / "config.yaml")
+        chosen = _with_data_dir(load_config(resume / "config.yaml"), data_dir)
         check(chosen)
         folder = RunFolder(out, resume=True, checkpoint_needed=(out / "metrics.jsonl").exists())
     else:
-        chosen = _config(task, config, settings, method, seed)
+        chosen = _config(task, config, preset_name, settings, data_dir, method, seed)
         out = out or Path("runs") / f"{chosen.task}-{chosen.method}-{chosen.seed}"
         check(chosen)
+        _show_notes(chosen)
         folder = RunFolder(out)
         folder.write_yaml("config.yaml", chosen.to_dict())
     teacher = out / "teacher.safetensors"
     if resume is None or not teacher.exists():
         console.print("teacher")
-        metrics = train_teacher(chosen, load_data(chosen), teacher, progress=True)
-        console.print(f"  test accuracy {100 * metrics['accuracy']:.2f} %")
+        console.print(f"  {_shown(make_teacher(chosen, load_data(chosen), teacher, progress=True))}")
     console.print(f"student by {chosen.method}")
     result = run(chosen, teacher, out, resume=folder.checkpoint.exists(), progress=True)
     report = build_report(out)
-    console.print(
-        f"  test accuracy {100 * result.metrics['accuracy']:.2f} %, NLL {result.metrics['nll']:.4f} "
-        f"after {result.epochs} epochs in {result.seconds:.1f} s"
-    )
+    console.print(f"  {_shown(result.metrics)}, after {result.epochs} epochs in {result.seconds:.1f} s")
     console.print(f"report: {report}")
 
 
@@ -174,16 +188,37 @@ def compare_command(
         Path | None, typer.Option(help="Folder of the comparison.  \\[default: runs/compare-TASK]", show_default=False)
     ] = None,
     config: ConfigFile = None,
+    preset_name: Preset = None,
+    data_dir: DataDir = None,
     settings: Settings = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Parallel processes; default: one a core.")] = None,
+    tune: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Trials of hyper-parameters a row, judged on held-out samples under a seed of their own; the best is used "
+            "for all seeds. 0: the methods' defaults.",
+        ),
+    ] = 0,
+    jobs: Jobs = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Finish the comparison in --out; finished runs are kept.")
     ] = False,
 ) -> None:
-    """Compare methods over seeds: the same split, teacher, initial student and budget for every method of a seed."""
-    chosen = _config(task, config, settings, None, None)
+    """Compare methods over seeds: the same split, teacher, initial student and budget for every method of a seed.
+
+    [bold]Examples[/bold]
+
+    tgeokd compare digits --methods ce,kd:alpha=0.5,tgeo,ce@train+val --seeds 5
+
+    tgeokd compare adult --data-dir data --set data.noise=0.2 --tune 6
+    """
+    chosen = _config(task, config, preset_name, settings, data_dir, None, None)
     entries = [parse_entry(text) for text in re.split(r",(?![^\[{]*[\]}])", methods) if text.strip()]
-    _compare(chosen, entries, seeds, out or Path("runs") / f"compare-{task}", [], jobs, resume=resume)
+    usual = preset(task, preset_name or "lite").data
+    changed = [f"{key}={value}" for key, value in chosen.data.items() if usual.get(key) != value]
+    setting = Setting(", ".join(changed) or "default")
+    out = out or Path("runs") / f"compare-{task}"
+    _compare(chosen, entries, seeds, out, [setting], jobs, tune=tune, resume=resume)
 
 
 @app.command()
@@ -215,18 +250,45 @@ def main() -> None:
 
 
 def _config(
-    task: str | None, file: Path | None, settings: list[str] | None, method: str | None, seed: int | None
+    task: str | None,
+    file: Path | None,
+    preset_name: str | None,
+    settings: list[str] | None,
+    data_dir: Path | None,
+    method: str | None,
+    seed: int | None,
 ) -> RunConfig:
     if task is None and file is None:
         raise InputError(f"name a task ({', '.join(TASKS)}), or give --config or --resume")
-    chosen = load_config(file) if file is not None else preset(task or "")
+    if file is not None and preset_name is not None:
+        raise InputError("give --config or --preset, not both")
+    chosen = load_config(file) if file is not None else preset(task or "", preset_name or "lite")
     if task is not None and chosen.task != task:
         raise InputError(f"the config is for task {chosen.task!r}, not {task!r}")
     if method is not None and method != chosen.method:
         chosen = dataclasses.replace(chosen, method=method, options={})  # options belong to a method
     if seed is not None:
         chosen = dataclasses.replace(chosen, seed=seed)
-    return override(chosen, settings or [])
+    return _with_data_dir(override(chosen, settings or []), data_dir)
+
+
+def _with_data_dir(config: RunConfig, data_dir: Path | None) -> RunConfig:
+    return config if data_dir is None else dataclasses.replace(config, data_dir=str(data_dir.resolve()))
+
+
+def _show_notes(config: RunConfig) -> None:
+    """What was found in the data, before anything is trained on it."""
+    data = load_data(config)
+    sizes = ", ".join(f"{len(part):,}" for part in (data.train, data.held_out, data.test))  # type: ignore[arg-type]
+    console.print(f"data: {sizes} samples to train on, held out, to test on; {data.num_classes} classes")
+    for key, value in data.notes.items():
+        console.print(f"  {key}: {value}", markup=False, highlight=False)
+
+
+def _shown(metrics: dict[str, float]) -> str:
+    """The metrics of the test set in a line."""
+    of_test = {name: value for name, value in metrics.items() if not name.startswith("val_") and "/" not in name}
+    return "test " + ", ".join(f"{title(name)} {formatted(name, value)}" for name, value in of_test.items())
 
 
 def _compare(
@@ -237,7 +299,8 @@ def _compare(
     settings: list[Setting],
     jobs: int | None,
     *,
-    resume: bool,
+    tune: int = 0,
+    resume: bool = False,
 ) -> None:
     columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
     progress = Progress(*columns, console=console)
@@ -249,28 +312,29 @@ def _compare(
 
     try:
         results = compare(
-            config, entries, range(seeds), out, settings=settings, jobs=jobs, resume=resume, on_event=show
+            config, entries, range(seeds), out, settings=settings, tune=tune, jobs=jobs, resume=resume, on_event=show
         )
     finally:
         if progress.live.is_started:
             progress.stop()
     for setting in dict.fromkeys(row["setting"] for row in results["summary"]):
-        console.print(_table(setting, results))
-        teachers = [t["metrics"]["accuracy"] for t in results["teachers"] if t["setting"] == setting]
+        console.print(_drawn(f"{results['task']}, {setting}", *comparison_table(results, setting, brief=True)))
+        teachers = [t["metrics"] for t in results["teachers"] if t["setting"] == setting]
         spread = f"mean ± sd over {seeds} seeds" if seeds > 1 else "one seed"
-        console.print(f"test set, last epoch, {spread}; teacher {100 * sum(teachers) / len(teachers):.2f} %\n")
+        primary = results["primary_metric"]
+        known = [metrics[primary] for metrics in teachers if primary in metrics]
+        teacher = f"; teacher {title(primary)} {formatted(primary, sum(known) / len(known))}" if known else ""
+        console.print(f"test set, last epoch, {spread}{teacher}\n")
+        paired = paired_differences(results, setting)
+        if paired is not None and seeds > 1:
+            console.print(_drawn(f"paired differences, {setting}", *paired))
+            console.print("positive: the first is better; 95 % t intervals over the seeds, p corrected by Holm\n")
     console.print(f"report: {build_report(out)}")
 
 
-def _table(setting: str, results: dict[str, Any]) -> Table:
-    header, rows = comparison_table(row for row in results["summary"] if row["setting"] == setting)
+def _drawn(title: str, header: list[str], rows: list[list[str]]) -> Table:
     table = Table(
-        title=f"{results['task']}, {setting}",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True
     )
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)

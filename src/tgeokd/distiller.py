@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -24,9 +23,11 @@ from tgeokd.geometry import ClassMeans
 from tgeokd.loaders import OuterStream, group, union_loader
 from tgeokd.losses import logits_from_probs
 from tgeokd.methods import Batch, Method, Signals, TrainingStep, build_method
+from tgeokd.metrics import Metrics
 from tgeokd.modules import class_logits, class_probs, eval_mode, random_state, replayed
 from tgeokd.ratios import RatioStatistics
 from tgeokd.runfolder import RunFolder
+from tgeokd.teachers import StoredPredictions
 
 __all__ = ["Distiller", "History"]
 
@@ -43,14 +44,15 @@ class History(list[dict[str, Any]]):
 class Distiller:
     """Train a student on a teacher's predictions and on labels, with a method that says how much of each.
 
-    Loaders yield ``(inputs, target)``. ``inputs`` may be a tensor, a mapping (passed to the models as keywords) or a tuple
-    (passed as positional arguments); ``target`` holds class indices, int64, shape (N,). A model returns logits of shape
-    (N, C), or an object that holds them in ``.logits``; one logit a sample stands for the two-class logits ``(0, z)``.
+    Loaders yield ``(inputs, target)`` or ``(inputs, target, ids)``. ``inputs`` may be a tensor, a mapping (passed to the
+    models as keywords) or a tuple (passed as positional arguments); ``target`` holds class indices, int64, shape (N,);
+    ``ids``, int64, shape (N,), name the samples for a teacher of stored predictions. A model returns logits of shape (N, C),
+    or an object that holds them in ``.logits``; one logit a sample stands for the two-class logits ``(0, z)``.
 
     Args:
         student: any module.
-        teacher: any module, or any callable from inputs to logits; it is put in eval mode and gets no gradient. None for a
-            method that needs no teacher.
+        teacher: any module, or any callable from inputs to logits; it is put in eval mode and gets no gradient. Or
+            :class:`~tgeokd.teachers.StoredPredictions`, asked by sample id. None for a method that needs no teacher.
         method: a :class:`~tgeokd.methods.Method`, or its name for the default options.
         optimizer: over the student's parameters.
         temperature: ``tau`` of the teacher term.
@@ -61,6 +63,7 @@ class Distiller:
         clip_norm: clip the gradient to this norm before each step.
         accumulate: batches of the loader that make one optimizer step. The loss is the mean over all their samples.
         assume_sgd: let a bilevel method treat an optimizer other than SGD, Adam and AdamW as plain SGD.
+        metrics: what :meth:`evaluate` gives, and with it the record of each epoch on the held-out set.
         callbacks: see :class:`~tgeokd.callbacks.Callback`.
         accelerator: as in Lightning Fabric: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
         precision: as in Lightning Fabric: ``"32-true"``, ``"bf16-mixed"``, ``"64-true"``, ...; not ``"16-mixed"``.
@@ -91,6 +94,7 @@ class Distiller:
         clip_norm: float | None = None,
         accumulate: int = 1,
         assume_sgd: bool = False,
+        metrics: Metrics | None = None,
         callbacks: Sequence[Callback] = (),
         accelerator: str = "auto",
         precision: Any = "32-true",
@@ -113,6 +117,7 @@ class Distiller:
         self.teacher_probs = teacher_probs
         self.scheduler, self.scheduler_every = scheduler, scheduler_every
         self.accumulate = accumulate
+        self.metrics = metrics or Metrics()
         self.callbacks = [*callbacks, *([ProgressBar()] if progress else [])]
 
         self.student, self.optimizer = student, unwrapped(optimizer)
@@ -239,22 +244,22 @@ class Distiller:
         """Metrics of the student in eval mode.
 
         Returns:
-            ``accuracy`` in [0, 1] and ``nll``, the mean cross-entropy with the label in nats.
+            By default ``accuracy`` in [0, 1] and ``nll``, the mean cross-entropy with the label in nats; see ``metrics``.
         """
-        right = torch.zeros((), dtype=torch.int64, device=self.device)
-        nll = torch.zeros((), dtype=torch.float64, device=self.device)
-        count = 0
+        return self.metrics(*self.predict(loader))
+
+    def predict(self, loader: Loader) -> tuple[Tensor, Tensor]:
+        """Logits of the student in eval mode, shape (N, C), and the labels, shape (N,), in the loader's order, on the CPU."""
+        logits, targets = [], []
         with replayed(random_state(self.device)), torch.no_grad(), eval_mode(self.student):
             for batch in self._batches(loader, "evaluation loader"):
-                logits = self._student_logits(batch.inputs)
+                logits.append(self._student_logits(batch.inputs))
                 if self._num_classes is None and batch.target.device.type == "cpu":
-                    check_target(batch.target, logits.shape[-1], "evaluation loader")
-                right += (logits.argmax(dim=-1) == batch.target).sum()
-                nll += F.cross_entropy(logits, batch.target, reduction="sum").double()
-                count += len(batch.target)
-        if not count:
+                    check_target(batch.target, logits[-1].shape[-1], "evaluation loader")
+                targets.append(batch.target)
+        if not targets:
             raise InputError("the loader to evaluate on is empty")
-        return {"accuracy": float(right) / count, "nll": float(nll) / count}
+        return torch.cat(logits).cpu(), torch.cat(targets).cpu()
 
     def fusion_ratios(self, loader: Loader) -> Tensor:
         """Fusion ratio the method gives each sample now, the student in eval mode.
@@ -308,7 +313,7 @@ class Distiller:
             self._num_classes = student_logits.shape[-1]
             check_target(first.target, self._num_classes, "training loader")
             if self._teacher is not None:
-                check_same_classes(student_logits, self._teacher_logits(first.inputs))
+                check_same_classes(student_logits, self._teacher_logits(first))
             if val_loader is not None and next(self._batches(val_loader, "held-out loader"), None) is None:
                 raise InputError("the held-out loader is empty")
             means = self._survey(train_loader, val_loader)
@@ -326,7 +331,7 @@ class Distiller:
         train_counts = torch.zeros(self._num_classes, dtype=torch.int64)
         for batch in self._batches(train_loader, "training loader"):
             if self.method.needs_class_means:
-                logits = self._teacher_logits(batch.inputs)
+                logits = self._teacher_logits(batch)
                 if not bool(torch.isfinite(logits).all()):
                     raise InputError("the teacher's logits are NaN or infinite on the training set (before step 0)")
                 means.update(logits.softmax(dim=-1), batch.target)
@@ -360,7 +365,7 @@ class Distiller:
             assert outer is not None
             batch = self._on_device(*next(outer))
             if self.method.outer_needs_teacher:
-                batch.teacher_logits = self._teacher_logits(batch.inputs)
+                batch.teacher_logits = self._teacher_logits(batch)
             return batch
 
         batches = self._batches(train_loader, "training loader")
@@ -385,6 +390,7 @@ class Distiller:
         record: dict[str, Any] = {"epoch": self.epoch, "train_loss": float(loss_sum) / count, "lr": float(rate)}
         if held_out:
             record |= {"val_loss": held_out["nll"], "val_accuracy": held_out["accuracy"]}
+            record[f"val_{self.metrics.primary}"] = held_out[self.metrics.primary]
         record |= {"alpha_mean": ratios.mean(), "alpha": ratios.summary()}
         return record | {"seconds": round(time.perf_counter() - started, 4)}
 
@@ -429,30 +435,38 @@ class Distiller:
 
     def _batches(self, loader: Loader, where: str, *, check: bool = True) -> Iterator[Batch]:
         for item in loader:
-            if not isinstance(item, tuple | list) or len(item) != 2:
-                raise InputError(f"the {where} must yield (inputs, target), not {type(item).__name__}")
-            inputs, target = item
+            if not isinstance(item, tuple | list) or len(item) not in (2, 3):
+                raise InputError(
+                    f"the {where} must yield (inputs, target) or (inputs, target, ids), not {type(item).__name__}"
+                )
+            target = item[1]
             # Reading labels that already are on an accelerator would stall every step.
             on_accelerator = isinstance(target, Tensor) and target.device.type != "cpu"
             if check and self._num_classes is not None and not on_accelerator:
                 check_target(target, self._num_classes, where)
-            yield self._on_device(inputs, target)
+            yield self._on_device(*item)
 
-    def _on_device(self, inputs: Any, target: Any) -> Batch:
-        inputs, target = self.fabric.to_device((inputs, target))
+    def _on_device(self, inputs: Any, target: Any, ids: Any = None) -> Batch:
+        inputs, target, ids = self.fabric.to_device((inputs, target, ids))
         plugin = self.fabric.strategy.precision
         # under autocast the inputs stay in full precision: autocast casts them where that is safe
-        return Batch(inputs if plugin.precision.endswith("mixed") else plugin.convert_input(inputs), target)
+        return Batch(inputs if plugin.precision.endswith("mixed") else plugin.convert_input(inputs), target, ids=ids)
 
     def _with_teacher(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
-            batch.teacher_logits = self._teacher_logits(batch.inputs)
+            batch.teacher_logits = self._teacher_logits(batch)
             yield batch
 
-    def _teacher_logits(self, inputs: Any) -> Tensor:
+    def _teacher_logits(self, batch: Batch) -> Tensor:
+        if isinstance(self._teacher, StoredPredictions):
+            if batch.ids is None:
+                raise InputError(
+                    "stored teacher predictions are found by sample id: loaders must yield (inputs, target, ids)"
+                )
+            return self._teacher.lookup(batch.ids)
         with torch.no_grad():
             with self.fabric.autocast():
-                outputs = (class_probs if self.teacher_probs else class_logits)(self._teacher, inputs)
+                outputs = (class_probs if self.teacher_probs else class_logits)(self._teacher, batch.inputs)
             return logits_from_probs(outputs) if self.teacher_probs else outputs
 
     def _student_logits(self, inputs: Any) -> Tensor:

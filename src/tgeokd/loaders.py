@@ -15,13 +15,24 @@ from torch.utils.data import (
     RandomSampler,
     Sampler,
     SequentialSampler,
+    Subset,
 )
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from tgeokd.errors import InputError
 from tgeokd.modules import random_state, replayed
 
-__all__ = ["ArrayDataset", "BlockShuffle", "OuterStream", "WholeBatch", "group", "joined", "shuffling", "union_loader"]
+__all__ = [
+    "ArrayDataset",
+    "BlockShuffle",
+    "OuterStream",
+    "WholeBatch",
+    "group",
+    "joined",
+    "shuffling",
+    "subset",
+    "union_loader",
+]
 
 
 class WholeBatch(tuple[Any, ...]):
@@ -76,6 +87,14 @@ class ArrayDataset(Dataset[Any]):
         ids = torch.cat([self.ids, other.ids]) if self.ids is not None and other.ids is not None else None
         inputs = tuple(both) if isinstance(self.inputs, tuple) else both[0]
         return ArrayDataset(inputs, torch.cat([self.target, other.target]), ids, self.transform)
+
+    def subset(self, rows: list[int]) -> ArrayDataset:
+        """The samples of some rows."""
+        kept = torch.as_tensor(rows, dtype=torch.int64)
+        parts = tuple(part[kept] for part in _parts(self.inputs))
+        ids = None if self.ids is None else self.ids[kept]
+        inputs = parts if isinstance(self.inputs, tuple) else parts[0]
+        return ArrayDataset(inputs, self.target[kept], ids, self.transform)
 
 
 class BlockShuffle(Sampler[int]):
@@ -144,6 +163,12 @@ def joined(first: Dataset[Any], second: Dataset[Any]) -> Dataset[Any]:
     """Both data sets as one, in the way of the first where it knows one (``join``)."""
     join: Callable[[Dataset[Any]], Dataset[Any]] | None = getattr(first, "join", None)
     return join(second) if join is not None else ConcatDataset([first, second])
+
+
+def subset(dataset: Dataset[Any], rows: list[int]) -> Dataset[Any]:
+    """Some rows of a data set, in its own way where it knows one (``subset``)."""
+    own: Callable[[list[int]], Dataset[Any]] | None = getattr(dataset, "subset", None)
+    return own(rows) if own is not None else Subset(dataset, rows)
 
 
 class OuterStream:

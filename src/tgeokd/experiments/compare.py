@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 import statistics
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
+from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, get_args
@@ -17,11 +20,19 @@ import torch
 import yaml
 
 from tgeokd.errors import InputError
-from tgeokd.experiments.config import RunConfig, TrainOn, preset
-from tgeokd.experiments.run import RunResult, check, load_data, run, train_teacher
+from tgeokd.experiments.build import load_data
+from tgeokd.experiments.config import RunConfig, TrainOn
+from tgeokd.experiments.run import RunResult, Score, check, run, trial
+from tgeokd.experiments.search import Trial, trials
+from tgeokd.experiments.statistics import paired_table, relative_improvement
+from tgeokd.experiments.teacher import make_teacher
+from tgeokd.metrics import higher_is_better
 from tgeokd.runfolder import RunFolder, slug
 
-__all__ = ["Entry", "Setting", "compare", "parse_entry", "summarise"]
+__all__ = ["TUNING_SEED", "Entry", "Setting", "compare", "parse_entry", "summarise"]
+
+TUNING_SEED = 1_000
+"""Seed of the trials of hyper-parameters: its split and weights are none of those that are reported."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +52,9 @@ class Entry:
         return f"{self.method} ({', '.join(shown)})" if shown else self.method
 
     def apply(self, config: RunConfig) -> RunConfig:
-        """The run's config with this row's method."""
-        return dataclasses.replace(config, method=self.method, options=dict(self.options), train_on=self.train_on)
+        """The run's config with this row's method; the config's own method keeps the options it has there."""
+        own = config.options if self.method == config.method else {}
+        return dataclasses.replace(config, method=self.method, options={**own, **self.options}, train_on=self.train_on)
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,8 @@ def compare(
     seeds: Sequence[int],
     out: Path,
     *,
-    settings: Sequence[Setting] = (),
+    settings: Sequence[Setting] = (Setting("default"),),
+    tune: int = 0,
     jobs: int | None = None,
     resume: bool = False,
     on_event: Callable[[str, int, int], None] = lambda text, done, total: None,
@@ -89,7 +102,9 @@ def compare(
         entries: the rows.
         seeds: one run each.
         out: folder of the comparison; each run's files lie in ``out/SETTING/ROW/seed-N``.
-        settings: variants of the data; by default the config's own.
+        settings: variants of the data.
+        tune: trials of hyper-parameters a row and setting, judged on held-out samples under a seed of their own; the best
+            choice is then used for all seeds. 0 takes the methods' defaults.
         jobs: processes; by default one a core.
         resume: finish the comparison in ``out``; a finished run is not run again.
         on_event: called with a line of text, how many trainings are done, and how many there will be.
@@ -97,10 +112,6 @@ def compare(
     Returns:
         The content of ``results.json``.
     """
-    if not settings:
-        usual = preset(config.task).data
-        changed = [f"{key}={value}" for key, value in config.data.items() if usual.get(key) != value]
-        settings = [Setting(", ".join(changed) or "default")]
     for what, names in (
         ("rows", [slug(entry.label) for entry in entries]),
         ("settings", [slug(setting.name) for setting in settings]),
@@ -110,110 +121,280 @@ def compare(
             raise InputError(f"two {what} of the comparison are the same: {', '.join(names)}")
     if not entries or not seeds:
         raise InputError("a comparison needs at least one method and one seed")
-    plan = {
-        (setting.name, seed): dataclasses.replace(config, data={**config.data, **setting.data}, seed=seed)
-        for setting in settings
-        for seed in seeds
-    }
+    if tune < 0:
+        raise InputError(f"tune must be >= 0 trials, not {tune}")
     for setting in settings:
+        first = dataclasses.replace(config, data={**config.data, **setting.data}, seed=seeds[0])
+        data = load_data(first)
         for entry in entries:
-            check(entry.apply(plan[setting.name, seeds[0]]))
-    folder = _open(out, config, entries, seeds, settings, resume=resume)
-
-    teachers, runs = _run_all(plan, entries, out, jobs, on_event)
-    places = [setting.name for setting in settings]
-    rows = [entry.label for entry in entries]
-    runs.sort(key=lambda r: (places.index(r["setting"]), rows.index(r["method"]), r["seed"]))
-    teachers.sort(key=lambda t: (places.index(t["setting"]), t["seed"]))
-    content = {"task": config.task, "runs": runs, "summary": summarise(runs), "teachers": teachers}
+            check(entry.apply(first), data)
+    plan = _Plan(config, entries, seeds, settings, out, tune, data.metrics.primary)
+    folder = _open(plan, resume=resume)
+    started = time.perf_counter()
+    records = _run_all(plan, jobs, on_event)
+    content = {
+        "task": config.task,
+        "runs": records.runs,
+        "summary": summarise(records.runs, records.tuning),
+        "paired": paired_table(records.runs, plan.metric),
+        "primary_metric": plan.metric,
+        "teachers": records.teachers,
+        "tuning": records.tuning,
+        "data": data.notes,
+        "wall_seconds": round(time.perf_counter() - started, 1),
+        "machine": machine(),
+    }
     folder.write_json("results.json", content)
     return content
 
 
-def _run_all(
-    plan: dict[tuple[str, int], RunConfig],
-    entries: Sequence[Entry],
-    out: Path,
-    jobs: int | None,
-    on_event: Callable[[str, int, int], None],
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """All teachers and all runs of a plan (config by setting and seed), in worker processes, in no certain order."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = max(1, min(jobs or cores, len(plan) * len(entries)))
-    threads = max(1, cores // workers)
-    total = len(plan) * (1 + len(entries))
-    teachers: list[dict[str, Any]] = []
-    runs: list[dict[str, Any]] = []
-    on_event("starting", 0, total)
+def machine() -> dict[str, Any]:
+    """What the numbers were made with."""
+    packages = ("tgeokd", "torch", "numpy", "scikit-learn", "torchvision", "transformers", "polars", "lightgbm")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cores": cores(), "processor": platform.machine(), "gpu": gpu, "versions": versions}
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be run, and where its files lie."""
+
+    shared: RunConfig
+    entries: Sequence[Entry]
+    seeds: Sequence[int]
+    settings: Sequence[Setting]
+    out: Path
+    tune: int
+    metric: str
+
+    def config(self, setting: str, seed: int) -> RunConfig:
+        (data,) = (each.data for each in self.settings if each.name == setting)
+        return dataclasses.replace(self.shared, data={**self.shared.data, **data}, seed=seed)
+
+    def entry(self, row: str) -> Entry:
+        return next(entry for entry in self.entries if entry.label == row)
+
+    @property
+    def rows(self) -> list[str]:
+        return [entry.label for entry in self.entries]
+
+    def teacher_path(self, setting: str, seed: int) -> Path:
+        return self.out / slug(setting) / "teacher" / f"seed-{seed}.safetensors"
+
+    def run_path(self, setting: str, row: str, seed: int) -> Path:
+        return self.out / slug(setting) / slug(row) / f"seed-{seed}"
+
+    def trial_path(self, setting: str, row: str, k: int) -> Path:
+        return self.out / slug(setting) / slug(row) / f"trial-{k}.json"
+
+    def trials(self, row: str) -> list[Trial]:
+        entry = self.entry(row)
+        return trials(entry.method, entry.apply(self.shared).options, self.tune, TUNING_SEED)
+
+    @property
+    def total(self) -> int:
+        """Trainings, teachers' included."""
+        tuning = self.tune * len(self.entries) + (1 if self.tune else 0)
+        return len(self.settings) * (len(self.seeds) * (1 + len(self.entries)) + tuning)
+
+
+@dataclass
+class _Records:
+    """What came of it, in the order of the plan."""
+
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    teachers: list[dict[str, Any]] = field(default_factory=list)
+    tuning: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One training: a teacher (no row), a trial (with its number) or a run."""
+
+    setting: str
+    seed: int
+    row: str | None = None
+    trial: int | None = None
+
+    def __str__(self) -> str:
+        what = self.row or "teacher"
+        which = f"seed {self.seed}" if self.trial is None else f"trial {self.trial + 1}"
+        return f"{what}, {self.setting}, {which}"
+
+
+class _Schedule:
+    """Which trainings can start: a run as soon as its teacher is there and its hyper-parameters are chosen."""
+
+    def __init__(self, plan: _Plan) -> None:
+        self.plan = plan
+        self.results: dict[_Job, Any] = {}
+        self.chosen: dict[tuple[str, str], Trial] = {}
+
+    def first(self) -> list[_Job]:
+        """The teachers; those that trials wait for come first."""
+        seeds = [*([TUNING_SEED] if self.plan.tune else []), *self.plan.seeds]
+        return [_Job(setting.name, seed) for seed in seeds for setting in self.plan.settings]
+
+    def after(self, job: _Job, result: Any) -> list[_Job]:
+        """Take note of a finished job; returns those that can start now."""
+        plan = self.plan
+        self.results[job] = result
+        if job.row is None and job.seed == TUNING_SEED:
+            return [_Job(job.setting, TUNING_SEED, row, k) for row in plan.rows for k in range(plan.tune)]
+        if job.row is None:
+            ready = [row for row in plan.rows if not plan.tune or (job.setting, row) in self.chosen]
+            return [_Job(job.setting, job.seed, row) for row in ready]
+        if job.trial is None or not self._choose(job.setting, job.row):
+            return []
+        seeds = [seed for seed in plan.seeds if _Job(job.setting, seed) in self.results]
+        return [_Job(job.setting, seed, job.row) for seed in seeds]
+
+    def _choose(self, setting: str, row: str) -> bool:
+        """Choose the best trial once all are there."""
+        jobs = [_Job(setting, TUNING_SEED, row, k) for k in range(self.plan.tune)]
+        if not all(job in self.results for job in jobs):
+            return False
+        scores = [self.results[job].value for job in jobs]
+        best = max(scores) if higher_is_better(self.plan.metric) else min(scores)
+        self.chosen[setting, row] = self.plan.trials(row)[scores.index(best)]
+        return True
+
+    def config(self, job: _Job) -> RunConfig:
+        """The config of a job."""
+        config = self.plan.config(job.setting, job.seed)
+        if job.row is None:
+            return config
+        config = self.plan.entry(job.row).apply(config)
+        if job.trial is not None:
+            return self.plan.trials(job.row)[job.trial].apply(config)
+        choice = self.chosen.get((job.setting, job.row))
+        return config if choice is None else choice.apply(config)
+
+    def records(self) -> _Records:
+        """Everything that came of the plan, in its order."""
+        plan, records = self.plan, _Records()
+        for setting in (each.name for each in plan.settings):
+            for seed in plan.seeds:
+                metrics = self.results[_Job(setting, seed)]
+                records.teachers.append({"setting": setting, "seed": seed, "metrics": metrics})
+            for row in plan.rows:
+                of = {"setting": setting, "method": row}
+                for seed in plan.seeds:
+                    result = self.results[_Job(setting, seed, row)]
+                    records.runs.append({**of, "seed": seed, **dataclasses.asdict(result)})
+                if plan.tune:
+                    scores = [self.results[_Job(setting, TUNING_SEED, row, k)] for k in range(plan.tune)]
+                    pairs = zip(plan.trials(row), scores, strict=True)
+                    made = [dataclasses.asdict(trial) | dataclasses.asdict(score) for trial, score in pairs]
+                    chosen = dataclasses.asdict(self.chosen[setting, row])
+                    records.tuning.append({**of, "chosen": chosen, "trials": made})
+        return records
+
+
+def _run_all(plan: _Plan, jobs: int | None, on_event: Callable[[str, int, int], None]) -> _Records:
+    """All teachers, trials and runs of a plan, in worker processes."""
+    workers = max(1, min(jobs or cores(), plan.total))
+    threads = max(1, cores() // workers)
+    schedule = _Schedule(plan)
+    on_event("starting", 0, plan.total)
     pool = ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
     )
+    waiting: dict[Future[Any], _Job] = {}
+
+    def start(ready: Iterable[_Job]) -> None:
+        for job in ready:
+            waiting[_submit(pool, plan, job, schedule.config(job))] = job
+
     try:
-        waiting: dict[Future[Any], tuple[str, int, Entry | None]] = {
-            pool.submit(_teacher_job, config, _teacher_path(out, *key)): (*key, None) for key, config in plan.items()
-        }
-        # A teacher's students start as soon as it is there, so no core waits for the slowest teacher.
+        start(schedule.first())
         while waiting:
             for finished in wait(waiting, return_when=FIRST_COMPLETED).done:
-                setting, seed, entry = waiting.pop(finished)
-                record = {"setting": setting, "seed": seed}
-                name = f"{'teacher' if entry is None else entry.label}, {setting}, seed {seed}"
+                job = waiting.pop(finished)
                 try:
                     result = finished.result()
                 except InputError as error:
-                    raise InputError(f"{name}: {error}") from error
-                if entry is None:
-                    teachers.append({**record, "metrics": result})
-                    for row in entries:
-                        paths = _teacher_path(out, setting, seed), _run_path(out, setting, row, seed)
-                        waiting[pool.submit(_run_job, row.apply(plan[setting, seed]), *paths)] = (setting, seed, row)
-                else:
-                    runs.append({**record, "method": entry.label, **dataclasses.asdict(result)})
-                on_event(name, len(teachers) + len(runs), total)
+                    raise InputError(f"{job}: {error}") from error
+                start(schedule.after(job, result))
+                on_event(str(job), len(schedule.results), plan.total)
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
-    return teachers, runs
+    return schedule.records()
 
 
-def summarise(runs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _submit(pool: ProcessPoolExecutor, plan: _Plan, job: _Job, config: RunConfig) -> Future[Any]:
+    teacher = plan.teacher_path(job.setting, job.seed)
+    if job.row is None:
+        return pool.submit(_teacher_job, config, teacher)
+    if job.trial is not None:
+        return pool.submit(_trial_job, config, teacher, plan.trial_path(job.setting, job.row, job.trial))
+    return pool.submit(_run_job, config, teacher, plan.run_path(job.setting, job.row, job.seed))
+
+
+def summarise(runs: Iterable[dict[str, Any]], tuning: Iterable[dict[str, Any]] = ()) -> list[dict[str, Any]]:
     """Mean and standard deviation (n - 1) of each metric by setting and row, in the order of the runs.
 
-    ``seconds_vs_kd`` is the ratio of mean seconds to the first ``kd`` row of the setting, None without one.
+    ``seconds_vs_kd`` and ``memory_vs_kd`` are ratios of means to the first ``kd`` row of the setting, None without one;
+    ``relative_improvement`` is that of the mean AUC over the first ``ce`` row's, for tasks that have an AUC;
+    ``tuning_runs`` and ``tuning_seconds`` is what choosing the hyper-parameters cost.
     """
     grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in runs:
         grouped.setdefault((record["setting"], record["method"]), []).append(record)
-    seconds = {key: statistics.mean(r["seconds"] for r in records) for key, records in grouped.items()}
+    tried = {(row["setting"], row["method"]): row["trials"] for row in tuning}
+
+    def mean(key: tuple[str, str], name: str) -> float:
+        return statistics.mean(record[name] for record in grouped[key])
+
     summary = []
-    for (setting, method), records in grouped.items():
-        row: dict[str, Any] = {"setting": setting, "method": method, "runs": len(records)}
+    for key, records in grouped.items():
+        row: dict[str, Any] = {"setting": key[0], "method": key[1], "runs": len(records)}
         for metric in records[0]["metrics"]:
-            values = [record["metrics"][metric] for record in records]
+            # the recall of a class that a seed's split lacks does not exist there
+            values = [record["metrics"][metric] for record in records if metric in record["metrics"]]
             row[f"{metric}_mean"] = statistics.mean(values)
             row[f"{metric}_std"] = statistics.stdev(values) if len(values) > 1 else None
-        kd = next((key for key in seconds if key[0] == setting and key[1].split(" ")[0] == "kd"), None)
-        row["seconds_mean"] = seconds[setting, method]
-        row["seconds_vs_kd"] = seconds[setting, method] / seconds[kd] if kd is not None else None
+        row["best_epoch_mean"] = mean(key, "best_epoch")
+        kd = _first(grouped, key[0], "kd")
+        for name, short in (("seconds", "seconds"), ("peak_memory_mb", "memory")):
+            row[f"{name}_mean"] = mean(key, name)
+            row[f"{short}_vs_kd"] = mean(key, name) / mean(kd, name) if kd is not None else None
+        ce = _first(grouped, key[0], "ce")
+        if "auc_mean" in row and ce is not None:
+            base = statistics.mean(record["metrics"]["auc"] for record in grouped[ce])
+            row["relative_improvement"] = relative_improvement(row["auc_mean"], base)
+        row["tuning_runs"] = len(tried.get(key, ()))
+        row["tuning_seconds"] = sum(each["seconds"] for each in tried.get(key, ()))
         summary.append(row)
     return summary
 
 
-def _open(
-    out: Path,
-    config: RunConfig,
-    entries: Sequence[Entry],
-    seeds: Sequence[int],
-    settings: Sequence[Setting],
-    *,
-    resume: bool,
-) -> RunFolder:
+def _first(grouped: Iterable[tuple[str, str]], setting: str, method: str) -> tuple[str, str] | None:
+    """The first row of a method in a setting."""
+    return next((key for key in grouped if key[0] == setting and key[1].split(" ")[0] == method), None)
+
+
+def _open(plan: _Plan, *, resume: bool) -> RunFolder:
+    out = plan.out
     content = {
-        "config": config.to_dict(),
-        "entries": [dataclasses.asdict(entry) for entry in entries],
-        "seeds": list(seeds),
-        "settings": [dataclasses.asdict(setting) for setting in settings],
+        "config": plan.shared.to_dict(),
+        "entries": [dataclasses.asdict(entry) for entry in plan.entries],
+        "seeds": list(plan.seeds),
+        "settings": [dataclasses.asdict(setting) for setting in plan.settings],
+        "tune": plan.tune,
     }
     description = out / "comparison.yaml"
     if resume and not description.exists():
@@ -228,23 +409,24 @@ def _open(
     return folder
 
 
-def _teacher_path(out: Path, setting: str, seed: int) -> Path:
-    return out / slug(setting) / "teacher" / f"seed-{seed}.safetensors"
-
-
-def _run_path(out: Path, setting: str, entry: Entry, seed: int) -> Path:
-    return out / slug(setting) / slug(entry.label) / f"seed-{seed}"
-
-
 def _teacher_job(config: RunConfig, path: Path) -> dict[str, float]:
-    """Train a teacher unless it is there already; runs in a worker process."""
+    """Make a teacher unless it is there already; runs in a worker process."""
     results = path.with_suffix(".json")
     if results.exists():
         found: dict[str, float] = json.loads(results.read_text())
         return found
-    metrics = train_teacher(config, load_data(config), path)
-    results.write_text(json.dumps(metrics) + "\n")
+    metrics = make_teacher(config, load_data(config), path)
+    RunFolder(path.parent, resume=True, checkpoint_needed=False).write_json(results.name, metrics)
     return metrics
+
+
+def _trial_job(config: RunConfig, teacher: Path, path: Path) -> Score:
+    """Run one trial, or read what it came to; runs in a worker process."""
+    if path.exists():
+        return Score(**json.loads(path.read_text()))
+    score = trial(config, teacher)
+    RunFolder(path.parent, resume=True, checkpoint_needed=False).write_json(path.name, dataclasses.asdict(score))
+    return score
 
 
 def _run_job(config: RunConfig, teacher: Path, out: Path) -> RunResult:
@@ -252,7 +434,7 @@ def _run_job(config: RunConfig, teacher: Path, out: Path) -> RunResult:
     finished = out / "results.json"
     if finished.exists():
         found = json.loads(finished.read_text())
-        return RunResult(found["metrics"], found["seconds"], found["epochs"])
+        return RunResult(**{field.name: found[field.name] for field in dataclasses.fields(RunResult)})
     folder = RunFolder(out, resume=True, checkpoint_needed=False)
     folder.write_yaml("config.yaml", config.to_dict())
     return run(config, teacher, out, resume=folder.checkpoint.exists())

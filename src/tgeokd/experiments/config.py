@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import yaml
@@ -20,7 +20,17 @@ from tgeokd.errors import InputError
 from tgeokd.names import look_up, unknown_name
 from tgeokd.typed import from_mapping
 
-__all__ = ["OptimizerConfig", "Recipe", "RunConfig", "TrainOn", "load_config", "override", "preset"]
+__all__ = [
+    "OptimizerConfig",
+    "Recipe",
+    "RunConfig",
+    "TeacherRecipe",
+    "TrainOn",
+    "load_config",
+    "override",
+    "preset",
+    "presets",
+]
 
 TrainOn = Literal["train", "train+val"]
 
@@ -90,12 +100,41 @@ class Recipe:
     patience: int | None = None
     clip_norm: float | None = None
 
+    fewest_epochs: ClassVar[int] = 1
+
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be >= 1, not {getattr(self, name)}")
+        for name, least in (("epochs", self.fewest_epochs), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be >= {least}, not {getattr(self, name)}")
         if self.patience is not None and self.patience < 1:
             raise InputError(f"patience must be >= 1 or null, not {self.patience}")
+
+
+@dataclass(frozen=True)
+class TeacherRecipe(Recipe):
+    """How the teacher comes about: trained here, or taken as it is.
+
+    Attributes:
+        model: ``name`` and options of a network, or of a classifier with ``predict_proba`` (``lightgbm``, ``random_forest``, ...;
+            :data:`tgeokd.teachers.CLASSIFIERS`), whose training takes none of the other settings.
+        epochs: of training; 0 takes the network as it is built (pretrained).
+        weights: file with the network's weights (``.safetensors``, or a checkpoint with them under ``model``): not trained.
+        predictions: file of class probabilities or logits with sample ids, instead of a model.
+    """
+
+    model: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 0
+    weights: str | None = None
+    predictions: str | None = None
+
+    fewest_epochs: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.predictions is not None and (self.model or self.weights is not None):
+            raise InputError("teacher.predictions stand in for a model: set teacher.model={} and teacher.weights=null")
+        if self.predictions is None and not self.model:
+            raise InputError("the teacher needs teacher.model, or teacher.predictions")
 
 
 @dataclass(frozen=True)
@@ -105,6 +144,7 @@ class RunConfig:
     Attributes:
         task: name of the task.
         data: options of the task's data.
+        data_dir: folder of the user's data.
         teacher: how the teacher is made.
         student: how the student is made.
         method: name of the method.
@@ -119,9 +159,10 @@ class RunConfig:
     """
 
     task: str
-    teacher: Recipe
+    teacher: TeacherRecipe
     student: Recipe
     data: dict[str, Any] = field(default_factory=dict)
+    data_dir: str | None = None
     method: str = "tgeo"
     options: dict[str, Any] = field(default_factory=dict)
     train_on: TrainOn = "train"
@@ -146,10 +187,17 @@ class RunConfig:
         return plain
 
 
-def preset(task: str) -> RunConfig:
-    """The recipe shipped for a task."""
-    look_up("task", task, TASKS)
-    text = resources.files("tgeokd.presets").joinpath(f"{task}.yaml").read_text()
+def presets(task: str) -> list[str]:
+    """Names of the recipes shipped for a task."""
+    look_up("task", task, dict.fromkeys(TASKS))
+    files = resources.files("tgeokd.presets").joinpath(task).iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def preset(task: str, name: str = "lite") -> RunConfig:
+    """A recipe shipped for a task: ``lite`` for two CPU cores and minutes, ``paper`` for a GPU, and a few more."""
+    look_up(f"preset of {task}", name, dict.fromkeys(presets(task)))
+    text = resources.files("tgeokd.presets").joinpath(task, f"{name}.yaml").read_text()
     return from_mapping(RunConfig, yaml.safe_load(text))
 
 

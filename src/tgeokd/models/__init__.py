@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from tgeokd.data.base import InputSpec
-from tgeokd.models.cifar import CIFAR_MODELS
 from tgeokd.models.bert import bert
+from tgeokd.models.cifar import CIFAR_MODELS
 from tgeokd.models.mlp import mlp
 from tgeokd.models.wide_deep import wide_deep
 from tgeokd.names import look_up

@@ -39,9 +39,7 @@ def mlp(
     if not 0 <= dropout < 1:
         raise InputError(f"dropout must lie in [0, 1), not {dropout}")
     if inputs.kind == "table":
-        return table_mlp(
-            inputs=inputs, num_classes=num_classes, hidden=hidden, dropout=dropout, embedding=embedding
-        )
+        return table_mlp(inputs=inputs, num_classes=num_classes, hidden=hidden, dropout=dropout, embedding=embedding)
     in_features = math.prod(inputs.shape)
     layers: list[nn.Module] = [nn.Flatten()]
     for width_in, width_out in pairwise((in_features, *hidden)):

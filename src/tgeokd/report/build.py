@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any
 import jinja2
 
 from tgeokd.errors import InputError
-from tgeokd.report.figures import accuracy_by_method, alpha_by_group, alpha_by_label
+from tgeokd.report.figures import alpha_by_group, alpha_by_label, metric_by_method
+from tgeokd.report.tables import comparison_table, paired_differences
 from tgeokd.runfolder import slug
 
-__all__ = ["build_report", "comparison_table"]
+__all__ = ["build_report"]
 
 
 @dataclass(frozen=True)
@@ -78,42 +78,18 @@ def _comparison(folder: Path, results: dict[str, Any]) -> list[_Section]:
     for setting in dict.fromkeys(row["setting"] for row in results["summary"]):
         summary = [row for row in results["summary"] if row["setting"] == setting]
         drawings = folder / "figures"
-        figures = [accuracy_by_method(summary, drawings / f"accuracy-{slug(setting)}.png", title=setting)]
+        primary = results["primary_metric"]
+        figures = [metric_by_method(summary, primary, drawings / f"{primary}-{slug(setting)}.png", title=setting)]
         for row in summary:
             if row["method"].split(" ")[0] == "tgeo":
                 folders = sorted((folder / slug(setting) / slug(row["method"])).glob("seed-*"))
                 suffix = f"-{slug(setting)}-{slug(row['method'])}"
                 figures += _ratio_figures(folders, drawings, suffix, f"{row['method']}, {setting}")
-        sections.append(_Section(setting, *comparison_table(summary), figures))
+        sections.append(_Section(setting, *comparison_table(results, setting), figures))
+        paired = paired_differences(results, setting)
+        if paired is not None:
+            sections.append(_Section(f"{setting}: paired differences over the seeds, p corrected by Holm", *paired, []))
     return sections
-
-
-def comparison_table(summary: Iterable[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a setting's table, as text.
-
-    Test accuracy and NLL with their standard deviation, held-out accuracy, seconds a run, and these relative to plain KD.
-    """
-    header = ["method", "accuracy, %", "NLL", "held-out", "s", "x kd"]
-    rows = []
-    for row in summary:
-        method, ratio = row["method"], row["seconds_vs_kd"]
-        rows.append(
-            [
-                method,
-                _mean_std(row["accuracy_mean"], row["accuracy_std"], 100, 2),
-                _mean_std(row["nll_mean"], row["nll_std"], 1, 3),
-                # the held-out accuracy of a row that trained on these samples means nothing
-                "-" if "train+val" in method or "outer=union" in method else f"{100 * row['val_accuracy_mean']:.2f}",
-                f"{row['seconds_mean']:.2f}",
-                f"{ratio:.2f}" if ratio is not None else "-",
-            ]
-        )
-    return header, rows
-
-
-def _mean_std(mean: float, std: float | None, factor: float, digits: int) -> str:
-    spread = f" ± {factor * std:.{digits}f}" if std is not None else ""
-    return f"{factor * mean:.{digits}f}{spread}"
 
 
 def _ratio_figures(folders: list[Path], target: Path, suffix: str, title: str) -> list[Path]:

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from tgeokd.ratios import GROUPS
 
-__all__ = ["accuracy_by_method", "alpha_by_group", "alpha_by_label"]
+__all__ = ["alpha_by_group", "alpha_by_label", "metric_by_method"]
 
 _GROUP_STYLE = {
     "teacher_right_agree": ("teacher = label, student agrees", "#1b6ca8", "-"),
@@ -98,11 +98,12 @@ def alpha_by_label(alpha: Sequence[float], corrupted: Sequence[bool], path: Path
     return _save(figure, path)
 
 
-def accuracy_by_method(summary: Sequence[dict[str, Any]], path: Path, *, title: str) -> Path:
-    """Mean test accuracy of each row with its 95 % interval over the seeds (t distribution; no bar for one seed).
+def metric_by_method(summary: Sequence[dict[str, Any]], metric: str, path: Path, *, title: str) -> Path:
+    """Mean test value of each row with its 95 % interval over the seeds (t distribution; no bar for one seed).
 
     Args:
         summary: rows of one setting of a comparison's ``summary``.
+        metric: which of its metrics.
         path: PNG to write.
         title: over the figure.
     """
@@ -112,15 +113,15 @@ def accuracy_by_method(summary: Sequence[dict[str, Any]], path: Path, *, title: 
     figure = Figure(figsize=(7.2, 1.2 + 0.3 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for y, row in enumerate(rows):
-        n, std = row["runs"], row["accuracy_std"]
+        n, std = row["runs"], row[f"{metric}_std"]
         error = 100 * std / math.sqrt(n) * float(t.ppf(0.975, n - 1)) if n > 1 else None
         color = _LEARNED if row["method"].startswith("tgeo") else _OTHER
-        mean = 100 * row["accuracy_mean"]
+        mean = 100 * row[f"{metric}_mean"]
         axes.errorbar(mean, y, xerr=error, fmt="o", color=color, capsize=3, markersize=5)
     low, high = axes.get_xlim()
     axes.set_xlim(max(low, -1), min(high, 101))
     axes.set_yticks(range(len(rows)), [row["method"] for row in rows])
-    axes.set(xlabel="test accuracy, % (mean and 95 % interval)", title=title, ylim=(-0.6, len(rows) - 0.4))
+    axes.set(xlabel=f"test {metric}, % (mean and 95 % interval)", title=title, ylim=(-0.6, len(rows) - 0.4))
     axes.grid(axis="x", linewidth=0.4)
     axes.set_axisbelow(True)
     return _save(figure, path)

@@ -1,0 +1,136 @@
+"""The teacher of a run: trained here, read from a checkpoint, or predictions that something else made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from tgeokd.data import TaskData
+from tgeokd.errors import InputError
+from tgeokd.experiments.build import build_distiller, build_teacher_network, fit, teacher_seed, use_threads
+from tgeokd.experiments.config import RunConfig
+from tgeokd.methods import build_method
+from tgeokd.models.weights import load_weights
+from tgeokd.runfolder import replace_file
+from tgeokd.teachers import CLASSIFIERS, StoredPredictions, fit_classifier
+from tgeokd.typed import call_checked
+
+__all__ = ["both_metrics", "check_teacher", "load_teacher", "make_teacher"]
+
+Kind = Literal["network", "weights", "classifier", "predictions"]
+
+
+def _kind(config: RunConfig) -> Kind:
+    recipe = config.teacher
+    if recipe.predictions is not None:
+        return "predictions"
+    if recipe.model.get("name") in CLASSIFIERS:
+        if recipe.weights is not None:
+            raise InputError(f"teacher.weights are a network's, and {recipe.model['name']} is none")
+        return "classifier"
+    return "weights" if recipe.weights is not None else "network"
+
+
+def check_teacher(config: RunConfig, data: TaskData) -> None:
+    """Build what can be built of the teacher without training, so that wrong settings fail early."""
+    kind = _kind(config)
+    if kind == "predictions":
+        _read_predictions(config, data)
+    elif kind == "classifier":
+        options = dict(config.teacher.model)
+        name = options.pop("name")
+        fixed = {"inputs": data.inputs, "num_classes": data.num_classes, "seed": 0}
+        call_checked(f"classifier {name!r}", CLASSIFIERS[name], options, **fixed)
+    else:
+        network = build_teacher_network(config, data)
+        build_distiller(network, None, build_method("ce"), config, config.teacher, data, progress=False)
+        if config.teacher.weights is not None:
+            load_weights(network, Path(config.teacher.weights))
+
+
+def make_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: bool = False) -> dict[str, float]:
+    """Make the teacher and save it.
+
+    A network is trained on the training labels, its epoch chosen on the held-out set where the recipe has a patience.
+
+    Args:
+        config: the run.
+        data: its data.
+        path: ``.safetensors`` to write: a network's weights, otherwise the predictions for all samples.
+        progress: show a bar.
+
+    Returns:
+        Its metrics on the test set, and on the held-out set as ``val_...``; empty where a file of predictions does not hold
+        these samples.
+    """
+    use_threads(config)
+    kind = _kind(config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind in ("predictions", "classifier"):
+        if kind == "predictions":
+            stored = _read_predictions(config, data)
+        else:
+            options = dict(config.teacher.model)
+            classifier = fit_classifier(options.pop("name"), options, data, seed=teacher_seed(config))
+            loaders = (data.ordered_loader(part) for part in (data.train, data.held_out, data.test))
+            stored = StoredPredictions.from_teacher(classifier, *loaders)
+        stored.save(path)
+        return _stored_metrics(stored, data)
+    network = build_teacher_network(config, data)
+    distiller = build_distiller(network, None, build_method("ce"), config, config.teacher, data, progress=progress)
+    if config.teacher.weights is not None:
+        load_weights(network, Path(config.teacher.weights))
+    elif config.teacher.epochs > 0:
+        fit(distiller, config.teacher, data, seed=teacher_seed(config))
+    replace_file(path, lambda temporary: save_model(network, str(temporary)))
+    return both_metrics(distiller.evaluate, data)
+
+
+def load_teacher(config: RunConfig, data: TaskData, path: Path) -> nn.Module | StoredPredictions:
+    """The teacher that :func:`make_teacher` saved."""
+    if _kind(config) in ("predictions", "classifier"):
+        return StoredPredictions.from_file(path, num_classes=data.num_classes)
+    teacher = build_teacher_network(config, data)
+    try:
+        load_model(teacher, str(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"cannot load the teacher from {path}: {' '.join(str(error).split())}") from error
+    return teacher
+
+
+def _read_predictions(config: RunConfig, data: TaskData) -> StoredPredictions:
+    assert config.teacher.predictions is not None
+    stored = StoredPredictions.from_file(Path(config.teacher.predictions), num_classes=data.num_classes)
+    for part in (data.train, data.held_out):
+        for batch in data.ordered_loader(part):
+            if len(batch) < 3:
+                raise InputError(
+                    f"task {config.task!r} gives its samples no ids, which teacher.predictions are found by"
+                )
+            stored.lookup(batch[2])
+    return stored
+
+
+def _stored_metrics(stored: StoredPredictions, data: TaskData) -> dict[str, float]:
+    def of(loader: Iterable[Any]) -> dict[str, float]:
+        batches = [(stored.lookup(ids), target) for _, target, ids in loader]
+        logits, target = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        return data.metrics(logits, target)
+
+    held_out = {f"val_{name}": value for name, value in of(data.ordered_loader(data.held_out)).items()}
+    try:
+        return of(data.ordered_loader(data.test)) | held_out
+    except InputError:  # training needs no predictions for test samples, so a file may well lack them
+        return held_out
+
+
+def both_metrics(evaluate: Callable[[Iterable[Any]], dict[str, float]], data: TaskData) -> dict[str, float]:
+    """Metrics on the test set, and on the held-out set as ``val_...``."""
+    held_out = evaluate(data.ordered_loader(data.held_out))
+    return evaluate(data.ordered_loader(data.test)) | {f"val_{name}": value for name, value in held_out.items()}
