@@ -89,8 +89,21 @@ def test_a_class_never_seen_gets_probability_zero():
     [(["a", "b"], None), ([1, 2], None), ([0, 2], 2), ([0, 1, 2], 2), ([-1, 1], None), ([0.5, 1], 3), ([[0, 1]], None)],
 )
 def test_classes_that_are_no_class_indices_are_refused(classes, num_classes):
-    with pytest.raises(InputError, match="fitted on class indices 0 to"):
+    with pytest.raises(InputError, match="must be class indices 0 to"):
         ProbaTeacher(Fixed([[0.5, 0.5]], classes), num_classes=num_classes)
+
+
+def test_names_of_classes_can_be_given_their_indices():
+    names = np.array(["iris b", "iris c", "iris a"])
+    classifier = GaussianNB().fit(X, names[Y])
+    teacher = ProbaTeacher(classifier, classes=[2, 0, 1])  # of a, b, c
+    expected = GaussianNB().fit(X, Y).predict_proba(X)
+    np.testing.assert_allclose(teacher(torch.from_numpy(X)).softmax(dim=-1).numpy(), expected, rtol=1e-4, atol=1e-7)
+    for wrong in ([0, 1], [0, 1, 1]):
+        with pytest.raises(InputError, match="must give each of GaussianNB's 3 classes its own index"):
+            ProbaTeacher(classifier, classes=wrong)
+    with pytest.raises(InputError, match="must be class indices 0 to 2, not 0, 1, 3"):
+        ProbaTeacher(classifier, classes=[0, 1, 3])
 
 
 def test_what_is_no_fitted_classifier_is_refused():

@@ -299,7 +299,32 @@ def test_loaders_without_ids_are_refused():
         StoredPredictions.from_teacher(nn.Linear(4, 3))
 
 
-def test_a_sample_in_two_loaders_is_refused():
-    x = torch.zeros(2, 4)
-    with pytest.raises(InputError, match="sample 2 more than once"):
-        StoredPredictions.from_teacher(nn.Linear(4, 3), loader([1, 2], x), loader([2, 3], x))
+def test_a_repeated_sample_is_stored_once_and_in_the_order_of_its_first_coming():
+    torch.manual_seed(0)
+    x, rows = torch.randn(4, 4), [3, 1, 3, 0, 1, 1, 2]
+    net = nn.Linear(4, 3)
+    stored = StoredPredictions.from_teacher(net, loader([10 * row for row in rows], x[rows]), loader([30], x[[3]]))
+    assert stored.ids.tolist() == [30, 10, 0, 20]
+    torch.testing.assert_close(stored.logits, net(x[[3, 1, 0, 2]]))
+
+
+def test_an_id_of_two_samples_is_refused():
+    x = torch.tensor([[0.0], [1.0], [2.0]])
+    with pytest.raises(InputError, match=r"two samples with the id 7 \(by 1\)"):
+        StoredPredictions.from_teacher(lambda inputs: inputs, loader([3, 7], x[:2]), loader([7], x[2:]))
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "t.npz"
+    old = StoredPredictions(some_logits(2), torch.tensor([1, 2]))
+    old.save(path)
+
+    def half_written(file, **arrays):
+        file.write(b"PK")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", half_written)
+    with pytest.raises(InputError, match=r"cannot write .*No space left"):
+        StoredPredictions(some_logits(3), torch.tensor([4, 5, 6])).save(path)
+    assert torch.equal(StoredPredictions.from_file(path).logits, old.logits)
+    assert list(tmp_path.iterdir()) == [path]

@@ -148,10 +148,7 @@ def xgboost(
     max_depth: int = 6,
     patience: int = 20,
 ) -> Any:
-    """XGBoost; stops when the held-out log loss has not fallen for ``patience`` trees.
-
-    Every class must occur in the training part.
-    """
+    """XGBoost; stops when the held-out log loss has not fallen for ``patience`` trees."""
     columns = set(categorical_columns(inputs))
     width = math.prod(inputs.shape) + len(inputs.categories)
     return _library("xgboost").XGBClassifier(
@@ -196,25 +193,26 @@ def fit_classifier(name: str, options: Mapping[str, Any], data: TaskData, seed: 
     what = f"classifier {name!r}"
     classifier = call_checked(what, make, options, inputs=data.inputs, num_classes=data.num_classes, seed=seed)
     x, y = _columns_of(data.train, "training", what)
-    arguments = _watching(name, data, y, what) if name in ("lightgbm", "xgboost") else {}
+    classes, codes = np.unique(y, return_inverse=True)  # XGBoost and LightGBM's validation want labels without a gap
+    arguments = _watching(name, data, classes, what) if name in ("lightgbm", "xgboost") else {}
     refusals = (ValueError, _library(name).basic.LightGBMError) if name == "lightgbm" else (ValueError,)
     try:
-        classifier.fit(x, y, **arguments)
+        classifier.fit(x, codes, **arguments)
     except refusals as error:
         raise InputError(f"{what} cannot be fitted: {str(error).splitlines()[0]}") from error
-    return ProbaTeacher(classifier, num_classes=data.num_classes)
+    return ProbaTeacher(classifier, num_classes=data.num_classes, classes=classes.tolist())
 
 
-def _watching(name: str, data: TaskData, train_y: Any, what: str) -> dict[str, Any]:
-    """Arguments of ``fit`` with which a library watches the held-out part."""
+def _watching(name: str, data: TaskData, classes: NDArray[np.int64], what: str) -> dict[str, Any]:
+    """Arguments of ``fit`` with which a library watches the held-out part, its labels numbered among ``classes``."""
     x, y = _columns_of(data.held_out, "held-out", what)
-    seen = np.isin(y, train_y)  # neither library can score a class that it has no trees for
+    seen = np.isin(y, classes)  # neither library can score a class that it has no trees for
     if not seen.any():
         raise InputError(f"{what} stops early on held-out samples, but none is of a class in the training part")
-    x, y = x[seen], y[seen]
+    x, codes = x[seen], np.searchsorted(classes, y[seen])
     if name == "lightgbm":
-        return {"eval_X": x, "eval_y": y, "categorical_feature": categorical_columns(data.inputs)}
-    return {"eval_set": [(x, y)], "verbose": False}
+        return {"eval_X": x, "eval_y": codes, "categorical_feature": categorical_columns(data.inputs)}
+    return {"eval_set": [(x, codes)], "verbose": False}
 
 
 def _columns_of(dataset: Dataset[Any], part: str, what: str) -> Columns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,31 +21,38 @@ class ProbaTeacher:
     """A fitted classifier as a callable from model inputs to logits.
 
     Args:
-        classifier: has ``predict_proba`` and ``classes_``, fitted on columns as :func:`as_columns` makes them and on class
-            indices.
-        num_classes: C; None takes the classes it was fitted on. Classes below C that it never saw get probability 0, which as
-            a logit is ``log(1.2e-38)``, about -87.
+        classifier: has ``predict_proba`` and ``classes_``, fitted on columns as :func:`as_columns` makes them.
+        num_classes: C; None takes as many classes as it was fitted on. Classes that it never saw get probability 0, which as a
+            logit is ``log(1.2e-38)``, about -87.
+        classes: class index of each of its ``classes_``, in their order; None where it was fitted on class indices.
 
     Raises:
         InputError: where it has no ``predict_proba``, or its classes are not class indices from 0 to C - 1.
     """
 
-    def __init__(self, classifier: Any, *, num_classes: int | None = None) -> None:
+    def __init__(
+        self, classifier: Any, *, num_classes: int | None = None, classes: Sequence[int] | None = None
+    ) -> None:
         name = type(classifier).__name__
         if not callable(getattr(classifier, "predict_proba", None)):
             raise InputError(f"the teacher {name} has no predict_proba")
         if not hasattr(classifier, "classes_"):
             raise InputError(f"the teacher {name} has no classes_; fit it first")
-        classes = np.asarray(classifier.classes_)
-        self.num_classes = len(classes) if num_classes is None else num_classes
-        known = classes.ndim == 1 and classes.dtype.kind in "iuf" and len(classes) > 0
-        if not known or not np.isin(classes, np.arange(self.num_classes)).all():
+        fitted = np.asarray(classifier.classes_)
+        if classes is not None and (len(classes) != len(fitted) or len(set(classes)) != len(classes)):
             raise InputError(
-                f"the teacher {name} must be fitted on class indices 0 to {self.num_classes - 1}, "
-                f"not on {', '.join(map(str, classes.tolist()[:10]))}"
+                f"classes must give each of {name}'s {len(fitted)} classes its own index, not {list(classes)}"
+            )
+        known = fitted if classes is None else np.asarray(classes)
+        self.num_classes = len(known) if num_classes is None else num_classes
+        numbers = known.ndim == 1 and known.dtype.kind in "iuf" and len(known) > 0
+        if not numbers or not np.isin(known, np.arange(self.num_classes)).all():
+            raise InputError(
+                f"the classes of the teacher {name} must be class indices 0 to {self.num_classes - 1}, "
+                f"not {', '.join(map(str, known.tolist()[:10]))}; see the argument classes"
             )
         self.classifier = classifier
-        self.classes: NDArray[np.int64] = classes.astype(np.int64)
+        self.classes: NDArray[np.int64] = known.astype(np.int64)
 
     def __call__(self, inputs: Tensor, categorical: Tensor | None = None) -> Tensor:
         """Logits of a batch.

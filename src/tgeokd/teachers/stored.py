@@ -135,15 +135,16 @@ class StoredPredictions:
 
         Args:
             teacher: a module, put in eval mode meanwhile, or any callable from inputs to logits.
-            *loaders: batches ``(inputs, target, ids)``; together they hold each sample once.
+            *loaders: batches ``(inputs, target, ids)``. A sample may come more than once, as in an oversampled training set.
 
         Raises:
-            InputError: for batches without ids, and whatever the constructor refuses.
+            InputError: for batches without ids, an id for which the teacher gives different answers, and whatever the
+                constructor refuses.
         """
         if isinstance(teacher, nn.Module):
             with eval_mode(teacher):
-                return cls(*_asked(teacher, loaders, module_device(teacher)))
-        return cls(*_asked(teacher, loaders, None))
+                return cls(*_each_once(*_asked(teacher, loaders, module_device(teacher))))
+        return cls(*_each_once(*_asked(teacher, loaders, None)))
 
 
 @torch.no_grad()
@@ -161,3 +162,21 @@ def _asked(teacher: Any, loaders: Iterable[Iterable[Any]], device: torch.device 
     if not logits:
         raise InputError("the loaders hold no samples to ask the teacher about")
     return torch.cat(logits), torch.cat(ids)
+
+
+def _each_once(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The first answer for each id. Those for a repeated id may differ by rounding, not by more."""
+    known, place = ids.unique(return_inverse=True)
+    if len(known) == len(ids):
+        return logits, ids
+    first = torch.full((len(known),), len(ids)).scatter_reduce(0, place, torch.arange(len(ids)), "amin")
+    apart = (logits - logits[first][place]).abs().amax(dim=-1)
+    wrong = apart > 1e-2 * logits.abs().amax(dim=-1).clamp(min=1)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise InputError(
+            f"the teacher gives different logits for two samples with the id {int(ids[row])} (by {float(apart[row]):.3g}); "
+            "ids must name samples, and the loaders must not augment"
+        )
+    kept = first.sort().values
+    return logits[kept], ids[kept]
