@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from pyarrow import csv as arrow_csv  # type: ignore[import-untyped]
+from pyarrow import csv as arrow_csv
 
 from tgeokd.errors import InputError
 

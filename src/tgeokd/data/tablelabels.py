@@ -72,4 +72,4 @@ def class_indices(table: Table, label: str, classes: Sequence[str]) -> NDArray[n
         row = int((indices < 0).argmax())
         where = place(int(table.rows[row]), table.source, label)
         raise InputError(f"{where}: {names[row]!r} is no class of the training file, which has {', '.join(classes)}")
-    return np.asarray(indices, dtype=np.int64)
+    return np.array(indices, dtype=np.int64)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from tgeokd.data.base import TaskData
 from tgeokd.data.encoder import FeatureEncoder, as_numbers
 from tgeokd.data.noise import symmetric_noise
-from tgeokd.data.split import oversample as oversampled
 from tgeokd.data.split import Rows, stratified_split, subset
+from tgeokd.data.split import oversample as oversampled
 from tgeokd.data.tablefile import Table, read_table
 from tgeokd.data.tablelabels import BadRows, class_indices, find_classes, with_label
 from tgeokd.errors import InputError
