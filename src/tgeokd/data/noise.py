@@ -105,13 +105,15 @@ def read_human_labels(path: Path, keys: Sequence[str], num_classes: int) -> dict
     Raises:
         InputError: where the file cannot be read, holds anything but arrays, lacks a key, or has an unknown label.
     """
-    kinds = [type(np.dtype(kind)) for kind in (np.uint8, np.int16, np.int32, np.int64)]
+    kinds = [type(np.dtype(code)) for code in np.typecodes["AllInteger"]]
     reconstruct: Any = np.empty(0).__reduce__()[0]
     old_name = (reconstruct, "numpy.core.multiarray._reconstruct")  # numpy 1 wrote the official files
     try:
         with torch.serialization.safe_globals([reconstruct, old_name, np.ndarray, np.dtype, _codecs.encode, *kinds]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path} is damaged or holds other things than arrays of whole numbers") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         first = " ".join(str(error).split()).partition(". ")[0]
         raise InputError(f"{path} is not a file of CIFAR-N labels: {first or type(error).__name__}") from error
     labels = {}
@@ -122,9 +124,7 @@ def read_human_labels(path: Path, keys: Sequence[str], num_classes: int) -> dict
             raise InputError(f"{path} holds no {key!r} but {held}")
         array = np.asarray(value)
         if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise InputError(
-                f"{path}: {key!r} must be whole numbers of shape (N,), not {array.dtype} of shape {array.shape}"
-            )
+            raise InputError(f"{path}: {key!r} must be whole numbers of shape (N,), not of shape {array.shape}")
         unknown = (array < 0) | (array >= num_classes)
         if unknown.any():
             row = int(unknown.argmax())
