@@ -86,7 +86,7 @@ def test_a_subset_keeps_shares_and_every_class(sizes, data, seed):
 
 def test_subsets_that_cannot_be():
     for size in (2, 1001):
-        with pytest.raises(InputError, match=f"a part of {size} rows cannot be drawn from 1000 rows of 3 classes"):
+        with pytest.raises(InputError, match=f"train={size}: so many rows cannot be drawn from 1000 rows of 3 classes"):
             subset(TARGET, size, seed=0)
 
 

@@ -72,20 +72,23 @@ def stratified_split(
     return np.sort(parts["train"]), np.sort(parts["held_out"]), np.sort(parts["test"])
 
 
-def subset(target: NDArray[np.int64], size: int, *, seed: int) -> Rows:
+def subset(target: NDArray[np.int64], size: int, *, seed: int, option: str = "train") -> Rows:
     """Row numbers, in increasing order, of ``size`` rows with the class shares of the whole and at least one row a class.
 
     Args:
         target: class indices, shape (N,).
         size: how many rows.
         seed: of the choice.
+        option: what the user calls the size, for messages.
 
     Raises:
         InputError: for a size beyond N or below the number of classes.
     """
     classes = np.unique(target)
     if not len(classes) <= size <= len(target):
-        raise InputError(f"a part of {size} rows cannot be drawn from {len(target)} rows of {len(classes)} classes")
+        raise InputError(
+            f"{option}={size}: so many rows cannot be drawn from {len(target)} rows of {len(classes)} classes"
+        )
     order = np.random.default_rng(seed).permutation(len(target))
     turn = np.empty(len(target))  # of a class of n rows, one comes up every 1 / n of the way
     for c in classes:
