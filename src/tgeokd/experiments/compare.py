@@ -357,7 +357,7 @@ def summarise(runs: Iterable[dict[str, Any]], tuning: Iterable[dict[str, Any]] =
     tried = {(row["setting"], row["method"]): row["trials"] for row in tuning}
 
     def mean(key: tuple[str, str], name: str) -> float:
-        return statistics.mean(record[name] for record in grouped[key])
+        return float(statistics.mean(record[name] for record in grouped[key]))
 
     summary = []
     for key, records in grouped.items():

@@ -115,8 +115,8 @@ class TeacherRecipe(Recipe):
     """How the teacher comes about: trained here, or taken as it is.
 
     Attributes:
-        model: ``name`` and options of a network, or of a classifier with ``predict_proba`` (``lightgbm``, ``random_forest``, ...;
-            :data:`tgeokd.teachers.CLASSIFIERS`), whose training takes none of the other settings.
+        model: ``name`` and options of a network, or of a classifier with ``predict_proba`` (``lightgbm``, ``random_forest``,
+            ...; :data:`tgeokd.teachers.CLASSIFIERS`), whose training takes none of the other settings.
         epochs: of training; 0 takes the network as it is built (pretrained).
         weights: file with the network's weights (``.safetensors``, or a checkpoint with them under ``model``): not trained.
         predictions: file of class probabilities or logits with sample ids, instead of a model.
