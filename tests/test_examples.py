@@ -6,14 +6,23 @@ import sys
 from pathlib import Path
 
 import pytest
+from realdata import data_dir
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+
+
+def boosted_teacher() -> list[str]:
+    pytest.importorskip("lightgbm", reason="lightgbm is not installed")
+    return ["--data-dir", str(data_dir()), "--part", "20percent", "--epochs", "1"]
+
+
+ARGUMENTS = {"boosted_teacher": boosted_teacher}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs_as_it_stands(path, tmp_path):
     run = subprocess.run(
-        [sys.executable, str(path)],
+        [sys.executable, str(path), *ARGUMENTS.get(path.stem, list)()],
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
