@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tgeokd.data.base import InputSpec
 from tgeokd.errors import InputError
+from tgeokd.models.table import CategoryEmbedding
 
 __all__ = ["WideDeep", "wide_deep"]
 
@@ -30,8 +31,6 @@ class WideDeep(nn.Module):
         dropout: probability after each of them.
     """
 
-    offsets: Tensor
-
     def __init__(
         self,
         numeric: int,
@@ -42,11 +41,9 @@ class WideDeep(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        scores = num_classes - 1
-        starts = torch.tensor((0, *categories[:-1])).cumsum(0)[: len(categories)]  # all columns share one table
-        self.register_buffer("offsets", starts, persistent=False)
-        self.embedding = nn.Embedding(sum(categories), embedding)
-        self.wide_categories = nn.Embedding(sum(categories), scores)
+        self.scores = scores = num_classes - 1
+        self.embedding = CategoryEmbedding(categories, embedding) if categories else None
+        self.wide_categories = CategoryEmbedding(categories, scores) if categories else None
         self.wide_numeric = nn.Linear(numeric, scores, bias=False) if numeric else None
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise((numeric + embedding * len(categories), *hidden)):
@@ -56,18 +53,22 @@ class WideDeep(nn.Module):
         self.deep = nn.Sequential(*layers)
         self.head = nn.Linear(hidden[-1] + scores, num_classes)
         with torch.no_grad():
-            self.embedding.weight.normal_(std=EMBEDDING_SD)
-            self.wide_categories.weight.zero_()
+            if self.embedding is not None and self.wide_categories is not None:
+                self.embedding.rows.weight.normal_(
+                    std=EMBEDDING_SD
+                )  # a category seen never or seldom should say little
+                self.wide_categories.rows.weight.zero_()
             self.head.weight[:, hidden[-1] :] = torch.eye(num_classes)[:, 1:]
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
         """Logits (N, C) of numbers (N, M) and codes (N, K)."""
-        rows = categorical + self.offsets
-        deep = self.deep(torch.cat([numeric, self.embedding(rows).flatten(1)], dim=1))
-        wide = self.wide_categories(rows).sum(dim=1)
+        features, wide = numeric, numeric.new_zeros(len(numeric), self.scores)
+        if self.embedding is not None and self.wide_categories is not None:
+            features = torch.cat([numeric, self.embedding(categorical).flatten(1)], dim=1)
+            wide = self.wide_categories(categorical).sum(dim=1)
         if self.wide_numeric is not None:
             wide = wide + self.wide_numeric(numeric)
-        logits: Tensor = self.head(torch.cat([deep, wide], dim=1))
+        logits: Tensor = self.head(torch.cat([self.deep(features), wide], dim=1))
         return logits
 
 

@@ -1,15 +1,16 @@
 """Rows in the raw format of the Criteo challenge whose click probabilities are known.
 
 The real rows may not be passed on, so the pipeline is proven on generated ones. What is like the real file: the format to the
-byte; the number of values of most columns (the largest are capped at 200,000) with power-law frequencies; the shares of
-missing values, which are missing together where they are in the real file; heavy-tailed integers; about a quarter of clicks.
+byte; roughly, the numbers of values of the columns (the largest are capped at 200,000), with power-law frequencies, and the
+shares of missing values, which are missing together in groups of columns; heavy-tailed integers; about a quarter of clicks.
 
 The model: a click has the probability ``sigmoid(b + first + pairs + numbers)`` where
 
-- ``first`` adds an effect of every category, ``N(0, 1)`` drawn once a value;
-- ``pairs`` adds ``<v_i, v_j>`` over all pairs of eleven columns with few values, ``v`` of dimension 3 drawn once a value
+- ``first`` adds an effect of every category, drawn once a value from ``N(0, 1)`` and divided by
+  ``log(values of the column) sqrt(1 + rank / 10)``: if rare values said as much as frequent ones, most could not be learned;
+- ``pairs`` adds ``<v_i, v_j>`` over all pairs of four columns with few values, ``v`` of dimension 2 drawn once a value
   (a factorisation machine, Rendle 2010): a sum of single effects cannot express it;
-- ``numbers`` adds, for every integer column, a line and a parabola in ``log(v + 3)``.
+- ``numbers`` adds, for every integer column, a line and a parabola in ``log(v + 4)``.
 
 The three parts are scaled to fixed deviations, ``b`` to a quarter of clicks. A missing cell adds nothing.
 
@@ -41,19 +42,20 @@ CHUNK = 1 << 16
 CLICKS = 0.25
 DEVIATIONS = {"first": 0.85, "pairs": 0.9, "numbers": 0.6}  # of the parts of the logit
 
-# Distinct values of C1..C26 in the challenge's train.txt, capped at 200,000.
+# About as many distinct values as C1..C26 have in the challenge's train.txt, capped at 200,000.
 SIZES = (
     *(1460, 583, 200_000, 200_000, 305, 24, 12517, 633, 3, 93145, 5683, 200_000, 3194),
     *(27, 14992, 200_000, 10, 5652, 2173, 4, 200_000, 18, 15, 200_000, 105, 142572),
 )
 EXPONENT = 1.1
-PAIRED = tuple(f"C{i}" for i in (2, 5, 6, 8, 9, 14, 17, 20, 22, 23, 25))
-LATENT = 3
+PAIRED = ("C6", "C14", "C17", "C23")
+LATENT = 2
+FREQUENT = 10  # ranks from which on effects fade
 
 # Log-mean and log-deviation of I1..I13, and how far below zero they reach (only I2 does).
 INTEGER_LOG_MEAN = (0.9, 1.6, 1.9, 1.5, 8.0, 3.5, 1.4, 2.0, 3.7, 0.4, 0.8, 0.3, 1.5)
 INTEGER_LOG_SD = (1.5, 2.0, 1.2, 1.0, 2.0, 1.7, 1.5, 1.1, 1.6, 0.4, 0.8, 0.6, 1.1)
-SHIFTS = tuple(3 if name == "I2" else 1 for name in INTEGERS)
+SHIFTS = tuple(3 if name == "I2" else 0 for name in INTEGERS)
 
 # Columns that are missing together, and in which share of the rows.
 MISSING = (
@@ -108,7 +110,7 @@ class ClickModel:
     @cached_property
     def _effects(self) -> list[Floats]:
         random = np.random.default_rng([self.seed, 2])
-        return [random.standard_normal(size) for size in SIZES]
+        return [random.standard_normal(size) / np.sqrt(1 + np.arange(size) / FREQUENT) / np.log(size) for size in SIZES]
 
     @cached_property
     def _vectors(self) -> dict[str, Floats]:
@@ -147,7 +149,7 @@ class ClickModel:
                 squares += np.square(vectors).sum(axis=1)
         numbers = np.zeros(len(ranks))
         for i, name in enumerate(INTEGERS):
-            x = (np.log(integers[:, i] + 3) - max(INTEGER_LOG_MEAN[i], 1.2)) / INTEGER_LOG_SD[i]
+            x = (np.log(integers[:, i] + 4) - max(INTEGER_LOG_MEAN[i], 1.5)) / INTEGER_LOG_SD[i]
             line, parabola = self._curves[i]
             numbers += ~missing[name] * (line * x + parabola * (np.minimum(x * x, 9) - 1))
         # sum over pairs <v_i, v_j> = (|sum v|^2 - sum |v|^2) / 2

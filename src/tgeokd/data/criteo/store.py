@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -132,7 +132,8 @@ def open_store(path: Path, settings: StoreSettings, cache: Path) -> Store:
         return Store(target)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        making = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=cache))
+        making = cache / f".{target.name}.{uuid.uuid4().hex}.tmp"
+        making.mkdir()
     except OSError as error:
         raise InputError(
             f"cannot write encoded rows to {cache}: {error.strerror}; give another folder as cache"
@@ -197,10 +198,9 @@ def _make(raw: RawFile, settings: StoreSettings, folder: Path) -> None:
 def _encode(
     raw: RawFile, encoder: CriteoEncoder, settings: StoreSettings, folder: Path, size: Counter[str]
 ) -> dict[str, Any]:
-    """Write the arrays; returns how many cells are missing and how many unknown, by split and column."""
-    tallies = {
-        word: {name: np.zeros(len(COLUMNS), dtype=np.int64) for name in SPLITS} for word in ("missing", "unknown")
-    }
+    """Write the arrays; returns how many cells of a column are missing, and how many of a split have no code of their own."""
+    missing = np.zeros(len(COLUMNS), dtype=np.int64)
+    unknown = {split: np.zeros(len(COLUMNS), dtype=np.int64) for split in SPLITS}
     with ExitStack() as stack:
         files = {
             (split, name): _array_file(stack, folder / f"{split}.{name}.npy", kind, (size[split], *rest))
@@ -210,22 +210,23 @@ def _encode(
         written: Counter[str] = Counter()
         for block in raw:
             codes, in_split = encoder.codes(block.frame), settings.split(block.rows)
+            missing += (codes == MISSING).sum(axis=0)
             for i, split in enumerate(SPLITS):
                 here = in_split == i
                 written[split] += int(here.sum())
-                tallies["missing"][split] += (codes[here] == MISSING).sum(axis=0)
-                tallies["unknown"][split] += (codes[here] == UNKNOWN).sum(axis=0)
+                unknown[split] += (codes[here] == UNKNOWN).sum(axis=0)
                 for name, content in _arrays(block, codes).items():
                     files[split, name].write(np.ascontiguousarray(content[here], dtype=ARRAYS[name][0]).data)
     if written != size:
         raise InputError(f"{raw.path} changed while it was read")
     return {
-        word: {
-            split: {column: int(n) for column, n in zip(COLUMNS, counts, strict=True) if n}
-            for split, counts in by_split.items()
-        }
-        for word, by_split in tallies.items()
+        "missing_values": _by_column(missing),
+        "values_without_a_code": {split: _by_column(counts) for split, counts in unknown.items()},
     }
+
+
+def _by_column(counts: NDArray[np.int64]) -> dict[str, int]:
+    return {column: int(n) for column, n in zip(COLUMNS, counts, strict=True) if n}
 
 
 def _arrays(block: Block, codes: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
