@@ -16,6 +16,8 @@ from realdata import data_dir
 from tgeokd.data.tablefile import read_table
 from tgeokd.data.tabular import adult, tabular
 from tgeokd.errors import InputError
+from tgeokd.experiments.config import preset, presets
+from tgeokd.models import build_model
 
 N = 400
 
@@ -368,3 +370,19 @@ def test_adult_that_is_not_there(tmp_path):
         adult(data_dir=tmp_path)
     with pytest.raises(InputError, match="train=999999: so many rows cannot be drawn from 21165 rows of 2 classes"):
         adult(data_dir=data_dir(), train=999_999)
+
+
+# ---- recipes
+
+
+@pytest.mark.parametrize(
+    "name", [(task, name) for task in ("tabular", "adult") for name in presets(task)], ids="-".join
+)
+def test_the_recipes_models_read_the_table(folder, name):
+    config = preset(*name)
+    data = tabular(data_dir=folder, **config.data | {"file": "table.csv", "label": "class"})
+    inputs, _, _ = next(iter(data.training_loader(32)))
+    for recipe in (config.teacher, config.student):
+        options = dict(recipe.model)
+        model = build_model(options.pop("name"), inputs=data.inputs, num_classes=2, **options)
+        assert model(*inputs).shape == (32, 2)
