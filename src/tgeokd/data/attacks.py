@@ -128,6 +128,21 @@ def attack_task(
     labels, corrupted = symmetric_noise(y[train], noise, len(class_names), seed)
     kept = oversampled(labels.numpy(), seed=seed) if oversample else np.arange(len(train))
     numbers, codes = encoder.transform(frame)
+    y_of = {"train": y[train], "held_out": y[held_out], "test": y[test]}
+    found_and_done = {
+        "files": {Path(table.source).name: table.sha256 for table in tables},
+        **notes,
+        "rows": {"train": len(train), "oversampled": len(kept) - len(train)}
+        | {"held_out": len(held_out), "test": len(test)},
+        "class_counts": {
+            part: {name: int((values == c).sum()) for c, name in enumerate(class_names)}
+            for part, values in y_of.items()
+        },
+        "wrong_training_labels": int(corrupted.sum()),
+        "missing": _most(encoder.missing(frame)),
+        "infinite": _most(encoder.infinite(frame)),
+        "unseen_in_test": encoder.unseen(frame[test]),
+    }
 
     def dataset(rows: Rows, labels: torch.Tensor) -> ArrayDataset:
         return ArrayDataset((numbers[rows], codes[rows]), labels, torch.from_numpy(ids[rows]))
@@ -141,26 +156,15 @@ def attack_task(
         corrupted[kept],
         tuple(class_names),
         metrics,
-        {
-            "files": {Path(table.source).name: table.sha256 for table in tables},
-            **notes,
-            "rows": {"train": len(train), "oversampled": len(kept) - len(train), "held_out": len(held_out)}
-            | {"test": len(test)},
-            "class_counts": {
-                name: {label: int((values == c).sum()) for c, label in enumerate(class_names)}
-                for name, values in (("train", y[train]), ("held_out", y[held_out]), ("test", y[test]))
-            },
-            "wrong_training_labels": int(corrupted.sum()),
-            "missing": _most(encoder.missing(frame)),
-            "infinite": _most(encoder.infinite(frame)),
-            "unseen_in_test": encoder.unseen(frame[test]),
-        },
+        {key: value for key, value in found_and_done.items() if value != {}},
         {name: torch.from_numpy(mask) for name, mask in (test_groups or {}).items()},
         encoder,
     )
 
 
 def _most(counts: dict[str, int]) -> dict[str, Any]:
-    """A count by column, shortened to the columns with most."""
+    """A count by column, shortened to the columns with most; nothing of nothing."""
+    if not counts:
+        return {}
     largest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN]
     return {"values": sum(counts.values()), "columns": len(counts), "most": dict(largest)}
