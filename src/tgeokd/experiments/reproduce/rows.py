@@ -1,0 +1,51 @@
+"""Analyses that are a comparison: rows by seeds, and what the runs left in their folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tgeokd.experiments.compare import Entry, Setting, compare
+from tgeokd.experiments.config import RunConfig
+from tgeokd.experiments.reproduce.wording import difference
+from tgeokd.experiments.statistics import PairedDifference
+from tgeokd.metrics import higher_is_better
+from tgeokd.runfolder import slug
+
+__all__ = ["compared", "gain", "histories", "primary_of", "shared_facts"]
+
+SETTING = "as-configured"
+
+
+def compared(
+    config: RunConfig, entries: Sequence[Entry], seeds: Sequence[int], out: Path, jobs: int | None
+) -> dict[str, Any]:
+    """The comparison of some rows in ``out/runs``, begun or finished."""
+    folder = out / "runs"
+    begun = (folder / "comparison.yaml").exists()
+    return compare(config, entries, seeds, folder, settings=[Setting(SETTING)], jobs=jobs, resume=begun)
+
+
+def histories(out: Path, entry: Entry, seeds: Iterable[int]) -> list[list[dict[str, Any]]]:
+    """The records of a row's runs, epoch by epoch, one list a seed."""
+    folders = (out / "runs" / slug(SETTING) / slug(entry.label) / f"seed-{seed}" for seed in seeds)
+    return [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
+
+
+def shared_facts(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What every comparison's analysis keeps of ``results.json``."""
+    return {key: results[key] for key in ("primary_metric", "runs", "summary", "teachers", "machine")}
+
+
+def primary_of(data: Mapping[str, Any], label: str) -> dict[int, float]:
+    """A row's test value of the primary metric by seed."""
+    return {r["seed"]: r["metrics"][data["primary_metric"]] for r in data["runs"] if r["method"] == label}
+
+
+def gain(data: Mapping[str, Any], label: str, over: str) -> PairedDifference | None:
+    """By how much a row is better than another in the primary metric, paired by seed; positive where it is."""
+    sign = 1.0 if higher_is_better(data["primary_metric"]) else -1.0
+    own, other = primary_of(data, label), primary_of(data, over)
+    return difference([sign * (value - other[seed]) for seed, value in own.items() if seed in other])
