@@ -297,12 +297,12 @@ def test_types_blanks_and_missing_values_of_csv(tmp_path):
 
 
 def test_rows_are_numbered_across_blocks_of_a_large_file(tmp_path):
-    lines = ["1,2"] * 600_000
-    for row in (3, 599_990):
+    lines = ["1,2"] * 300_000
+    for row in (3, 299_990):
         lines[row] = "1"
     table = _read(tmp_path, ("a,b\n" + "\n".join(lines)).encode(), bad_rows="skip")
-    assert table.total == 600_000
-    assert np.setdiff1d(np.arange(600_000), table.rows).tolist() == [3, 599_990]
+    assert table.total == 300_000
+    assert np.setdiff1d(np.arange(300_000), table.rows).tolist() == [3, 299_990]
 
 
 @pytest.mark.parametrize(
