@@ -206,6 +206,16 @@ def test_ragged_rows_and_rows_without_a_label(folder):
     assert [task.class_names[y] for y in task.test.target] == frame[task.test.ids.numpy()]["class"].to_list()
 
 
+def test_rows_of_a_test_file_are_counted_on_after_all_rows_of_the_first(folder):
+    _broken(folder, lambda lines: lines.__setitem__(2, "ragged"))
+    lines = ["x,town,member,count,class", "0.5,York,true,1,class 0", "ragged", "0.5,York,true,1,class 1"]
+    (folder / "test.csv").write_text("\n".join(lines))
+    task = _task(folder, test_file="test.csv", drop=("name",), bad_rows="skip")
+    assert task.test.ids.tolist() == [N, N + 2]
+    assert task.train.ids.max() < N
+    assert task.notes["rows"]["left out"] == 2
+
+
 def test_a_missing_label(folder):
     _broken(folder, lambda lines: lines.__setitem__(11, lines[11].rpartition(",")[0] + ","))
     with pytest.raises(InputError, match=r"row 10 \(the first is 0\) of table.csv, column class: there is no label"):
