@@ -81,8 +81,8 @@ def test_frames_as_users_have_them():
     typed = text.with_columns(pl.col(COLUMNS[:13]).replace("", None).cast(pl.Int64))
     nan = typed.with_columns(pl.col(COLUMNS[:13]).cast(pl.Float64).fill_null(float("nan")))
     shuffled = text.select(pl.lit(1).alias("more"), *reversed(COLUMNS))
-    for given in (typed, nan, shuffled):
-        assert torch.equal(encoder.transform(given)[1], expected)
+    for other in (typed, nan, shuffled):
+        assert torch.equal(encoder.transform(other)[1], expected)
     empty = text.with_columns(pl.lit(None).alias("C3"))
     assert encoder.transform(empty)[1][:, 15].eq(0).all()
     assert encoder.transform(text.clear())[1].shape == (0, 39)
@@ -92,7 +92,10 @@ def test_frames_as_users_have_them():
     ("change", "message"),
     [
         (lambda f: f.drop("C7"), "new.csv: unknown column 'C7'"),
-        (lambda f: f.with_columns(pl.lit(5).alias("C7")), "column C7 has values of type Int32; read categories as text"),
+        (
+            lambda f: f.with_columns(pl.lit(5).alias("C7")),
+            "column C7 has values of type Int32; read categories as text",
+        ),
         (lambda f: f.with_columns(I2=pl.Series(["1", "x", *["2"] * 598])), "row 1 .*column I2: 'x' is not a number"),
         (lambda f: f.with_columns(I2=pl.Series([1.0, float("inf"), *[2.0] * 598])), "row 1 .*column I2: inf is not"),
     ],
@@ -108,8 +111,14 @@ def test_frames_that_do_not_fit_are_refused(change, message):
         ([], "not a saved encoder of click rows"),
         ({"kind": "other", "values": {}}, "not a saved encoder of click rows"),
         ({"kind": "criteo", "values": {"I1": []}}, "not a saved encoder of click rows"),
-        ({"kind": "criteo", "values": dict.fromkeys(COLUMNS, ["a", "a"])}, "column 'I1' must be a list of different texts"),
-        ({"kind": "criteo", "values": dict.fromkeys(COLUMNS, [1])}, "column 'I1' must be a list of different texts"),
+        (
+            {"kind": "criteo", "values": {name: ["a", "a"] for name in COLUMNS}},
+            "column 'I1' must be a list of different texts",
+        ),
+        (
+            {"kind": "criteo", "values": {name: [1] for name in COLUMNS}},
+            "column 'I1' must be a list of different texts",
+        ),
     ],
 )
 def test_something_else_than_a_saved_encoder_is_refused(content, message):

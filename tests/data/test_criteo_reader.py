@@ -151,7 +151,7 @@ def test_another_format_is_refused_before_a_row_is_read(tmp_path, content, messa
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
-    with pytest.raises(InputError, match="cannot read .*nowhere"):
+    with pytest.raises(InputError, match=r"cannot read .*nowhere"):
         RawFile(tmp_path / "nowhere.txt")
     broken = tmp_path / "broken.gz"
     text = "".join("\t".join(row) + "\n" for row in make_rows(5000)).encode()

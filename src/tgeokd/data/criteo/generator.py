@@ -169,9 +169,9 @@ def generate(path: Path, rows: int, seed: int = 0) -> None:
     parts = [p.with_name(f".{p.name}.{os.getpid()}.tmp") for p in (probability_file(path), path)]
     probabilities: list[Floats] = []
     try:
-        schema = next(ClickModel(seed).chunks(1))[0].schema
+        kinds = {"label": pa.int8(), **dict.fromkeys(INTEGERS, pa.int64()), **dict.fromkeys(CATEGORIES, pa.string())}
         options = pa.csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
-        with pa.csv.CSVWriter(str(parts[1]), schema, write_options=options) as writer:
+        with pa.csv.CSVWriter(str(parts[1]), pa.schema(kinds), write_options=options) as writer:
             for table, probability in ClickModel(seed).chunks(rows):
                 writer.write_table(table)
                 probabilities.append(probability)

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tgeokd.bilevel import ratio_gradient
+from tgeokd.bilevel.last_layer import find_head
+from tgeokd.bilevel.lookahead import new_part
+from tgeokd.data.base import InputSpec
+from tgeokd.errors import InputError
+from tgeokd.models import build_model
+from tgeokd.models.wide_deep import wide_deep
+
+TABLE = InputSpec("table", (3,), (4, 5, 7))
+
+
+def batch(n: int = 12, inputs: InputSpec = TABLE, dtype: torch.dtype = torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    codes = [torch.randint(0, size, (n,), generator=generator) for size in inputs.categories]
+    categorical = torch.stack(codes, dim=1) if codes else torch.empty(n, 0, dtype=torch.int64)
+    return torch.randn(n, *inputs.shape, generator=generator, dtype=dtype), categorical
+
+
+def model(inputs: InputSpec = TABLE, num_classes: int = 2, **options) -> nn.Module:
+    torch.manual_seed(1)
+    built = wide_deep(inputs=inputs, num_classes=num_classes, **{"embedding": 3, "hidden": (6, 5), **options}).double()
+    for parameter in built.parameters():  # the wide part starts at zero
+        nn.init.normal_(parameter, std=0.4)
+    return built
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+@pytest.mark.parametrize(("m", "k"), [(3, 3), (0, 3), (3, 0)])
+def test_logits_are_those_worked_out_column_by_column(num_classes, m, k):
+    inputs = InputSpec("table", (m,), (4, 5, 7)[:k])
+    net = model(inputs, num_classes)
+    numeric, categorical = batch(inputs=inputs)
+    weights = net.state_dict()
+    starts = [0, 4, 9]
+    for row in range(12):
+        deep = numeric[row]
+        wide = torch.zeros(num_classes - 1, dtype=torch.float64)
+        for column in range(k):
+            code = starts[column] + int(categorical[row, column])
+            deep = torch.cat([deep, weights["embedding.rows.weight"][code]])
+            wide = wide + weights["wide_categories.rows.weight"][code]
+        if m:
+            wide = wide + weights["wide_numeric.weight"] @ numeric[row]
+        for layer in (0, 2):
+            deep = (weights[f"deep.{layer}.weight"] @ deep + weights[f"deep.{layer}.bias"]).relu()
+        expected = weights["head.weight"] @ torch.cat([deep, wide]) + weights["head.bias"]
+        assert torch.allclose(net(numeric, categorical)[row], expected, atol=1e-12)
+
+
+def test_the_wide_scores_start_as_the_logits_of_their_classes():
+    torch.manual_seed(0)
+    net = wide_deep(inputs=TABLE, num_classes=3, embedding=2, hidden=(4,)).double()
+    numeric, categorical = batch()
+    before = net(numeric, categorical)
+    with torch.no_grad():
+        net.wide_categories.rows.weight[0:4] = torch.tensor([0.5, -2.0])  # every code of the first column
+    assert torch.allclose(net(numeric, categorical) - before, torch.tensor([0, 0.5, -2.0], dtype=torch.float64))
+
+
+def test_weights_hold_nothing_but_parameters():
+    net = model()
+    assert set(net.state_dict()) == {name for name, _ in net.named_parameters()}
+
+
+@pytest.mark.parametrize("inputs", [TABLE, InputSpec("table", (0,), (4, 5, 7))])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_forward_mode_equals_unrolling(inputs, optimizer):
+    net = model(inputs)
+    make = {
+        "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
+        "adam": lambda p: torch.optim.Adam(p, 0.01, eps=1e-3),
+    }
+    optim = make[optimizer](net.parameters())
+    x, val = batch(12, inputs), batch(8, inputs)
+    generator = torch.Generator().manual_seed(3)
+    arguments = {
+        "inputs": x,
+        "target": torch.randint(0, 2, (12,), generator=generator),
+        "teacher_logits": torch.randn(12, 2, generator=generator, dtype=torch.float64),
+        "alpha": torch.rand(12, generator=generator, dtype=torch.float64),
+        "val_inputs": val,
+        "val_target": torch.randint(0, 2, (8,), generator=generator),
+        "temperature": 2.0,
+    }
+    forward = ratio_gradient(net, optim, **arguments, method="forward")
+    unrolled = ratio_gradient(net, optim, **arguments, method="unrolled")
+    assert unrolled.norm() > 1e-8
+    assert (forward - unrolled).norm() <= 1e-9 * unrolled.norm()
+    assert ratio_gradient(net, optim, **arguments, method="last_layer").norm() > 0
+
+
+def test_the_last_layer_is_found_as_the_head():
+    net = model()
+    x = batch()
+    part = new_part(net, "last_layer", x, torch.zeros(12, dtype=torch.int64), torch.zeros(12, 2))
+    assert find_head(net, part) is net.head
+
+
+def test_interactions_need_the_deep_part_and_single_effects_the_wide_part_alone():
+    """Labels from an exclusive-or of two columns, and from one column."""
+    inputs = InputSpec("table", (0,), (4, 4))
+    codes = torch.cartesian_prod(torch.arange(4), torch.arange(4)).repeat(8, 1)
+    numeric = torch.empty(len(codes), 0)
+
+    def accuracy(target: torch.Tensor, *, wide_alone: bool) -> float:
+        torch.manual_seed(0)
+        net = wide_deep(inputs=inputs, num_classes=2, embedding=4, hidden=(16,))
+        if wide_alone:
+            nn.init.zeros_(net.head.weight[:, :16].data)
+            net.embedding.requires_grad_(False)
+            net.deep.requires_grad_(False)
+        optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], 0.03)
+        for _ in range(150):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(numeric, codes), target).backward()
+            optimizer.step()
+            if wide_alone:
+                nn.init.zeros_(net.head.weight[:, :16].data)
+        return float((net(numeric, codes).argmax(1) == target).double().mean())
+
+    exclusive = (codes[:, 0] % 2) ^ (codes[:, 1] % 2)
+    assert accuracy(exclusive, wide_alone=False) == 1
+    assert accuracy(exclusive, wide_alone=True) < 0.8
+    assert accuracy(codes[:, 0] // 2, wide_alone=True) == 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        (
+            InputSpec("array", (3, 32, 32)),
+            {},
+            r"wide_deep takes tables, and this task's inputs are arrays of shape \[3, 32",
+        ),
+        (InputSpec("table", (0,)), {}, "at least one column"),
+        (TABLE, {"embedding": 0}, "embedding must be >= 1, not 0"),
+        (TABLE, {"hidden": []}, r"one or more widths >= 1, not \[\]"),
+        (TABLE, {"hidden": [3, 0]}, r"one or more widths >= 1, not \[3, 0\]"),
+        (TABLE, {"dropout": 1.0}, r"dropout must lie in \[0, 1\), not 1.0"),
+        (TABLE, {"embeding": 3}, "did you mean 'embedding'"),
+    ],
+)
+def test_impossible_models_are_refused(inputs, options, message):
+    with pytest.raises(InputError, match=message):
+        build_model("wide_deep", inputs=inputs, num_classes=2, **options)
+
+
+def test_a_copy_is_independent():
+    net = model()
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other.embedding.rows.weight.zero_()
+    assert not torch.equal(net(*batch()), other(*batch()))
