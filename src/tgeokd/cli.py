@@ -23,6 +23,7 @@ from tgeokd.experiments.build import load_data
 from tgeokd.experiments.compare import Entry, Setting, compare, parse_entry
 from tgeokd.experiments.config import RunConfig, load_config, override, preset
 from tgeokd.experiments.demo import DEMO_ROWS, DEMO_SETTINGS
+from tgeokd.experiments.predict import predict
 from tgeokd.experiments.reproduce import ANALYSES, default_task, run_analysis, usual_settings
 from tgeokd.experiments.run import check, run
 from tgeokd.experiments.teacher import make_teacher
@@ -220,6 +221,17 @@ def compare_command(
     setting = Setting(", ".join(changed) or "default")
     out = out or Path("runs") / f"compare-{task}"
     _compare(chosen, entries, seeds, out, [setting], jobs, tune=tune, resume=resume)
+
+
+@app.command("predict")
+def predict_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run on a table.")],
+    file: Annotated[Path, typer.Argument(help="Rows to predict, in the format the task reads.")],
+    out: Annotated[Path, typer.Option(help="Where to write them: .parquet or .csv.")] = Path("predictions.csv"),
+) -> None:
+    """Predict new rows with a run's student, through the feature encoder that was saved with it."""
+    count = predict(folder, file, out)
+    console.print(f"{count:,} rows: {out}")
 
 
 @app.command()

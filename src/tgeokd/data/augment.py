@@ -20,11 +20,11 @@ def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) 
         std: of each channel, likewise.
 
     Returns:
-        float32, shape (N, C, H, W).
+        float32, shape (N, C, H, W); channels last in memory, in which convolutions are faster on most devices.
     """
     shift = torch.tensor(mean)[:, None, None] * 255
     scale = torch.tensor(std)[:, None, None] * 255
-    return images.float().sub_(shift).div_(scale)
+    return images.float().sub_(shift).div_(scale).contiguous(memory_format=torch.channels_last)
 
 
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:

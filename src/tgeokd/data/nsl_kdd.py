@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,12 +13,13 @@ from numpy.typing import NDArray
 
 from tgeokd.data.attacks import attack_task, found, labelled
 from tgeokd.data.base import TaskData
-from tgeokd.data.encoder import place
+from tgeokd.data.encoder import as_numbers, place
 from tgeokd.data.split import stratified_split
 from tgeokd.data.tablefile import Table, read_table
 from tgeokd.errors import InputError
+from tgeokd.names import check_names
 
-__all__ = ["CATEGORIES", "nsl_kdd"]
+__all__ = ["CATEGORIES", "nsl_kdd", "read_features"]
 
 _FOLDERS = ("nsl-kdd", "NSL-KDD", "nsl_kdd")
 _FILES = {
@@ -148,14 +150,32 @@ def _read(path: Path, index: dict[str, int]) -> tuple[Table, NDArray[np.int64]]:
     if lacking:
         raise InputError(f"{path}: {len(lacking)} of {len(_COLUMNS) - 1} columns are missing, first {lacking[0]!r}")
     table, target = labelled(table, numeric=_NUMERIC, label="attack", classes=index)
+    return _with_logs(table, _COLUMNS[:-1]), target
+
+
+def read_features(path: Path) -> Table:
+    """The features of a file as the encoder reads them; it may lack kinds and difficulty, and hold unknown kinds.
+
+    Raises:
+        InputError: for a missing column, or a value that does not fit, with its row.
+    """
+    table = read_table(path, header=_COLUMNS if path.suffix == ".txt" else None)
+    check_names(f"column of {path}", (*_NUMERIC, *_CATEGORICAL), table.frame.columns)
+    numbers = [as_numbers(table.frame, name, source=table.source, rows=table.rows) for name in _HEAVY_TAILED]
+    table = dataclasses.replace(table, frame=table.frame.with_columns(numbers))
+    return _with_logs(table, (*_NUMERIC, *_CATEGORICAL))
+
+
+def _with_logs(table: Table, columns: Sequence[str]) -> Table:
+    """Some columns, those with heavy tails as ``log(1 + x)``."""
     for name in _HEAVY_TAILED:
         negative = (table.frame[name] < 0).arg_true()
         if len(negative):
             row = int(table.rows[negative[0]])
             raise InputError(f"{place(row, table.source, name)}: {table.frame[name][negative[0]]:g} is below 0")
     logs = [pl.col(name).log1p().alias(_log(name)) for name in _HEAVY_TAILED]
-    frame = table.frame.select(*logs, *(name for name in _COLUMNS[:-1] if name not in _HEAVY_TAILED))
-    return dataclasses.replace(table, frame=frame), target
+    frame = table.frame.select(*logs, *(name for name in columns if name not in _HEAVY_TAILED))
+    return dataclasses.replace(table, frame=frame)
 
 
 def _log(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tgeokd.data import TASKS, TaskData
+from tgeokd.data import TASKS, InputSpec, TaskData
 from tgeokd.distiller import Distiller
 from tgeokd.errors import InputError
 from tgeokd.experiments.config import Recipe, RunConfig
@@ -22,6 +22,7 @@ from tgeokd.typed import call_checked
 
 __all__ = [
     "build_distiller",
+    "build_network",
     "build_student",
     "build_teacher_network",
     "fit",
@@ -54,12 +55,12 @@ def _load_data(name: str, options: str, data_dir: str | None, seed: int) -> Task
 
 def build_student(config: RunConfig, data: TaskData) -> nn.Module:
     """The student before training, as the run's seed initialises it."""
-    return _model(config.student, data, seed=config.seed)
+    return build_network(config.student, data.inputs, data.num_classes, seed=config.seed)
 
 
 def build_teacher_network(config: RunConfig, data: TaskData) -> nn.Module:
     """The teacher before training."""
-    return _model(config.teacher, data, seed=teacher_seed(config))
+    return build_network(config.teacher, data.inputs, data.num_classes, seed=teacher_seed(config))
 
 
 def teacher_seed(config: RunConfig) -> int:
@@ -131,7 +132,8 @@ def use_threads(config: RunConfig) -> None:
         torch.set_num_threads(config.threads)
 
 
-def _model(recipe: Recipe, data: TaskData, *, seed: int) -> nn.Module:
+def build_network(recipe: Recipe, inputs: InputSpec, num_classes: int, *, seed: int) -> nn.Module:
+    """A recipe's model before training."""
     options = dict(recipe.model)
     if "name" not in options:
         raise InputError("a model needs a name: model.name")
@@ -139,4 +141,4 @@ def _model(recipe: Recipe, data: TaskData, *, seed: int) -> nn.Module:
         if fixed in options:
             raise InputError(f"model.{fixed} follows from the data and cannot be set")
     torch.manual_seed(seed)
-    return build_model(options.pop("name"), inputs=data.inputs, num_classes=data.num_classes, **options)
+    return build_model(options.pop("name"), inputs=inputs, num_classes=num_classes, **options)

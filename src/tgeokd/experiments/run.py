@@ -168,6 +168,7 @@ def _write_results(
         "train_on": config.train_on,
         "seed": config.seed,
         **dataclasses.asdict(result),
+        "class_names": list(data.class_names) or [str(c) for c in range(data.num_classes)],
         "data": data.notes,
     }
     try:

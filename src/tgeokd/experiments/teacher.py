@@ -52,6 +52,22 @@ def check_teacher(config: RunConfig, data: TaskData) -> None:
         build_distiller(network, None, build_method("ce"), config, config.teacher, data, progress=False)
         if config.teacher.weights is not None:
             load_weights(network, Path(config.teacher.weights))
+        elif config.teacher.epochs == 0:
+            _check_pretrained(network, config, data)
+
+
+def _check_pretrained(network: nn.Module, config: RunConfig, data: TaskData) -> None:
+    """Refuse to take a network as it is whose weights, or whose classifier's, would be random."""
+    if config.teacher.model.get("pretrained") is not True:
+        raise InputError(
+            "the teacher would stay untrained: give teacher.epochs, teacher.weights, or a pretrained teacher.model"
+        )
+    classes = getattr(network, "pretrained_cfg", {}).get("num_classes", 1000)  # torchvision's all have ImageNet's 1000
+    if classes != data.num_classes:
+        raise InputError(
+            f"the pretrained teacher knows {classes} classes and the task has {data.num_classes}, so its classifier would be "
+            "untrained: give teacher.epochs"
+        )
 
 
 def make_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: bool = False) -> dict[str, float]:

@@ -13,7 +13,7 @@ from tgeokd.models.cifar import CIFAR_MODELS
 from tgeokd.models.mlp import mlp
 from tgeokd.models.wide_deep import wide_deep
 from tgeokd.names import look_up
-from tgeokd.typed import call_checked
+from tgeokd.typed import call_checked, checked
 
 __all__ = ["MODELS", "build_model"]
 
@@ -38,6 +38,7 @@ def build_model(name: str, /, *, inputs: InputSpec, num_classes: int, **options:
     if name.startswith(HUBS):
         from tgeokd.models.hub import hub_model  # needs the extra `vision`
 
+        checked(f"pretrained of model {name!r}", options.get("pretrained", False), bool)
         return hub_model(name, **fixed, **options)
     model: nn.Module = call_checked(f"model {name!r}", look_up("model", name, MODELS), options, **fixed)
     return model
