@@ -283,8 +283,8 @@ def reproduce(
     chosen = _config(task, None, preset_name, [*usual, *(settings or [])], data_dir, None, None)
     out = out or Path("runs") / f"reproduce-{what}-{task}"
     for line in run_analysis(what, chosen, range(seeds), out, jobs).lines:
-        console.print(line, markup=False, highlight=False)
-    console.print(f"data: {out / f'{what}.json'}, figure: {out / f'{what}.png'}")
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"data: {out / f'{what}.json'}, figure: {out / f'{what}.png'}", soft_wrap=True)
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ def draw_fig1(data: Mapping[str, Any], path: Path) -> Path:
     count = np.sum([seed["count"] for seed in seeds], axis=0)
     correct = np.sum([seed["correct"] for seed in seeds], axis=0)
     distance = np.sum([seed["distance_sum"] for seed in seeds], axis=0)
-    figure, panels = _panels(1, 2, width=9.6, height=4.0)
+    figure, panels = _panels(1, 2, width=9.6, height=5.0)
     for row, (axes, name) in enumerate(zip(panels, ("right", "wrong"), strict=True)):
         for group in range(count.shape[1]):
             n = count[row, group]
@@ -43,7 +43,7 @@ def draw_fig1(data: Mapping[str, Any], path: Path) -> Path:
                 axes.plot(data["alphas"], 100 * correct[:, row, group] / n, "o-", color=_SHADES[group], label=label)
         axes.set(xlabel="fixed alpha (0 = label, 1 = teacher)", ylabel="test accuracy, %", title=_TOLD[name])
         if count[row].any():
-            axes.legend(frameon=False, fontsize=8)
+            axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     return _save(figure, path)
 
 
@@ -68,17 +68,17 @@ def draw_fig4(data: Mapping[str, Any], path: Path) -> Path:
     seeds = data["seeds"]
     names = list(dict.fromkeys(name for seed in seeds for name in seed))
     figure, (left, right) = _panels(1, 2, width=11.0, height=4.4)
+    ticks: list[str] = []
     for i, name in enumerate(names):
         found = [seed[name] for seed in seeds if name in seed]
         color = f"C{i}"
         _steps(left, np.sum([group["histogram"] for group in found], axis=0), label=name, color=color, linestyle="-")
         right.plot([group["mean"] for group in found], [i] * len(found), "o", color=color, alpha=0.6)
         areas = [group["auroc_low"] for group in found if "auroc_low" in group]
-        if areas:
-            right.annotate(f"AUROC {np.mean(areas):.2f}", (1.0, i), ha="right", va="center", fontsize=8)
+        ticks.append(f"{name}\nAUROC of low alpha {np.mean(areas):.2f}" if areas else name)
     left.set(xlabel="learned alpha (0 = label, 1 = teacher)", ylabel="share of samples, %", xlim=(0, 1))
     left.legend(frameon=False, fontsize=8)
-    right.set_yticks(range(len(names)), names)
+    right.set_yticks(range(len(names)), ticks, fontsize=8)
     right.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), xlabel="mean alpha, a point a seed")
     return _save(figure, path)
 

@@ -10,7 +10,7 @@ from typing import Any
 from tgeokd.experiments.compare import Entry
 from tgeokd.experiments.config import RunConfig
 from tgeokd.experiments.reproduce.base import Findings
-from tgeokd.experiments.reproduce.rows import compared, histories, shared_facts
+from tgeokd.experiments.reproduce.rows import compared, group_gap, group_mean, histories, shared_facts
 from tgeokd.experiments.reproduce.wording import difference, interval, mean, shown, verdict
 from tgeokd.ratios import GROUPS
 from tgeokd.report.figures import alpha_by_group
@@ -29,26 +29,19 @@ def alpha_over_epochs(config: RunConfig, seeds: Sequence[int], out: Path, jobs: 
     return Findings(data, lines(data), partial(alpha_by_group, records, title=title))
 
 
-def _curves(history: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean alpha of all samples, and of each group with the group's size, by epoch."""
-    curves: dict[str, Any] = {"all": [record["alpha_mean"] for record in history]}
-    for name in GROUPS:
-        for key in ("mean", "count"):
-            curves[f"{name}/{key}"] = [record["alpha"][name][key] for record in history]
-    return curves
-
-
-def _mean_of(seed: dict[str, Any], names: Sequence[str], epoch: int) -> float | None:
-    """Mean alpha of some groups together in an epoch, None where they are empty."""
-    pairs = [(seed[f"{name}/mean"][epoch], seed[f"{name}/count"][epoch]) for name in names]
-    count = sum(n for _, n in pairs)
-    return sum(value * n for value, n in pairs if n) / count if count else None
+def _curves(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean alpha of all samples, and of each group with the group's size, epoch by epoch."""
+    keys = ("mean", "count")
+    return [
+        {"all": r["alpha_mean"], "groups": {name: {key: r["alpha"][name][key] for key in keys} for name in GROUPS}}
+        for r in history
+    ]
 
 
 def _contrast(data: dict[str, Any], words: tuple[str, str], names: tuple[Sequence[str], Sequence[str]]) -> str:
-    pairs = [(_mean_of(seed, names[0], -1), _mean_of(seed, names[1], -1)) for seed in data["seeds"]]
-    gap = difference([a - b if a is not None and b is not None else None for a, b in pairs])
-    first, second = (shown(mean(side)) for side in zip(*pairs, strict=True))
+    last = [seed[-1]["groups"] for seed in data["seeds"]]
+    gap = difference([group_gap(groups, *names) for groups in last])
+    first, second = (shown(mean(group_mean(groups, side) for groups in last)) for side in names)
     says = verdict(gap, f"higher where {words[0]}", f"higher where {words[1]}")
     return (
         f"In the last epoch alpha is {first} where {words[0]} and {second} where {words[1]}: {interval(gap)}, {says}."
@@ -58,8 +51,8 @@ def _contrast(data: dict[str, Any], words: tuple[str, str], names: tuple[Sequenc
 def lines(data: dict[str, Any]) -> list[str]:
     """From the first to the last epoch; teacher right against wrong; student agreeing or not."""
     seeds = data["seeds"]
-    moved = difference([seed["all"][-1] - seed["all"][0] for seed in seeds])
-    start, end = (shown(mean(seed["all"][epoch] for seed in seeds)) for epoch in (0, -1))
+    moved = difference([seed[-1]["all"] - seed[0]["all"] for seed in seeds])
+    start, end = (shown(mean(seed[epoch]["all"] for seed in seeds)) for epoch in (0, -1))
     says = verdict(
         moved, "training leans more on the teacher at the end", "training leans more on the label at the end"
     )

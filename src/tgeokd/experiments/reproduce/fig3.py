@@ -10,7 +10,7 @@ from typing import Any
 from tgeokd.experiments.compare import Entry
 from tgeokd.experiments.config import RunConfig
 from tgeokd.experiments.reproduce.base import Findings
-from tgeokd.experiments.reproduce.rows import compared, gain, histories, shared_facts
+from tgeokd.experiments.reproduce.rows import compared, gain, group_gap, group_mean, histories, shared_facts
 from tgeokd.experiments.reproduce.wording import difference, gained, interval, mean, shown, verdict
 from tgeokd.ratios import GROUPS
 from tgeokd.report.analyses import draw_fig3
@@ -32,37 +32,31 @@ def fig3(config: RunConfig, seeds: Sequence[int], out: Path, jobs: int | None = 
     return Findings(data, lines(data), partial(draw_fig3, data))
 
 
-def _apart(seed: dict[str, Any], teacher: str) -> float | None:
-    """Mean alpha where student and teacher agree less that where they do not, None where one of the groups is empty."""
-    agree, not_ = (seed[f"teacher_{teacher}_{state}"]["mean"] for state in ("agree", "disagree"))
-    return None if agree is None or not_ is None else agree - not_
-
-
-def _line(data: dict[str, Any], teacher: str) -> str:
-    alpha = data["alpha"]
-    parts = []
-    for edge in ROWS:
-        means = [
-            shown(mean(s[f"teacher_{teacher}_{state}"]["mean"] for s in alpha[edge])) for state in ("agree", "disagree")
-        ]
-        apart = difference([_apart(s, teacher) for s in alpha[edge]])
-        parts.append(
-            f"{edge} the edge S-T mean alpha is {means[0]} (student agrees) and {means[1]} (disagrees), "
-            f"apart by {interval(apart)}"
-        )
-    pairs = [(_apart(a, teacher), _apart(b, teacher)) for a, b in zip(alpha["with"], alpha["without"], strict=True)]
+def _contrast(data: dict[str, Any], names: Sequence[str], less: Sequence[str]) -> str:
+    """How far the mean alpha of some groups is from that of others, with and without the edge, and what the edge changes."""
+    gaps = {edge: [group_gap(seed, names, less) for seed in data["alpha"][edge]] for edge in ROWS}
+    pairs = zip(gaps["with"], gaps["without"], strict=True)
     wider = difference([abs(a) - abs(b) if a is not None and b is not None else None for a, b in pairs])
-    says = verdict(wider, "the edge sets the groups further apart", "the edge brings the groups closer together")
-    return f"Teacher {teacher}: {'; '.join(parts)}; the edge changes the distance of the groups by {interval(wider)}: {says}."
+    says = verdict(wider, "the edge sets them further apart", "the edge brings them closer together")
+    each = ", ".join(f"{interval(difference(values))} {edge} the edge S-T" for edge, values in gaps.items())
+    return f"{each}; farther apart with it by {interval(wider)}: {says}"
 
 
 def lines(data: dict[str, Any]) -> list[str]:
-    """The group means where the teacher is right and where it is wrong, and what the edge is worth."""
+    """Teacher wrong against right; student disagreeing against agreeing; what the edge is worth."""
+    right_agree, right_not, wrong_agree, wrong_not = GROUPS
+    right, wrong = (right_agree, right_not), (wrong_agree, wrong_not)
+    means = []
+    for edge in ROWS:
+        values = [shown(mean(group_mean(seed, names) for seed in data["alpha"][edge])) for names in (right, wrong)]
+        means.append(f"{values[0]} and {values[1]} {edge} the edge S-T")
     worth = gain(data, ROWS["with"].label, ROWS["without"].label)
-    says = verdict(worth, "the edge helps", "the edge hurts")
     metric = data["primary_metric"]
     return [
-        _line(data, "right"),
-        _line(data, "wrong"),
-        f"The edge S-T changes test {metric} by {gained(worth, metric)} (positive is better): {says}.",
+        f"Mean alpha where the teacher is the label and where it is not: {', '.join(means)}; the second less the first: "
+        f"{_contrast(data, wrong, right)}.",
+        "Alpha where the student disagrees with the teacher less where it agrees: teacher right "
+        f"{_contrast(data, [right_not], [right_agree])}; teacher wrong {_contrast(data, [wrong_not], [wrong_agree])}.",
+        f"The edge S-T changes test {metric} by {gained(worth, metric)} (positive is better): "
+        f"{verdict(worth, 'the edge helps', 'the edge hurts')}.",
     ]

@@ -14,7 +14,7 @@ from tgeokd.experiments.statistics import PairedDifference
 from tgeokd.metrics import higher_is_better
 from tgeokd.runfolder import slug
 
-__all__ = ["compared", "gain", "histories", "primary_of", "shared_facts"]
+__all__ = ["compared", "gain", "group_gap", "group_mean", "histories", "primary_of", "shared_facts"]
 
 SETTING = "as-configured"
 
@@ -49,3 +49,16 @@ def gain(data: Mapping[str, Any], label: str, over: str) -> PairedDifference | N
     sign = 1.0 if higher_is_better(data["primary_metric"]) else -1.0
     own, other = primary_of(data, label), primary_of(data, over)
     return difference([sign * (value - other[seed]) for seed, value in own.items() if seed in other])
+
+
+def group_mean(groups: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> float | None:
+    """Mean alpha of the samples of some groups together, from each group's mean and count; None where they are empty."""
+    chosen = [groups[name] for name in names if groups[name]["count"]]
+    count = sum(group["count"] for group in chosen)
+    return sum(group["mean"] * group["count"] for group in chosen) / count if count else None
+
+
+def group_gap(groups: Mapping[str, Mapping[str, Any]], names: Iterable[str], less: Iterable[str]) -> float | None:
+    """Mean alpha of some groups less that of some others, None where either are empty."""
+    own, other = group_mean(groups, names), group_mean(groups, less)
+    return None if own is None or other is None else own - other

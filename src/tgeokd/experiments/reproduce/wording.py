@@ -32,7 +32,7 @@ def shown(value: float | None, digits: int = 2) -> str:
 def interval(d: PairedDifference | None, *, factor: float = 1.0, digits: int = 2, unit: str = "") -> str:
     """``+1.20 points (95 % interval +0.30 to +2.10)``, or why there is no interval."""
     if d is None:
-        return "no value (no samples to compare)"
+        return "nothing to compare"
     value = f"{factor * d.mean:+.{digits}f}{unit}"
     if d.low is None or d.high is None:
         reason = "one seed, no interval" if d.n == 1 else f"the same in all {d.n} seeds, no interval"
@@ -48,9 +48,10 @@ def gained(d: PairedDifference | None, metric: str) -> str:
 def verdict(d: PairedDifference | None, above: str, below: str) -> str:
     """What an interval allows to say: ``above`` or ``below`` zero, or that it says neither."""
     if d is None:
-        return "nothing to tell"
+        return "nothing to say"
     if d.low is None or d.high is None:
-        return "not to be judged without an interval"
+        same = d.n > 1 and d.mean == 0
+        return "no difference in any seed" if same else "not to be judged without an interval"
     if d.low <= 0 <= d.high:
         return "not seen: the interval covers zero"
     return above if d.mean > 0 else below
