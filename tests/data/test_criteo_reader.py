@@ -76,6 +76,17 @@ def test_the_first_rows_alone(tmp_path, limit):
     assert read(raw) == (list(range(400))[:limit], ROWS[:limit])
 
 
+@pytest.mark.parametrize("form", ["tab", "csv"])
+def test_a_file_to_predict_needs_no_labels(tmp_path, form):
+    expected = [["0", *row[1:]] for row in ROWS]
+    labelled = write(tmp_path / "labelled", [["?", *row[1:]] for row in ROWS], form)
+    assert read(RawFile(labelled, labels=False, block_bytes=BLOCK)) == (list(range(400)), expected)
+    lines = [row[1:] for row in ROWS] if form == "tab" else [COLUMNS, *(row[1:] for row in ROWS)]
+    bare = tmp_path / "bare"
+    bare.write_text("".join({"tab": "\t", "csv": ","}[form].join(line) + "\n" for line in lines))
+    assert read(RawFile(bare, labels=False, block_bytes=BLOCK)) == (list(range(400)), expected)
+
+
 WRONG = {
     "short": lambda row: row[:7],
     "long": lambda row: [*row, "x"],

@@ -45,7 +45,11 @@ def test_the_file_is_found_in_either_place_and_the_store_lies_beside_it(tmp_path
     assert data.num_classes == 2
     assert data.corrupted is None
     assert data.metrics.primary == "auc"
-    assert json.loads(json.dumps(data.notes))["rows"] == 900
+    notes = json.loads(json.dumps(data.notes))
+    assert notes["rows"] == 900
+    assert notes["missing_values"] == sum(field == "" for row in ROWS for field in row)
+    assert notes["codes"] == sum(data.inputs.categories)
+    assert notes["values_without_a_code"]["test"] == int((everything(data.test)[0][1] == 1).sum())
 
 
 def test_options_reach_the_data(tmp_path):

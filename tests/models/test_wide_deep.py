@@ -4,11 +4,14 @@ import copy
 
 import pytest
 import torch
+from realdata import data_dir
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from tgeokd.bilevel import ratio_gradient
 from tgeokd.bilevel.last_layer import find_head
 from tgeokd.bilevel.lookahead import new_part
+from tgeokd.data import TASKS
 from tgeokd.data.base import InputSpec
 from tgeokd.errors import InputError
 from tgeokd.models import build_model
@@ -159,3 +162,21 @@ def test_a_copy_is_independent():
     with torch.no_grad():
         other.embedding.rows.weight.zero_()
     assert not torch.equal(net(*batch()), other(*batch()))
+
+
+def test_real_rows_with_numbers_and_categories_are_learned():
+    torch.manual_seed(0)
+    data = TASKS["adult"](data_dir=data_dir(), seed=0, train=8000)
+    net = build_model("wide_deep", inputs=data.inputs, num_classes=2, embedding=4, hidden=(32, 16))
+    optimizer = torch.optim.Adam(net.parameters(), 0.003)
+    for _ in range(5):
+        for inputs, target, *_ in data.training_loader(128):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(*inputs), target).backward()
+            optimizer.step()
+    net.eval()
+    with torch.no_grad():
+        outputs = [(net(*inputs), target) for inputs, target, *_ in data.ordered_loader(data.test, 4096)]
+    probability = torch.cat([logits for logits, _ in outputs]).softmax(1)[:, 1]
+    # the classes are 76 : 24; the best models on this data reach about 0.92
+    assert roc_auc_score(torch.cat([target for _, target in outputs]), probability) > 0.89

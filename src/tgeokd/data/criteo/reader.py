@@ -65,6 +65,8 @@ class RawFile:
         path: the file.
         bad_rows: ``error``: the first bad row ends the reading with an InputError. ``skip``: they are left out and counted.
         rows: read the first so many data rows; None reads all.
+        labels: False for a file to predict: it may lack the label (39 tab-separated fields as in the challenge's ``test.txt``,
+            or no ``Label`` in the header), and a label that is there is not looked at. Labels are then 0.
         block_bytes: of text in a block. A line must fit.
 
     Attributes:
@@ -75,14 +77,21 @@ class RawFile:
     """
 
     def __init__(
-        self, path: Path, *, bad_rows: BadRows = "error", rows: int | None = None, block_bytes: int = BLOCK_BYTES
+        self,
+        path: Path,
+        *,
+        bad_rows: BadRows = "error",
+        rows: int | None = None,
+        labels: bool = True,
+        block_bytes: int = BLOCK_BYTES,
     ) -> None:
         if rows is not None and rows < 1:
             raise InputError(f"rows must be >= 1 or null, not {rows}")
         self.path, self.bad_rows, self.limit, self.block_bytes = path, bad_rows, rows, block_bytes
         self.skipped: Counter[str] = Counter()
         first = _first_line(path)
-        self.header = _header(path, first)
+        self.labels = labels
+        self.header, self.names = _names(path, first, labels)
         logger.info("%s: %s", path, "csv with a header" if self.header else "40 tab-separated fields, no header")
 
     def __iter__(self) -> Iterator[Block]:
@@ -117,9 +126,7 @@ class RawFile:
             short.append((row.number, row.actual_columns))
             return "skip" if self.bad_rows == "skip" else "error"
 
-        names = self.header or [LABEL, *COLUMNS]
-        label = next(name for name in names if name.lower() == LABEL)
-        wanted = [label, *COLUMNS]
+        wanted = [LABEL, *COLUMNS] if self.labels else list(COLUMNS)
         try:
             with pa.input_stream(str(self.path), compression="detect") as stream:
                 reader = pa.csv.open_csv(
@@ -127,7 +134,7 @@ class RawFile:
                     pa.csv.ReadOptions(
                         use_threads=False,  # or rows would have no numbers
                         block_size=self.block_bytes,
-                        column_names=names,
+                        column_names=self.names,
                         skip_rows=1 if self.header else 0,
                     ),
                     pa.csv.ParseOptions(
@@ -137,7 +144,7 @@ class RawFile:
                         invalid_row_handler=wrong_number,
                     ),
                     pa.csv.ConvertOptions(
-                        column_types=dict.fromkeys(names, pa.string()),
+                        column_types=dict.fromkeys(self.names, pa.string()),
                         include_columns=wanted,
                         strings_can_be_null=True,
                         null_values=[""],
@@ -146,11 +153,11 @@ class RawFile:
                 for batch in reader:
                     frame = pl.from_arrow(pa.Table.from_batches([batch]))
                     assert isinstance(frame, pl.DataFrame)
-                    yield frame.rename({label: LABEL})
+                    yield frame if self.labels else frame.with_columns(pl.lit("0").alias(LABEL))
         except (pa.ArrowInvalid, OSError) as error:
             if short and self.bad_rows == "error":
                 line, fields = short[0]
-                raise InputError(f"{self.path}, line {line}: {fields} fields, not {len(names)}") from error
+                raise InputError(f"{self.path}, line {line}: {fields} fields, not {len(self.names)}") from error
             raise InputError(f"cannot read {self.path}: {str(error).splitlines()[0]}") from error
 
     def _checked(self, text: pl.DataFrame, rows: NDArray[np.int64]) -> Block:
@@ -214,22 +221,25 @@ def _first_line(path: Path) -> str:
     return line
 
 
-def _header(path: Path, line: str) -> list[str] | None:
-    """The names in the header, or None for the format without one."""
+def _names(path: Path, line: str, labels: bool) -> tuple[bool, list[str]]:
+    """Whether there is a header, and the names of the fields, the known ones as they are spelt here."""
+    needed = (LABEL, *COLUMNS) if labels else COLUMNS
     tabs = line.count("\t") + 1
     if tabs == 1 + len(COLUMNS):
-        return None
-    names = next(csv.reader([line.removeprefix("\ufeff")]))
-    if tabs > 1 or len(names) < 2:
+        return False, [LABEL, *COLUMNS]
+    if tabs == len(COLUMNS) and not labels:
+        return False, list(COLUMNS)
+    given = next(csv.reader([line.removeprefix("\ufeff")]))
+    if tabs > 1 or len(given) < 2:
         hint = "; a file without labels cannot be learned from" if tabs == len(COLUMNS) else ""
         found = f"{tabs} tab-separated fields" if tabs > 1 else "one field"
         raise InputError(f"{path}, line 1: {found}; expected {EXPECTED}{hint}")
-    wanted = {name.lower(): name for name in (LABEL, *COLUMNS)}
-    missing = [name for key, name in wanted.items() if key not in {name.lower() for name in names}]
-    if missing:
+    spelt = {name.lower(): name for name in (LABEL, *COLUMNS)}
+    names = [spelt.get(name.lower(), name) for name in given]
+    if missing := [name for name in needed if name not in names]:
         raise InputError(
             f"{path}, line 1: {len(names)} comma-separated fields lack {missing[0]!r}; expected {EXPECTED}"
         )
-    if len({name.lower() for name in names}) < len(names):
+    if len(set(names)) < len(names):
         raise InputError(f"{path}, line 1: the header names a column twice")
-    return [wanted.get(name.lower(), name) if name.lower() != LABEL else name for name in names]
+    return True, names

@@ -44,7 +44,7 @@ def criteo(
     """Click prediction: 13 integer and 26 categorical columns, all 39 as categories, streamed in bounded memory.
 
     The text is encoded once a file and setting into a store on disk (about 170 bytes a row), which later runs use again.
-    Delete the store to have the space back.
+    Delete the store to have the space back. Its ``report.json`` tells column by column what the notes sum up.
 
     Args:
         data_dir: where the file is, directly or in a folder ``criteo``.
@@ -54,8 +54,8 @@ def criteo(
         held_out: share of the rows, drawn at random by row number.
         test: share of the rows, likewise.
         min_count: training rows a value needs for a code of its own; rarer ones share the code 1.
-        max_tracked: distinct values of a column that are counted at a time. With more, counts may be a little too low, by at
-            most what the notes say.
+        max_tracked: distinct values of a column that are counted at a time, at roughly 100 bytes each; this, not the number
+            of rows, bounds the memory. With more values counts may be a little too low, by at most what the notes say.
         noise: probability that the label of a training row is flipped; held-out and test labels stay clean.
         bad_rows: ``error``, or ``skip`` to leave them out and count them in the notes.
         generated: instead of a file of your own, make and read one with so many rows whose click probabilities are known
@@ -75,7 +75,7 @@ def criteo(
         folder = Path(cache) if cache else path.parent / ".tgeokd-cache"
     store = open_store(path, settings, folder)
     train = StoredSplit(store, "train", noise, seed)
-    notes: dict[str, Any] = {"file": path.name, "bytes": path.stat().st_size, **store.report}
+    notes: dict[str, Any] = {"file": path.name, "bytes": path.stat().st_size, **_totals(store.report)}
     if generated is not None:
         notes["best_possible"] = _best(store, np.load(probability_file(path), mmap_mode="r"))
     return TaskData(
@@ -117,6 +117,13 @@ def _generated(folder: Path, rows: int) -> Path:
         except OSError as error:
             raise InputError(f"cannot write to the folder {folder}: {error.strerror or error}") from error
     return path
+
+
+def _totals(report: dict[str, Any]) -> dict[str, Any]:
+    """The report of a store without what it says column by column."""
+    sums = {key: sum(report[key].values()) for key in ("codes", "missing_values")}
+    unknown = {split: sum(columns.values()) for split, columns in report["values_without_a_code"].items()}
+    return report | sums | {"values_without_a_code": unknown}
 
 
 def _user_cache() -> Path:
