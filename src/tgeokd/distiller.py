@@ -63,7 +63,8 @@ class Distiller:
         clip_norm: clip the gradient to this norm before each step.
         accumulate: batches of the loader that make one optimizer step. The loss is the mean over all their samples.
         assume_sgd: let a bilevel method treat an optimizer other than SGD, Adam and AdamW as plain SGD.
-        metrics: what :meth:`evaluate` gives, and with it the record of each epoch on the held-out set.
+        metrics: what :meth:`evaluate` gives; must have ``accuracy`` and ``nll``. The record of each epoch holds these and the
+            primary metric of the held-out set.
         callbacks: see :class:`~tgeokd.callbacks.Callback`.
         accelerator: as in Lightning Fabric: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
         precision: as in Lightning Fabric: ``"32-true"``, ``"bf16-mixed"``, ``"64-true"``, ...; not ``"16-mixed"``.
@@ -118,6 +119,9 @@ class Distiller:
         self.scheduler, self.scheduler_every = scheduler, scheduler_every
         self.accumulate = accumulate
         self.metrics = metrics or Metrics()
+        if not {"accuracy", "nll"} <= set(self.metrics.names):
+            given = ", ".join(self.metrics.names)
+            raise InputError(f"metrics must have accuracy and nll, which every epoch records, not only {given}")
         self.callbacks = [*callbacks, *([ProgressBar()] if progress else [])]
 
         self.student, self.optimizer = student, unwrapped(optimizer)

@@ -123,12 +123,16 @@ def compare(
         raise InputError("a comparison needs at least one method and one seed")
     if tune < 0:
         raise InputError(f"tune must be >= 0 trials, not {tune}")
+    if tune and TUNING_SEED in seeds:
+        raise InputError(f"seed {TUNING_SEED} is that of the trials and cannot be reported as well")
     for setting in settings:
         first = dataclasses.replace(config, data={**config.data, **setting.data}, seed=seeds[0])
         data = load_data(first)
         for entry in entries:
             check(entry.apply(first), data)
     plan = _Plan(config, entries, seeds, settings, out, tune, data.metrics.primary)
+    for row in plan.rows if tune else ():
+        plan.trials(row)  # too many of them are refused before anything is written
     folder = _open(plan, resume=resume)
     started = time.perf_counter()
     records = _run_all(plan, jobs, on_event)
@@ -250,7 +254,7 @@ class _Schedule:
         """Take note of a finished job; returns those that can start now."""
         plan = self.plan
         self.results[job] = result
-        if job.row is None and job.seed == TUNING_SEED:
+        if plan.tune and job.row is None and job.seed == TUNING_SEED:
             return [_Job(job.setting, TUNING_SEED, row, k) for row in plan.rows for k in range(plan.tune)]
         if job.row is None:
             ready = [row for row in plan.rows if not plan.tune or (job.setting, row) in self.chosen]
