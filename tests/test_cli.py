@@ -19,9 +19,11 @@ from typer.testing import CliRunner
 
 import tgeokd
 from tgeokd import cli
+from tgeokd.data import TASKS
 from tgeokd.experiments import compare as compare_module
 from tgeokd.experiments.config import load_config, override, preset
 from tgeokd.experiments.demo import DEMO_ROWS
+from tgeokd.methods import METHODS
 
 SCRIPT = Path(sys.executable).with_name("tgeokd")
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -153,8 +155,8 @@ def test_completion_offers_tasks_and_methods():
         }
         return CliRunner().invoke(cli.app, [], env=env, prog_name="tgeokd").output.split()
 
-    assert offered("tgeokd distill --method ") == ["ce", "kd", "anl", "ada", "wls", "rw", "tgeo"]
-    assert offered("tgeokd compare ") == ["digits"]
+    assert offered("tgeokd distill --method ") == list(METHODS)
+    assert offered("tgeokd compare ") == list(TASKS)
 
 
 # ---- distill
@@ -174,7 +176,7 @@ def test_distill_writes_the_promised_files(distilled):
     assert (out / "last.ckpt" / "state.pt").exists()
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
     metrics = results(out)["metrics"]
-    assert f"test accuracy {100 * metrics['accuracy']:.2f} %, NLL {metrics['nll']:.4f}" in outcome.out
+    assert f"test accuracy, % {100 * metrics['accuracy']:.2f}, NLL {metrics['nll']:.4f}" in outcome.out
     assert f"report: {out / 'report.html'}" in outcome.out.replace("\n", "")
     assert outcome.err == ""
     assert not list(out.glob(".*"))  # nothing temporary stays
@@ -244,13 +246,13 @@ def test_the_folder_of_a_run_is_named_after_it_by_default(tgeokd_, tmp_path):
         (["digits", "--set", "student.patience=0"], "patience must be >= 1"),
         (["digits", "--set", "student.clip_norm=-1"], "clip_norm must be > 0, not -1"),
         (["digits", "--set", "student.optimizer.momentum=-1"], "momentum"),
-        (["digits", "--set", "student.model.in_features=3"], "in_features follows from the data"),
+        (["digits", "--set", "student.model.inputs=3"], "inputs follows from the data"),
         (["digits", "--set", "options.name=3"], "unknown option of method 'tgeo' 'name'"),
         (["digits", "--set", "options.lr=-1"], "lr"),
         (["digits", "--set", "accelerator=gpux"], "gpux"),
         (["digits", "--set", "precision=16-mixed"], "precision '16-mixed'"),
         (["digits", "--seed", "-1"], "seed must lie in"),
-        ([], r"name a task \(digits\), or give --config or --resume"),
+        ([], r"name a task \(digits, .*\), or give --config or --resume"),
         (["--config", "nowhere.yaml"], "cannot read the config nowhere.yaml: No such file or directory"),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",
@@ -411,7 +413,7 @@ def test_compare_prints_the_table_of_its_results(tgeokd_, tmp_path):
         shown = f"{100 * row['accuracy_mean']:.2f} ± {100 * row['accuracy_std']:.2f}"
         assert any(row["method"] in line and shown in line for line in outcome.out.splitlines()), row["method"]
     teachers = [record["metrics"]["accuracy"] for record in found["teachers"]]
-    assert f"teacher {100 * sum(teachers) / 2:.2f} %" in " ".join(outcome.out.split())
+    assert f"teacher accuracy, % {100 * sum(teachers) / 2:.2f}" in " ".join(outcome.out.split())
     assert (out / "report.html").exists()
     assert "data.noise" not in outcome.out
 
@@ -422,6 +424,7 @@ def test_compare_resumes(tgeokd_, tmp_path):
     before = results(tmp_path / "out")
     assert_refused(tgeokd_(*argv), "already holds a comparison; choose another folder, or resume it")
     assert tgeokd_(*argv, "--resume").code == 0
+    before |= {"wall_seconds": results(tmp_path / "out")["wall_seconds"]}
     assert results(tmp_path / "out") == before
     assert_refused(tgeokd_(*argv, "--resume", "--seeds", 2), "has other settings than this one")
     assert results(tmp_path / "out") == before
@@ -458,7 +461,7 @@ def test_compare_takes_lists_as_options(tgeokd_, tmp_path):
 def test_demo_tells_the_whole_story(tgeokd_, tmp_path, monkeypatch):
     rows = [entry for entry in DEMO_ROWS if entry.method in ("ce", "tgeo")]  # all rows: tests/experiments/test_demo.py
     monkeypatch.setattr(cli, "DEMO_ROWS", rows)
-    monkeypatch.setattr(cli, "preset", lambda task: short())
+    monkeypatch.setattr(cli, "preset", lambda task, name="lite": short())
     outcome = tgeokd_("demo", "--seeds", 1, "--out", "here")
     assert outcome.code == 0, outcome.err
     found = results(tmp_path / "here")
@@ -557,6 +560,6 @@ def test_the_recipe_is_what_distill_runs_without_settings(tgeokd_, tmp_path, mon
         ran.append(config)
         raise cli.InputError("far enough")
 
-    monkeypatch.setattr(cli, "train_teacher", stop)
+    monkeypatch.setattr(cli, "make_teacher", stop)
     assert tgeokd_("distill", "digits", "--seed", 2, "--out", tmp_path / "out").code == 2
     assert ran == [dataclasses.replace(preset("digits"), seed=2)]

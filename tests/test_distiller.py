@@ -873,9 +873,15 @@ BAD = {
         {},
         lambda: [data(2)[0]],
         held_out,
-        r"training loader must yield \(inputs, target\), not Tensor",
+        r"training loader must yield \(inputs, target\) or \(inputs, target, ids\), not Tensor",
     ),
-    "triples": ("ce", {}, lambda: [(1, 2, 3)], held_out, r"training loader must yield \(inputs, target\), not tuple"),
+    "quadruples": (
+        "ce",
+        {},
+        lambda: [(1, 2, 3, 4)],
+        held_out,
+        r"training loader must yield \(inputs, target\) or \(inputs, target, ids\), not tuple",
+    ),
     "class counts": (
         "kd",
         {"teacher": lambda: mlp(2, classes=5)},

@@ -154,8 +154,8 @@ LAYERS = [
     },
     {"bilevel"},
     {"methods"},
+    {"data", "models", "teachers"},
     {"callbacks", "distiller"},
-    {"data", "models"},
     {"presets", "experiments", "report"},
     {"cli"},
 ]

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 from sklearn.datasets import load_digits
 
-from tgeokd.data import TASKS, TaskData, symmetric_noise
+from tgeokd.data import TASKS, InputSpec, TaskData
 from tgeokd.data.digits import digits
+from tgeokd.data.noise import symmetric_noise
 from tgeokd.errors import InputError
 
 SOURCE = load_digits()
@@ -33,6 +34,10 @@ def test_splits_are_disjoint_of_the_sizes_asked_for_and_use_every_image(train, h
     assert [len(part) for part in parts] == [train, held_out, 1797 - train - held_out]
     assert sorted(np.concatenate(parts)) == list(range(1797))
     assert data.num_classes == 10
+    assert data.inputs == InputSpec("array", (64,))
+    assert data.class_names == tuple("0123456789")
+    for part, held in zip((data.train, data.held_out, data.test), parts, strict=True):
+        assert part.ids.tolist() == held.tolist()  # an id is the row in scikit-learn's data
 
 
 def test_pixels_and_labels_are_those_of_scikit_learn():
@@ -182,8 +187,8 @@ def test_training_batches_hold_each_sample_once_in_another_order_each_time():
     data = digits(seed=0, train=100, held_out=30)
     torch.manual_seed(0)
     loader = data.training_loader(32)
-    first, second = [torch.cat([x for x, _ in loader]) for _ in range(2)]
-    assert [len(y) for _, y in loader] == [32, 32, 32, 4]
+    first, second = [torch.cat([x for x, _, _ in loader]) for _ in range(2)]
+    assert [len(y) for _, y, _ in loader] == [32, 32, 32, 4]
     assert not torch.equal(first, second)
     assert not torch.equal(first, data.train.inputs)
     assert {r.numpy().tobytes() for r in first} == {r.numpy().tobytes() for r in data.train.inputs}
@@ -191,8 +196,8 @@ def test_training_batches_hold_each_sample_once_in_another_order_each_time():
 
 def test_training_batches_with_the_held_out_samples_hold_both_and_no_test_sample():
     data = digits(seed=0, noise=0.5, train=100, held_out=30)
-    pairs = list(data.training_loader(64, with_held_out=True))
-    x, y = torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+    batches = zip(*data.training_loader(64, with_held_out=True), strict=True)
+    x, y, ids = (torch.cat(parts) for parts in batches)
     seen = {row.numpy().tobytes(): int(label) for row, label in zip(x, y, strict=True)}
     both = zip(
         torch.cat([data.train.inputs, data.held_out.inputs]),
@@ -201,10 +206,12 @@ def test_training_batches_with_the_held_out_samples_hold_both_and_no_test_sample
     )
     assert seen == {row.numpy().tobytes(): int(label) for row, label in both}
     assert len(x) == 130
+    assert sorted(ids.tolist()) == sorted([*data.train.ids.tolist(), *data.held_out.ids.tolist()])
 
 
 def test_ordered_batches_keep_a_split_s_order():
     data = digits(seed=0, train=100, held_out=30)
-    pairs = list(data.ordered_loader(data.train, 33))
-    assert torch.equal(torch.cat([x for x, _ in pairs]), data.train.inputs)
-    assert torch.equal(torch.cat([y for _, y in pairs]), data.train.target)
+    x, y, ids = (torch.cat(parts) for parts in zip(*data.ordered_loader(data.train, 33), strict=True))
+    assert torch.equal(x, data.train.inputs)
+    assert torch.equal(y, data.train.target)
+    assert torch.equal(ids, data.train.ids)

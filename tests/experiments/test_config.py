@@ -10,8 +10,17 @@ from hypothesis import strategies as st
 
 from tgeokd.data import TASKS
 from tgeokd.errors import InputError
-from tgeokd.experiments.config import OptimizerConfig, Recipe, RunConfig, load_config, override, preset
-from tgeokd.experiments.run import check, load_data
+from tgeokd.experiments.build import load_data
+from tgeokd.experiments.config import (
+    OptimizerConfig,
+    Recipe,
+    RunConfig,
+    TeacherRecipe,
+    load_config,
+    override,
+    preset,
+)
+from tgeokd.experiments.run import check
 from tgeokd.typed import from_mapping
 
 
@@ -53,18 +62,26 @@ recipes = st.builds(
     patience=st.none() | st.integers(1, 50),
     clip_norm=st.none() | st.floats(1e-9, 10),
 )
+teachers = st.builds(
+    TeacherRecipe,
+    model=st.fixed_dictionaries({"name": st.just("mlp")}),
+    epochs=st.integers(0, 500),
+    optimizer=optimizers,
+    weights=st.none() | st.text(max_size=9),
+) | st.builds(TeacherRecipe, predictions=st.text(max_size=9))
 configs = st.builds(
     RunConfig,
     task=st.just("digits"),
-    teacher=recipes,
+    teacher=teachers,
     student=recipes,
     data=st.dictionaries(st.sampled_from(["noise", "train"]), st.floats(0, 1)),
+    data_dir=st.none() | st.text(max_size=9),
     method=st.sampled_from(["kd", "tgeo"]),
     options=st.dictionaries(st.sampled_from(["outer", "hidden"]), st.text(max_size=9) | st.lists(st.integers())),
     train_on=st.sampled_from(["train", "train+val"]),
     temperature=st.floats(1e-3, 100),
     checkpoint_every=st.integers(1, 50),
-    seed=st.integers(0, 2**31),
+    seed=st.integers(0, 2**31 - 1),
 )
 
 
@@ -88,7 +105,7 @@ def test_a_config_file_may_leave_out_what_has_a_default(tmp_path):
         "teacher: {model: {name: mlp}, epochs: 3}\n"
         "student: {model: {name: mlp}, epochs: 4, optimizer: {lr: 1e-3}}\n"
     )
-    recipe = Recipe({"name": "mlp"}, 3)
+    recipe = TeacherRecipe({"name": "mlp"}, 3)
     student = Recipe({"name": "mlp"}, 4, optimizer=OptimizerConfig(lr=0.001))
     assert load_config(path) == RunConfig("digits", recipe, student)
 
@@ -104,7 +121,10 @@ def test_a_config_file_may_leave_out_what_has_a_default(tmp_path):
         ("task: digits\n", r"lacks 'teacher'$"),
         ("tusk: digits\n", r"unknown setting 'tusk'; did you mean 'task'\?"),
         ("task: 3\nteacher: {}\nstudent: {}\n", r"^task must be of type str, not 3$"),
-        ("task: digits\nteacher: {epochs: 3}\nstudent: {}\n", r"^teacher lacks 'model'$"),
+        (
+            "task: digits\nteacher: {epochs: 3}\nstudent: {}\n",
+            r"^the teacher needs teacher\.model, or teacher\.predictions$",
+        ),
         (
             "task: d\nteacher: {model: {}, epochs: 1, optimizer: {name: lion}}\nstudent: {}\n",
             r"^teacher\.optimizer\.name must be one of sgd, adam, adamw, not 'lion'$",
@@ -142,7 +162,7 @@ def test_a_wrong_number_of_epochs_or_samples_is_refused():
 
 BASE = RunConfig(
     "digits",
-    Recipe({"name": "mlp", "hidden": [9]}, 8, patience=5),
+    TeacherRecipe({"name": "mlp", "hidden": [9]}, 8, patience=5),
     Recipe({"name": "mlp", "hidden": [3]}, 6),
     data={"noise": 0.1, "train": 300},
 )

@@ -22,7 +22,8 @@ def test_the_demo_has_every_method_and_every_control():
     ]
     assert [entry for entry in wanted if entry not in DEMO_ROWS] == []
     assert any(entry.method == "kd" and entry.train_on == "train+val" for entry in DEMO_ROWS)
-    assert {entry.method for entry in DEMO_ROWS} == set(METHODS)
+    # label smoothing by the teacher and decoupled distillation are for comparisons on other tasks
+    assert {entry.method for entry in DEMO_ROWS} == set(METHODS) - {"ls", "dkd"}
 
 
 def test_no_two_rows_or_settings_share_a_name_or_a_folder():

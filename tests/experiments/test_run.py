@@ -12,7 +12,9 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, log_loss
 
 from tgeokd.errors import InputError
-from tgeokd.experiments.run import check, load_data, load_teacher, run, train_teacher
+from tgeokd.experiments.build import load_data
+from tgeokd.experiments.run import check, run
+from tgeokd.experiments.teacher import load_teacher, make_teacher
 
 SOURCE = load_digits()
 LABEL_OF = {row.tobytes(): label for row, label in zip(SOURCE.data, SOURCE.target, strict=True)}
@@ -42,7 +44,7 @@ def config():
 @pytest.fixture(scope="module")
 def teacher(config, tmp_path_factory):
     path = tmp_path_factory.mktemp("teacher") / "deep" / "teacher.safetensors"
-    return path, train_teacher(config, load_data(config), path)
+    return path, make_teacher(config, load_data(config), path)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +87,15 @@ def test_results_json_is_what_the_saved_student_achieves(config, finished):
         "metrics": result.metrics,
         "seconds": result.seconds,
         "epochs": 2,
+        "best_epoch": result.best_epoch,
+        "peak_memory_mb": result.peak_memory_mb,
+        "data": {},
+        "class_names": list("0123456789"),
     }
     assert result.seconds > 0
+    assert 50 < result.peak_memory_mb < 50_000  # a process with torch in it
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert result.best_epoch == int(np.argmax([record["val_accuracy"] for record in records]))
 
 
 def test_a_run_leaves_the_promised_files_and_nothing_else(finished):
@@ -142,11 +151,11 @@ def test_the_same_config_gives_the_same_student_whatever_went_before(config, tea
 
 def test_the_same_teacher_comes_from_the_same_seed_and_another_from_another(config, teacher, tmp_path):
     torch.manual_seed(54321)
-    train_teacher(config, load_data(config), tmp_path / "a")
-    assert (tmp_path / "a").read_bytes() == teacher[0].read_bytes()
+    make_teacher(config, load_data(config), tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == teacher[0].read_bytes()
     other = dataclasses.replace(config, seed=4)
-    train_teacher(other, load_data(other), tmp_path / "b")
-    assert (tmp_path / "b").read_bytes() != teacher[0].read_bytes()
+    make_teacher(other, load_data(other), tmp_path / "b.safetensors")
+    assert (tmp_path / "b.safetensors").read_bytes() != teacher[0].read_bytes()
 
 
 def test_nothing_is_written_without_a_folder(config, teacher, tmp_path, monkeypatch):
@@ -199,7 +208,7 @@ def test_a_method_that_needs_held_out_samples_may_not_train_on_them(settings, tm
         (["student.clip_norm=-1"], "clip_norm must be > 0, not -1"),
         (["teacher.clip_norm=0"], "clip_norm must be > 0, not 0"),
         (["student.optimizer.momentum=-1"], "sgd: .*momentum"),
-        (["student.model.in_features=3"], "model.in_features follows from the data"),
+        (["student.model.inputs=3"], "model.inputs follows from the data"),
         (["teacher.model.num_classes=3"], "model.num_classes follows from the data"),
         (["options.name=x"], "unknown option of method 'tgeo' 'name'"),
         (["options.lr=-1"], "lr"),
@@ -223,7 +232,7 @@ def test_the_seed_decides_the_first_weights_of_teacher_and_student_which_differ(
     for seed in (0, 1):
         config = short("method=ce", f"seed={seed}", *settings)
         path = tmp_path / f"{seed}" / "teacher.safetensors"
-        train_teacher(config, load_data(config), path)
+        make_teacher(config, load_data(config), path)
         run(config, path, tmp_path / f"{seed}" / "run")
         began["teacher", seed] = load_file(path)["1.weight"]
         began["student", seed] = load_file(tmp_path / f"{seed}" / "run" / "student.safetensors")["1.weight"]

@@ -14,9 +14,11 @@ from quick import InlinePool, short
 
 from tgeokd.errors import InputError
 from tgeokd.experiments import compare as module
+from tgeokd.experiments.build import load_data
 from tgeokd.experiments.compare import Setting, compare, parse_entry
-from tgeokd.experiments.run import load_data, run, train_teacher
-from tgeokd.report.build import build_report, comparison_table
+from tgeokd.experiments.run import run
+from tgeokd.experiments.teacher import make_teacher
+from tgeokd.report.build import build_report
 
 ROWS = ["ce", "kd:alpha=0.5", "rw", "tgeo", "tgeo:outer=union", "ce@train+val"]
 LABELS = ["ce", "kd (alpha=0.5)", "rw", "tgeo", "tgeo (outer=union)", "ce (train+val)"]
@@ -36,7 +38,7 @@ def compared(tmp_path_factory):
 def ran(tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "run"
     config = short("data.noise=0.3")
-    train_teacher(config, load_data(config), out / "teacher.safetensors")
+    make_teacher(config, load_data(config), out / "teacher.safetensors")
     run(config, out / "teacher.safetensors", out)
     (out / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
     return out
@@ -69,7 +71,9 @@ def test_the_report_of_a_comparison_names_every_row_and_holds_every_figure(compa
     assert path == compared / "report.html"
     page = path.read_text()
     assert_is_self_contained(page)
-    assert [row[0] for row in cells(page)] == 2 * ["method", *LABELS]
+    tgeo = ["tgeo", "tgeo (outer=union)"]
+    paired = [f"{reference} - {other}" for reference in tgeo for other in LABELS if other != reference]
+    assert [row[0] for row in cells(page)] == 2 * ["method", *LABELS, "", *paired]
     pictures = images(page)
     assert set(pictures) == {figure.name for figure in (compared / "figures").iterdir()}
     assert sorted(pictures) == sorted(
@@ -93,11 +97,20 @@ def test_the_report_of_a_comparison_names_every_row_and_holds_every_figure(compa
 
 def test_the_tables_of_a_comparison_are_its_results(compared):
     summary = json.loads((compared / "results.json").read_text())["summary"]
-    rows = [row for row in cells(build_report(compared).read_text()) if row[0] != "method"]
+    rows = [row for row in cells(build_report(compared).read_text()) if row[0] in LABELS]
     for shown, row in zip(rows, summary, strict=True):
         assert shown[0] == row["method"]
         assert shown[1] == f"{100 * row['accuracy_mean']:.2f} ± {100 * row['accuracy_std']:.2f}"
-        assert shown[2] == f"{row['nll_mean']:.3f} ± {row['nll_std']:.3f}"
+        assert shown[2] == f"{row['nll_mean']:.4f} ± {row['nll_std']:.4f}"
+
+
+def test_the_paired_differences_of_a_comparison_are_its_results(compared):
+    paired = json.loads((compared / "results.json").read_text())["paired"]
+    rows = [row for row in cells(build_report(compared).read_text()) if " - " in row[0]]
+    assert len(rows) == len(paired) == 2 * 2 * 5
+    for shown, pair in zip(rows, paired, strict=True):
+        assert shown[0] == f"{pair['reference']} - {pair['method']}"
+        assert shown[1] == f"{100 * pair['gain']:.2f}"
 
 
 def test_the_report_of_a_comparison_holds_its_settings(compared):
@@ -129,7 +142,7 @@ def test_a_report_can_be_built_again(ran, tmp_path):
 
 def test_a_run_without_ratios_has_no_figures(tmp_path):
     config = short("method=ce")
-    train_teacher(config, load_data(config), tmp_path / "teacher.safetensors")
+    make_teacher(config, load_data(config), tmp_path / "teacher.safetensors")
     run(config, tmp_path / "teacher.safetensors", tmp_path / "out")
     page = build_report(tmp_path / "out").read_text()
     assert images(page) == {}
@@ -198,35 +211,3 @@ def test_a_broken_file_beside_the_results_is_named(ran, tmp_path, name):
     path.write_text(path.read_text()[:-20])
     with pytest.raises(InputError, match=re.escape(name)):
         build_report(tmp_path / "run")
-
-
-# ---- the table
-
-
-def row(**values):
-    defaults = {
-        "method": "kd",
-        "accuracy_mean": 0.91234,
-        "accuracy_std": 0.01111,
-        "nll_mean": 0.25,
-        "nll_std": 0.5,
-        "val_accuracy_mean": 0.9,
-        "seconds_mean": 1.234,
-        "seconds_vs_kd": 1.0,
-    }
-    return defaults | values
-
-
-def test_a_row_of_the_table():
-    header, rows = comparison_table([row(), row(method="ce", accuracy_std=None, nll_std=None, seconds_vs_kd=None)])
-    assert len(header) == 6
-    assert rows == [
-        ["kd", "91.23 ± 1.11", "0.250 ± 0.500", "90.00", "1.23", "1.00"],
-        ["ce", "91.23", "0.250", "90.00", "1.23", "-"],
-    ]
-
-
-@pytest.mark.parametrize("method", ["ce (train+val)", "kd (alpha=0.5, train+val)", "tgeo (outer=union)"])
-def test_no_held_out_accuracy_is_shown_for_rows_trained_on_these_samples(method):
-    header, rows = comparison_table([row(method=method)])
-    assert rows[0][header.index("held-out")] == "-"

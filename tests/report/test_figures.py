@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
-from tgeokd.report.figures import accuracy_by_method, alpha_by_group, alpha_by_label
+from tgeokd.report.figures import alpha_by_group, alpha_by_label, metric_by_method
 
 GROUPS = ("teacher_right_agree", "teacher_right_disagree", "teacher_wrong_agree", "teacher_wrong_disagree")
 
@@ -73,7 +73,7 @@ def intervals(figure):
 
 def test_the_interval_is_scipy_s_t_interval(tmp_path, drawn):
     values = {"ce": [0.90, 0.91, 0.93], "kd (alpha=0.5)": [0.8, 0.9], "tgeo": [0.95, 0.94, 0.955, 0.97, 0.95]}
-    path = accuracy_by_method(summary(*values.items()), tmp_path / "a.png", title="clean")
+    path = metric_by_method(summary(*values.items()), "accuracy", tmp_path / "a.png", title="clean")
     found = intervals(drawn[0])
     assert set(found) == set(values)
     for method, sample in values.items():
@@ -85,13 +85,13 @@ def test_the_interval_is_scipy_s_t_interval(tmp_path, drawn):
 
 def test_one_seed_has_no_interval(tmp_path, drawn):
     rows = [{"method": "ce", "runs": 1, "accuracy_mean": 0.9, "accuracy_std": None}]
-    assert accuracy_by_method(rows, tmp_path / "a.png", title="x") == tmp_path / "a.png"
+    assert metric_by_method(rows, "accuracy", tmp_path / "a.png", title="x") == tmp_path / "a.png"
     assert intervals(drawn[0]) == {"ce": (90.0, None, None)}
 
 
 def test_rows_stand_in_their_order_from_the_top_and_tgeo_is_marked(tmp_path, drawn):
     rows = summary(("ce", [0.9, 0.91]), ("tgeo", [0.93, 0.95]), ("kd", [0.9, 0.92]))
-    accuracy_by_method(rows, tmp_path / "a.png", title="clean labels")
+    metric_by_method(rows, "accuracy", tmp_path / "a.png", title="clean labels")
     axes = drawn[0].axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()][::-1] == ["ce", "tgeo", "kd"]
     assert axes.get_title() == "clean labels"
@@ -102,14 +102,14 @@ def test_rows_stand_in_their_order_from_the_top_and_tgeo_is_marked(tmp_path, dra
 def test_many_rows_make_a_taller_figure(tmp_path):
     def height(count):
         rows = summary(*((f"method {i}", [0.9, 0.91]) for i in range(count)))
-        with Image.open(accuracy_by_method(rows, tmp_path / f"{count}.png", title="x")) as image:
+        with Image.open(metric_by_method(rows, "accuracy", tmp_path / f"{count}.png", title="x")) as image:
             return image.height
 
     assert height(30) > height(5) + 500
 
 
 def test_the_axis_of_accuracy_ends_at_100_percent(tmp_path, drawn):
-    accuracy_by_method(summary(("ce", [0.9, 0.99])), tmp_path / "a.png", title="x")
+    metric_by_method(summary(("ce", [0.9, 0.99])), "accuracy", tmp_path / "a.png", title="x")
     assert drawn[0].axes[0].get_xlim()[1] <= 101
 
 
