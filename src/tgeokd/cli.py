@@ -161,8 +161,8 @@ def distill(
         chosen = _config(task, config, preset_name, settings, data_dir, method, seed)
         out = out or Path("runs") / f"{chosen.task}-{chosen.method}-{chosen.seed}"
         check(chosen)
-        _show_notes(chosen)
         folder = RunFolder(out)
+        _show_notes(chosen)
         folder.write_yaml("config.yaml", chosen.to_dict())
     teacher = out / "teacher.safetensors"
     if resume is None or not teacher.exists():
