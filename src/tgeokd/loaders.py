@@ -124,7 +124,7 @@ class BlockShuffle(Sampler[int]):
             generator = torch.Generator()
             generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
         starts = torch.randperm(-(-self.size // self.block_size), generator=generator) * self.block_size
-        for blocks in starts.split(self.window):
+        for blocks in starts.split(self.window) if self.size else ():
             rows = torch.cat([torch.arange(s, min(s + self.block_size, self.size)) for s in blocks.tolist()])
             yield from rows[torch.randperm(len(rows), generator=generator)].tolist()
 
