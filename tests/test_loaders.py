@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -17,7 +19,7 @@ from torch.utils.data import (
 )
 
 from tgeokd.errors import InputError
-from tgeokd.loaders import ArrayDataset, OuterStream, group, union_loader
+from tgeokd.loaders import ArrayDataset, BlockShuffle, OuterStream, group, joined, shuffling, subset, union_loader
 
 
 def tensors(n, start=0):
@@ -88,6 +90,154 @@ def test_rows_must_match():
 
 def test_array_dataset_works_in_a_plain_loader():
     assert ids(DataLoader(arrays(8), 4)) == list(range(8))
+
+
+class Pairs(ArrayDataset):
+    """Samples of two tensors with ids, kept in blocks; row i holds start + i in both, and its id is 100 + start + i."""
+
+    def __init__(self, n, start=0, transform=None, block_size=None):
+        x, y = tensors(n, start)
+        super().__init__((x, (x[:, :1] * 10).long()), y, torch.arange(start, start + n) + 100, transform)
+        if block_size is not None:
+            self.block_size = block_size
+
+
+def found_ids(batches):
+    """Ids of batches of ``Pairs``, each checked to belong to its inputs and label."""
+    found = []
+    for (a, b), y, names in batches:
+        assert names.dtype == torch.int64
+        assert torch.equal(a[:, 0].long() + 100, names)
+        assert torch.equal(b[:, 0], 10 * (names - 100))
+        assert torch.equal(y, (names - 100) % 3)
+        found += (names - 100).tolist()
+    return found
+
+
+@given(st.integers(1, 20), st.integers(1, 7))
+def test_batches_of_tuples_with_ids(n, batch_size):
+    batches = list(DataLoader(Pairs(n), batch_size))
+    assert found_ids(batches) == list(range(n))
+    assert [len(y) for _, y, _ in batches] == [batch_size] * (n // batch_size) + (
+        [n % batch_size] if n % batch_size else []
+    )
+
+
+def test_a_sample_of_tuples_with_an_id():
+    (a, b), y, name = Pairs(4, start=7)[2]
+    assert (a.tolist(), b.tolist(), int(y), int(name)) == ([9.0, 9.0], [90], 0, 109)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "names", "message"),
+    [
+        ((torch.zeros(2, 1), torch.zeros(3, 1)), None, "inputs have 3 rows but target has 2"),
+        ((torch.zeros(2, 1),), torch.zeros(1, dtype=torch.int64), "ids have 1 rows but target has 2"),
+    ],
+)
+def test_every_part_must_have_the_target_s_rows(inputs, names, message):
+    with pytest.raises(InputError, match=message):
+        ArrayDataset(inputs, torch.zeros(2, dtype=torch.int64), names)
+
+
+def test_the_transform_sees_each_batch_as_a_whole_and_changes_inputs_alone():
+    seen = []
+
+    def double(x):
+        seen.append(len(x))
+        return 2 * x
+
+    dataset = ArrayDataset(*tensors(7), torch.arange(7), double)
+    batches = list(DataLoader(dataset, 3))
+    assert seen == [3, 3, 1]
+    assert torch.equal(torch.cat([x for x, _, _ in batches]), 2 * tensors(7)[0])
+    assert torch.equal(torch.cat([names for _, _, names in batches]), torch.arange(7))
+    assert torch.equal(dataset.inputs, tensors(7)[0])  # what is held is left alone
+    assert dataset[3][0].tolist() == [6.0, 6.0]
+
+
+def test_joined_held_out_samples_get_the_training_transform_and_only_it():
+    train = Pairs(4, transform=lambda parts: (parts[0] + 1000, parts[1]))
+    held_out = Pairs(3, 4, transform=lambda parts: (parts[0] + 5, parts[1]))
+    ((a, b), y, names), *_ = DataLoader(joined(train, held_out), 7)
+    assert a[:, 0].tolist() == [1000.0 + i for i in range(7)]
+    assert b[:, 0].tolist() == [10 * i for i in range(7)]
+    assert y.tolist() == [i % 3 for i in range(7)]
+    assert names.tolist() == [100 + i for i in range(7)]
+    ((a, _), _, _), *_ = DataLoader(held_out, 3)
+    assert a[:, 0].tolist() == [9.0, 10.0, 11.0]  # the held-out set itself keeps its own
+
+
+def test_arrays_with_and_without_ids_are_joined_as_torch_does():
+    both = joined(ArrayDataset(*tensors(2), torch.arange(2)), arrays(2, 2))
+    assert len(both) == 4
+    assert [len(both[i]) for i in range(4)] == [3, 3, 2, 2]
+
+
+@given(st.lists(st.integers(0, 8), max_size=12))
+def test_a_subset_is_these_rows_with_their_ids_and_transform(rows):
+    part = subset(Pairs(9, transform=lambda parts: (parts[0] + 0.5, parts[1])), rows)
+    assert isinstance(part, ArrayDataset)
+    assert len(part) == len(rows)
+    assert (part.ids - 100).tolist() == rows
+    for i, row in enumerate(rows):
+        (a, b), y, name = part[i]
+        assert (a.tolist(), b.tolist(), int(y), int(name)) == ([row + 0.5] * 2, [10 * row], row % 3, 100 + row)
+
+
+def test_a_subset_of_a_user_s_data_set():
+    part = subset(Rows(9), [4, 0, 7])
+    assert [int(part[i][0]["x"]) for i in range(3)] == [4, 0, 7]
+
+
+# ---- shuffling by blocks
+
+
+def order_of(size, block_size, seed=0, window=16):
+    return list(BlockShuffle(size, block_size, torch.Generator().manual_seed(seed), window))
+
+
+@given(st.integers(0, 200), st.integers(1, 50), st.integers(1, 5), st.integers(0, 1000))
+def test_a_block_shuffle_is_a_permutation_that_reads_few_blocks_at_a_time(size, block_size, window, seed):
+    order = order_of(size, block_size, seed, window)
+    assert sorted(order) == list(range(size))
+    assert len(BlockShuffle(size, block_size, None, window)) == size
+    assert order == order_of(size, block_size, seed, window)
+    blocks = [row // block_size for row in order]
+    first = {block: blocks.index(block) for block in set(blocks)}
+    last = {block: size - 1 - blocks[::-1].index(block) for block in set(blocks)}
+    for i in range(size):
+        assert sum(first[block] <= i <= last[block] for block in first) <= window
+
+
+def test_a_block_shuffle_mixes_blocks_and_rows():
+    order = order_of(1000, 10, window=4)
+    windows = [{row // 10 for row in order[k : k + 40]} for k in range(0, 1000, 40)]
+    assert all(len(blocks) == 4 for blocks in windows)
+    assert any(max(blocks) - min(blocks) > 3 for blocks in windows)  # the blocks of a window are not neighbours
+    assert any(abs(a - b) != 1 for a, b in pairwise(order))
+    assert order != order_of(1000, 10, seed=1, window=4)
+
+
+def test_every_pass_has_another_order_and_the_seed_decides_them():
+    def passes(generator):
+        torch.manual_seed(5)
+        sampler = BlockShuffle(60, 7, generator and torch.Generator().manual_seed(1), window=2)
+        return [tuple(sampler) for _ in range(3)]
+
+    for generator in (True, None):  # None: torch's own seed
+        assert len(set(passes(generator))) == 3
+        assert passes(generator) == passes(generator)
+
+
+def test_a_block_of_no_rows_is_refused():
+    with pytest.raises(InputError, match="block_size must be >= 1, not 0"):
+        BlockShuffle(3, 0, None)
+
+
+def test_only_data_sets_in_blocks_are_shuffled_by_blocks():
+    assert isinstance(shuffling(Pairs(9, block_size=4))["sampler"], BlockShuffle)
+    assert shuffling(Pairs(9)) == {"shuffle": True, "generator": None}
 
 
 # ---- union_loader
@@ -269,6 +419,72 @@ def test_repeating_a_loader_does_not_touch_the_global_random_state():
 def test_outer_batches_of_no_samples_are_refused(size):
     with pytest.raises(InputError, match="outer_batch_size must be >= 1"):
         OuterStream(DataLoader(TensorDataset(*tensors(6)), 2), size, 0)
+
+
+# ---- both with ids and with data sets in blocks
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_union_of_three_part_batches(block_size):
+    train = Pairs(13, block_size=block_size)
+    loader = union_loader(DataLoader(train, 4, **shuffling(train)), DataLoader(Pairs(6, 13), 6))
+    torch.manual_seed(0)
+    orders = [found_ids(loader) for _ in range(3)]
+    assert all(sorted(order) == list(range(19)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 3
+
+
+class Blocks(Dataset):
+    """A data set of the user's that keeps its blocks when another is joined to it."""
+
+    block_size = 5
+
+    def __init__(self, n, start=0):
+        self.rows = list(range(start, start + n))
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        return torch.tensor([float(self.rows[i])]), self.rows[i] % 3, self.rows[i]
+
+    def join(self, other):
+        both = Blocks(0)
+        both.rows = self.rows + other.rows
+        return both
+
+
+def test_union_goes_by_blocks_where_the_joined_data_set_has_them():
+    train = Blocks(200)
+    generator = torch.Generator().manual_seed(3)
+    loader = union_loader(DataLoader(train, 8, **shuffling(train, generator)), DataLoader(Blocks(50, 200), 8))
+    assert isinstance(loader.sampler, BlockShuffle)
+    assert loader.generator is generator
+    order = [int(name) for _, _, names in loader for name in names]
+    assert sorted(order) == list(range(250))
+    assert len({row // 5 for row in order[:80]}) == 16  # the first window
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_outer_batches_of_three_parts(block_size):
+    source = DataLoader(Pairs(12, block_size=block_size), 4)
+
+    def order(seed, epoch):
+        torch.rand(3)
+        return found_ids(drawn(OuterStream(source, 5, seed), epoch, 4))
+
+    found = order(0, 1)
+    assert found == order(0, 1)
+    assert len(found) == 20
+    assert [len(set(found[k : k + 10])) for k in (0, 10)] == [10, 10]
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
+
+
+def test_outer_batches_by_blocks_leave_the_global_random_state_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    drawn(OuterStream(DataLoader(Pairs(12, block_size=4), 4), 5, 0), 0, 7)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # ---- group
