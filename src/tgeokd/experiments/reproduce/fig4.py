@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgeokd.data import TaskData
 from tgeokd.distiller import Distiller
 from tgeokd.experiments.build import load_data, use_threads
 from tgeokd.experiments.compare import Entry
@@ -39,8 +38,9 @@ def fig4(config: RunConfig, seeds: Sequence[int], out: Path, jobs: int | None = 
     the inputs as the model sees them, its standard deviation that of the training inputs (by feature; images by channel after
     normalisation; of tables the numbers); with a wrong label drawn uniformly; with a wrong label as people confuse the classes
     (CIFAR, where the data folder has the counts); and the task's own groups of test samples (``nsl_kdd``: kinds of attack that
-    only the test set has), each against all other test samples. Then, on at most 5,000 training samples, those whose label is
-    known to be wrong against the others. A task without groups or without known wrong labels has none of these.
+    only the test set has), against its normal samples or, without such a group, all others. Then, on at most 5,000 training
+    samples, those whose label is known to be wrong against the others. A task without groups or without known wrong labels has
+    none of these.
 
     For each group: mean and histogram of alpha, and the area under the ROC curve for telling it from what it is compared with
     by a *low* alpha: 0.5 tells nothing, less than 0.5 means that the outliers get the higher alpha.
@@ -76,7 +76,7 @@ def _measure(config: RunConfig) -> dict[str, Any]:
         relabelled, wrong = wrong_labels(test, relabel)
         if wrong.any():
             groups[LABEL + kind] = _group(ratios_of(distiller, relabelled)[wrong], NORMAL, normal)
-    groups |= _test_groups(data, rows, normal)
+    groups |= groups_of_the_test_set(data.test_groups, rows, normal)
     corrupted = None if data.corrupted is None else data.corrupted[torch.tensor(train_rows)]
     if corrupted is not None and corrupted.any() and not corrupted.all():
         ratios = ratios_of(distiller, train)
@@ -90,13 +90,23 @@ def ratios_of(distiller: Distiller, batches: Sequence[Any]) -> Tensor:
     return distiller.fusion_ratios(batches).detach()
 
 
-def _test_groups(data: TaskData, rows: list[int], alpha: Tensor) -> dict[str, Any]:
-    """The task's own groups of test samples, each against the other test samples."""
+def groups_of_the_test_set(masks: Mapping[str, Tensor], rows: list[int], alpha: Tensor) -> dict[str, Any]:
+    """The task's own groups of test samples, against its normal ones, or without such a group against all others.
+
+    Args:
+        masks: of the test set's samples by name, bool.
+        rows: the rows of the test set that are looked at.
+        alpha: their ratios, shape (len(rows),).
+    """
+    inside = {name: mask[torch.tensor(rows)] for name, mask in masks.items()}
+    normal = inside.pop(NORMAL, None)
     groups = {}
-    for name, mask in data.test_groups.items():
-        inside = mask[torch.tensor(rows)]
-        if inside.any() and not inside.all():
-            groups[ONLY_TEST + name] = _group(alpha[inside], "other test samples", alpha[~inside])
+    if normal is not None and normal.any():
+        groups[ONLY_TEST + NORMAL] = _group(alpha[normal], None, None)
+    for name, mask in inside.items():
+        against, reference = ("other test samples", ~mask) if normal is None else (ONLY_TEST + NORMAL, normal)
+        if mask.any() and reference.any():
+            groups[ONLY_TEST + name] = _group(alpha[mask], against, alpha[reference])
     return groups
 
 
@@ -132,7 +142,9 @@ def lines(data: dict[str, Any]) -> list[str]:
     kinds = {
         "Noisy inputs": [name for name in names if name == NOISE],
         "Wrong labels of test samples": [name for name in names if name.startswith(LABEL)],
-        "Groups of the data": [name for name in names if name.startswith(ONLY_TEST) or name == CORRUPTED],
+        "Groups of the data": [
+            name for name in names if (name.startswith(ONLY_TEST) and name != ONLY_TEST + NORMAL) or name == CORRUPTED
+        ],
     }
     return [
         f"{kind}: {'; '.join(_told(data, name) for name in members) if members else 'the task has none'}."
