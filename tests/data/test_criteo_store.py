@@ -123,12 +123,14 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
     }
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("later", [ROWS[:500], [*ROWS[:-1], ROWS[0]]], ids=["shorter", "as long"])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch, later):
     path, cache = write(tmp_path / "train.txt", ROWS), tmp_path / "cache"
     whole = store_module._encode
 
     def interfering(*arguments):
-        write(path, ROWS[:500])
+        write(path, later)
+        os.utime(path, (0, 0))
         return whole(*arguments)
 
     monkeypatch.setattr(store_module, "_encode", interfering)
