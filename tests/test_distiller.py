@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
@@ -30,6 +30,8 @@ from tgeokd.callbacks import Callback
 from tgeokd.distiller import History
 from tgeokd.errors import InputError
 from tgeokd.loaders import ArrayDataset
+from tgeokd.metrics import Metrics
+from tgeokd.teachers import StoredPredictions
 
 FEATURES, CLASSES = 4, 3
 
@@ -1132,3 +1134,148 @@ def test_a_fit_that_broke_off_can_be_followed_by_another(method):
     with pytest.raises(InputError, match="NaN"):
         distiller.fit(loader(), held_out(), epochs=1)
     assert len(distiller.fit(loader(), held_out(), epochs=1)) == 1
+
+
+# ---- sample ids and stored predictions
+
+
+class Steps(nn.Module):
+    """A network whose logits are whole 64ths: the same whatever batch a sample comes in."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = mlp(2)
+
+    def forward(self, x):
+        return (64 * self.inner(x)).round() / 64
+
+
+def named(n, seed, first, **options):
+    """Batches of three parts; the ids are far apart and in no order."""
+    x, y = data(n, seed)
+    ids = first + 7 * torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return DataLoader(ArrayDataset(x, y, ids), 8, **options)
+
+
+def stored_of(teacher, *loaders):
+    """The teacher's answers, asked sample by sample."""
+    samples = [sample for part in loaders for x, _, ids in part for sample in zip(x, ids, strict=True)]
+    with torch.no_grad():
+        logits = torch.stack([teacher(x[None])[0] for x, _ in samples])
+    return StoredPredictions(logits, torch.stack([name for _, name in samples]))
+
+
+def trained(method, teacher, *, ids=True, **options):
+    train, val = named(24, 0, 1000, shuffle=True), named(12, 7, 5000)
+    if not ids:
+        train, val = [DataLoader(TensorDataset(p.dataset.inputs, p.dataset.target), 8) for p in (train, val)]
+    distiller = distiller_of(method(), teacher=teacher, momentum=0.9, **options)
+    history = distiller.fit(train, val, epochs=3, seed=4)
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in history], distiller
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        VanillaKD,
+        AdaptiveKD,
+        ReweightingKD,
+        TGeoKD,
+        lambda: TGeoKD(outer="union"),
+        lambda: TGeoKD(outer="train", outer_batch_size=5),
+        lambda: TGeoKD(encoding="vector", hypergradient="last_layer"),
+    ],
+    ids=["kd", "ada", "rw", "tgeo", "tgeo union", "tgeo train", "tgeo vector"],
+)
+def test_stored_predictions_train_exactly_as_the_teacher_they_are_of(method):
+    teacher = Steps()
+    stored = stored_of(teacher, named(24, 0, 1000), named(12, 7, 5000))
+    live, by_live = trained(method, teacher)
+    kept, by_kept = trained(method, stored)
+    assert kept == live
+    assert_same(weights(by_kept.student), weights(by_live.student))
+    assert live[0]["alpha"] is not None
+    train = named(24, 0, 1000)
+    if method is not ReweightingKD:
+        assert torch.equal(by_kept.fusion_ratios(train), by_live.fusion_ratios(train))
+
+
+def test_stored_predictions_are_found_by_id_not_by_place():
+    teacher = Steps()
+    stored = stored_of(teacher, named(24, 0, 1000), named(12, 7, 5000))
+    moved = StoredPredictions(stored.logits, stored.ids.roll(1))
+    assert trained(VanillaKD, moved)[0] != trained(VanillaKD, stored)[0]
+
+
+def test_ids_change_nothing_for_a_network_as_teacher():
+    with_ids = distiller_of("kd")
+    x, y = data()
+    a = with_ids.fit([(x, y, torch.arange(24))], epochs=2)
+    without = distiller_of("kd")
+    b = without.fit([(x, y)], epochs=2)
+    assert_same(weights(with_ids.student), weights(without.student))
+    assert a["train_loss"] == b["train_loss"]
+
+
+def test_stored_predictions_need_ids(tmp_path):
+    stored = StoredPredictions(torch.zeros(36, CLASSES), torch.arange(36))
+    with pytest.raises(InputError, match=r"found by sample id: loaders must yield \(inputs, target, ids\)$"):
+        distiller_of("kd", teacher=stored).fit(loader(), held_out(), epochs=1, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["kd", "tgeo"])
+def test_a_sample_that_is_not_stored_is_named(tmp_path, method):
+    x, y = data()
+    stored = StoredPredictions(torch.zeros(36, CLASSES), torch.arange(36))
+    train = [(x, y, torch.arange(24) + 20)]
+    with pytest.raises(InputError, match=r"hold no sample 36 \(they hold 36 samples, ids 0 to 35\)$"):
+        distiller_of(method, teacher=stored).fit(train, held_out(), epochs=1, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_stored_predictions_of_other_classes_are_refused():
+    x, y = data()
+    stored = StoredPredictions(torch.zeros(24, 5), torch.arange(24))
+    with pytest.raises(InputError, match="the student has 3 classes but the teacher has 5"):
+        distiller_of("kd", teacher=stored).fit([(x, y, torch.arange(24))], epochs=1)
+
+
+# ---- metrics of choice
+
+
+TWO = Metrics(("nll", "auc", "accuracy"), primary="auc")
+
+
+def test_chosen_metrics_are_those_of_scikit_learn_and_stand_in_the_epochs():
+    train, val = loader(classes=2), loader(12, 6, seed=7, classes=2)
+    distiller = distiller_of("kd", student=mlp(1, classes=2), teacher=mlp(2, classes=2), metrics=TWO)
+    history = distiller.fit(train, val, epochs=3)
+    logits, target = distiller.predict(val)
+    found = distiller.evaluate(val)
+    assert list(found) == ["nll", "auc", "accuracy"]
+    probs = logits.double().softmax(dim=1).numpy()
+    assert found["auc"] == pytest.approx(roc_auc_score(target, probs[:, 1]))
+    assert found["nll"] == pytest.approx(log_loss(target, probs))
+    assert history[-1]["val_auc"] == found["auc"]
+    assert history[-1]["val_accuracy"] == found["accuracy"] == pytest.approx(accuracy_score(target, probs.argmax(1)))
+    assert history[-1]["val_loss"] == found["nll"]
+    assert len(set(history["val_auc"]) | set(history["val_loss"])) > 3  # they move
+
+
+def test_metrics_without_what_every_epoch_records_are_refused():
+    with pytest.raises(InputError, match=r"^metrics must have accuracy and nll, .* not only macro_f1, nll$"):
+        distiller_of("kd", metrics=Metrics(("macro_f1", "nll"), primary="nll"))
+
+
+def test_predictions_come_in_the_loader_s_order():
+    distiller = distiller_of("kd", student=mlp(1, norm=True, dropout=True))
+    x, y = data()
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(3))
+    batches = [(x[rows], y[rows], rows) for rows in order.split(5)]
+    logits, target = distiller.predict(batches)
+    assert torch.equal(target, y[order])
+    distiller.student.eval()
+    torch.testing.assert_close(logits, distiller.student(x).detach()[order])
+    assert logits.shape == (24, CLASSES)
+    assert logits.std(dim=0).min() > 0.01  # rows that can be told apart
