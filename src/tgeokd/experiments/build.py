@@ -116,7 +116,7 @@ def fit(
     """Train by a recipe."""
     distiller.fit(
         data.training_loader(recipe.batch_size, with_held_out=with_held_out),
-        data.ordered_loader(data.held_out),
+        data.ordered_loader(data.held_out, recipe.held_out_batch_size),
         epochs=recipe.epochs,
         seed=seed,
         patience=recipe.patience,

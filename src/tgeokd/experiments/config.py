@@ -91,6 +91,7 @@ class Recipe:
         optimizer: see :class:`OptimizerConfig`.
         patience: epochs without a lower held-out loss before training stops and the best weights return; None trains on.
         clip_norm: bound of the gradient's norm.
+        held_out_batch_size: samples in a batch of the held-out set, and so of a bilevel method's outer problem.
     """
 
     model: dict[str, Any]
@@ -99,11 +100,12 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     patience: int | None = None
     clip_norm: float | None = None
+    held_out_batch_size: int = 1024
 
     fewest_epochs: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", self.fewest_epochs), ("batch_size", 1)):
+        for name, least in (("epochs", self.fewest_epochs), ("batch_size", 1), ("held_out_batch_size", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be >= {least}, not {getattr(self, name)}")
         if self.patience is not None and self.patience < 1:

@@ -29,7 +29,7 @@ def mlp(
         num_classes: C.
         hidden: widths of the hidden layers.
         dropout: probability after each hidden layer.
-        embedding: numbers that stand for a category of a table, at most.
+        embedding: numbers that stand for a category of a table.
 
     Raises:
         InputError: for an impossible width or probability.
