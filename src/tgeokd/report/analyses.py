@@ -25,6 +25,7 @@ __all__ = [
 
 _BLUE, _RED, _GREY = "#1b6ca8", "#c8553d", "#8a8a8a"
 _SHADES = ("#08306b", "#2171b5", "#6baed6", "#fd8d3c", "#a63603")  # near to far
+_OVER = {"plain": "no", "oversampled": "yes"}
 _TOLD = {"right": "teacher = label", "wrong": "teacher ≠ label", "agree": "agrees", "disagree": "disagrees"}
 
 
@@ -129,7 +130,9 @@ def draw_oversampling(data: Mapping[str, Any], path: Path) -> Path:
                 axes.plot([x + shift] * len(values), values, "o", color=color, alpha=0.6, label=label)
                 if values:
                     axes.plot([x + shift - 0.1, x + shift + 0.1], [np.mean(values)] * 2, color=color)
-        axes.set_xticks(range(len(cases)), [f"teacher {t}\nstudent {s}" for t, s in cases], fontsize=8)
+        ticks = [f"teacher {_OVER[teacher]}\nstudent {_OVER[student]}" for teacher, student in cases]
+        axes.set_xticks(range(len(cases)), ticks, fontsize=8)
+        axes.set_xlabel("training rows oversampled?")
         axes.legend(frameon=False, fontsize=8)
     rarest = ", ".join(dict.fromkeys(str(seed["rarest"]) for seed in data["seeds"]))
     panels[0].set_ylabel(f"test {metric}")

@@ -39,7 +39,7 @@ def _contrast(data: dict[str, Any], names: Sequence[str], less: Sequence[str]) -
     wider = difference([abs(a) - abs(b) if a is not None and b is not None else None for a, b in pairs])
     says = verdict(wider, "the edge sets them further apart", "the edge brings them closer together")
     each = ", ".join(f"{interval(difference(values))} {edge} the edge S-T" for edge, values in gaps.items())
-    return f"{each}; farther apart with it by {interval(wider)}: {says}"
+    return f"{each}; farther apart with it by {interval(wider)}: {says}" if wider else f"{each}, a group being empty"
 
 
 def lines(data: dict[str, Any]) -> list[str]:
