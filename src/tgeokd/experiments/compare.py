@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from importlib import metadata
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any, get_args
 
 import torch
@@ -312,9 +313,7 @@ def _run_all(plan: _Plan, jobs: int | None, on_event: Callable[[str, int, int], 
     threads = max(1, cores() // workers)
     schedule = _Schedule(plan)
     on_event("starting", 0, plan.total)
-    pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
-    )
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(threads,))
     waiting: dict[Future[Any], _Job] = {}
 
     def start(ready: Iterable[_Job]) -> None:
@@ -337,6 +336,19 @@ def _run_all(plan: _Plan, jobs: int | None, on_event: Callable[[str, int, int], 
         raise
     pool.shutdown()
     return schedule.records()
+
+
+def _start_worker(threads: int) -> None:
+    """Take the threads, and end with the comparison, however it ends: a resumed one must have its folder to itself."""
+    torch.set_num_threads(threads)
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
 
 
 def _submit(pool: ProcessPoolExecutor, plan: _Plan, job: _Job, config: RunConfig) -> Future[Any]:
