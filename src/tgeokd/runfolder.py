@@ -53,9 +53,9 @@ class RunFolder:
         """Where the state to resume from is."""
         return self.path / "last.ckpt" / "state.pt"
 
-    def write_json(self, name: str, content: Any) -> None:
-        """Write a JSON file."""
-        text = json.dumps(content, indent=2) + "\n"
+    def write_json(self, name: str, content: Any, *, compact: bool = False) -> None:
+        """Write a JSON file, on request in one line."""
+        text = json.dumps(content, indent=None if compact else 2) + "\n"
         replace_file(self.path / name, lambda path: _write_text(path, text))
 
     def write_yaml(self, name: str, content: Any) -> None:

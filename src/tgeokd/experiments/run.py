@@ -182,5 +182,5 @@ def _write_results(
             {"alpha": [round(a, 4) for a in ratios.tolist()], "corrupted": None if known is None else known.tolist()},
         )
     if data.encoder is not None:
-        folder.write_json("encoder.json", data.encoder.to_dict())
+        folder.write_json("encoder.json", data.encoder.to_dict(), compact=True)
     folder.write_json("results.json", content)
