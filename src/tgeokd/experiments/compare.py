@@ -378,7 +378,7 @@ def summarise(runs: Iterable[dict[str, Any]], tuning: Iterable[dict[str, Any]] =
     summary = []
     for key, records in grouped.items():
         row: dict[str, Any] = {"setting": key[0], "method": key[1], "runs": len(records)}
-        for metric in records[0]["metrics"]:
+        for metric in dict.fromkeys(name for record in records for name in record["metrics"]):
             # the recall of a class that a seed's split lacks does not exist there
             values = [record["metrics"][metric] for record in records if metric in record["metrics"]]
             row[f"{metric}_mean"] = statistics.mean(values)
