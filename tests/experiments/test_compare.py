@@ -393,6 +393,72 @@ def test_the_summary_by_hand():
     assert rows[3]["seconds_vs_kd"] is None  # no kd row in its setting
 
 
+def test_memory_and_seconds_are_set_against_the_first_kd_row_of_the_setting():
+    rows = summarise(
+        [
+            record("a", "tgeo", 0, 0.5, 6.0, peak_memory_mb=900),
+            record("a", "tgeo", 1, 0.5, 2.0, peak_memory_mb=300),
+            record("a", "kd (alpha=0.1)", 0, 0.5, 1.0, peak_memory_mb=100),
+            record("a", "kd (alpha=0.1)", 1, 0.5, 3.0, peak_memory_mb=200),
+            record("a", "kd", 0, 0.5, 50.0, peak_memory_mb=5000),
+            record("b", "kd", 0, 0.5, 10.0, peak_memory_mb=1000),
+            record("b", "tgeo", 0, 0.5, 20.0, peak_memory_mb=500),
+        ]
+    )
+    assert [row["memory_vs_kd"] for row in rows] == pytest.approx([600 / 150, 1, 5000 / 150, 1, 0.5])
+    assert [row["seconds_vs_kd"] for row in rows] == pytest.approx([2, 1, 25, 1, 2])
+    assert [row["peak_memory_mb_mean"] for row in rows] == pytest.approx([600, 150, 5000, 1000, 500])
+    assert rows[0]["best_epoch_mean"] == 0.5
+
+
+def aucs(method, *values, setting="a"):
+    return [record(setting, method, i, 0.5, 1.0, metrics={"auc": value}) for i, value in enumerate(values)]
+
+
+def test_the_gain_of_an_auc_is_relative_to_what_it_is_above_chance():
+    # (0.80 - 0.5) / (0.75 - 0.5) - 1 = 0.2, from the means of the seeds
+    runs = [
+        *aucs("kd", 0.76, 0.80),
+        *aucs("ce", 0.7, 0.8),
+        *aucs("tgeo", 0.78, 0.82),
+        *aucs("ce (train+val)", 0.9, 0.9),
+    ]
+    rows = summarise(runs)
+    assert [row["relative_improvement"] for row in rows] == pytest.approx([0.28 / 0.25 - 1, 0, 0.2, 0.6])
+
+
+def test_no_gain_without_an_auc_or_a_row_to_gain_over():
+    assert "relative_improvement" not in summarise([record("a", "ce", 0, 0.5, 1.0)])[0]
+    assert "relative_improvement" not in summarise(aucs("kd", 0.8))[0]
+    (ce, kd) = summarise([*aucs("ce", 0.8), *aucs("kd", 0.8, setting="b")])
+    assert ce["relative_improvement"] == 0
+    assert "relative_improvement" not in kd  # its setting has no ce
+
+
+def test_what_tuning_cost_by_hand():
+    tuning = [
+        {"setting": "a", "method": "kd", "trials": [{"seconds": 1.5}, {"seconds": 2.25}]},
+        {"setting": "b", "method": "kd", "trials": [{"seconds": 7.0}]},
+    ]
+    rows = summarise([record("a", "kd", 0, 0.5, 1.0), record("a", "ce", 0, 0.5, 1.0)], tuning)
+    assert [(row["tuning_runs"], row["tuning_seconds"]) for row in rows] == [(2, 3.75), (0, 0)]
+
+
+def test_a_recall_that_some_seeds_do_not_have_is_the_mean_of_those_that_do():
+    metrics = [{"accuracy": 0.5, "recall/u2r": 0.2}, {"accuracy": 0.7}, {"accuracy": 0.9, "recall/u2r": 0.6}]
+    (row,) = summarise([record("a", "ce", i, 0.5, 1.0, metrics=each) for i, each in enumerate(metrics)])
+    assert row["recall/u2r_mean"] == pytest.approx(0.4)
+    assert row["recall/u2r_std"] == pytest.approx(0.4 / 2**0.5)
+    assert row["accuracy_mean"] == pytest.approx(0.7)
+
+
+def test_a_recall_that_the_first_seed_does_not_have_is_there_all_the_same():
+    metrics = [{"accuracy": 0.7}, {"accuracy": 0.5, "recall/u2r": 0.2}]
+    (row,) = summarise([record("a", "ce", i, 0.5, 1.0, metrics=each) for i, each in enumerate(metrics)])
+    assert row["recall/u2r_mean"] == pytest.approx(0.2)
+    assert row["recall/u2r_std"] is None
+
+
 def test_a_result_goes_through_a_worker_whole():
     import pickle
 

@@ -166,7 +166,7 @@ def test_the_seed_of_a_run_decides_its_classifier(tmp_path):
     [
         (
             ["teacher.model={name: random_forest, n_estimator: 3}"],
-            r"unknown option of classifier 'random_forest' 'n_estimator'",
+            r"'random_forest' 'n_estimator'; did you mean 'n_estimators'",
         ),
         (
             ["teacher.model={name: random_forest}", "teacher.weights=x.pth"],
