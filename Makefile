@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format results clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tgeokd demo
@@ -18,6 +18,10 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# docs/results.md from the files in results/
+results: $(VENV)/.installed-dev
+	$(BIN)/python tools/results.py page
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

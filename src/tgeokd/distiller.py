@@ -282,7 +282,7 @@ class Distiller:
             batches = self._batches(loader, "loader")
             for batch in self._with_teacher(batches) if self._uses_teacher else batches:
                 logits = self._student_logits(batch.inputs)
-                ratios.append(self.method.alpha(self._signals(batch, logits)).cpu())
+                ratios.append(self.method.alpha(self._signals(batch, logits)).detach().cpu())
         if not ratios:
             raise InputError("the loader is empty")
         return torch.cat(ratios)
@@ -467,7 +467,7 @@ class Distiller:
                 raise InputError(
                     "stored teacher predictions are found by sample id: loaders must yield (inputs, target, ids)"
                 )
-            return self._teacher.lookup(batch.ids)
+            return self._teacher.lookup(batch.ids.cpu()).to(self.device)
         with torch.no_grad():
             with self.fabric.autocast():
                 outputs = (class_probs if self.teacher_probs else class_logits)(self._teacher, batch.inputs)

@@ -22,7 +22,8 @@ import yaml
 
 from tgeokd.errors import InputError
 from tgeokd.experiments.build import load_data
-from tgeokd.experiments.config import RunConfig, TrainOn
+from tgeokd.experiments.config import RunConfig, TrainOn, preset, presets
+from tgeokd.experiments.published import claimed
 from tgeokd.experiments.run import RunResult, Score, check, run, trial
 from tgeokd.experiments.search import Trial, trials
 from tgeokd.experiments.statistics import paired_table, relative_improvement
@@ -145,12 +146,23 @@ def compare(
         "primary_metric": plan.metric,
         "teachers": records.teachers,
         "tuning": records.tuning,
+        "claimed": _claims(config, entries, plan.metric),
         "data": data.notes,
         "wall_seconds": round(time.perf_counter() - started, 1),
         "machine": machine(),
     }
     folder.write_json("results.json", content)
     return content
+
+
+def _claims(config: RunConfig, entries: Iterable[Entry], metric: str) -> dict[str, dict[str, Any]]:
+    """What is published for each row, where the data are a full recipe's (a ``paper`` preset's) without a change."""
+    full = (preset(config.task, name).data for name in presets(config.task) if name.startswith("paper"))
+    if config.data not in full:
+        return {}
+    models = config.teacher.model, config.student.model
+    found = {e.label: claimed(config.task, *models, e.method, e.options, metric=metric) for e in entries}
+    return {label: dataclasses.asdict(entry) for label, entry in found.items() if entry is not None}
 
 
 def machine() -> dict[str, Any]:

@@ -33,8 +33,8 @@ def predict(folder: Path, file: Path, out: Path) -> int:
     """Class probabilities of a run's student for the rows of a file, through the encoder that was saved with it.
 
     The file is in the format the task reads: for ``criteo`` the raw logs, for ``nsl_kdd`` the published text or Parquet, for
-    other tables ``.csv``, ``.tsv`` or ``.parquet`` with the columns the run was trained on. Labels are not needed. Values never
-    seen in training have their own code, missing ones too.
+    other tables ``.csv``, ``.tsv`` or ``.parquet`` with the columns the run was trained on. Labels are not needed. Values
+    never seen in training have their own code, missing ones too.
 
     Args:
         folder: of a finished run on a table task.

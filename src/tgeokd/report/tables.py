@@ -79,7 +79,8 @@ def comparison_table(
             if "relative_improvement" in summary[0]:
                 gain = row["relative_improvement"]
                 cells.append("-" if gain is None else f"{100 * gain:+.2f}")
-            cells += [claimed.get(row["method"], "-")] if claimed else []
+            if claimed:
+                cells.append(formatted(primary, claimed.get(row["method"], {}).get("value")))
         rows.append(cells)
     return header, rows
 
