@@ -480,6 +480,93 @@ def test_demo_tells_the_whole_story(tgeokd_, tmp_path, monkeypatch):
         assert f"<td>{entry.label}</td>" in page
 
 
+# ---- presets and the data folder
+
+
+@pytest.mark.parametrize("command", ["distill", "compare"])
+def test_a_task_that_reads_files_needs_the_user_s_folder(tgeokd_, tmp_path, monkeypatch, command):
+    monkeypatch.delenv("TGEOKD_DATA", raising=False)
+    out = ("--out", tmp_path / "out")
+    assert_refused(tgeokd_(command, "adult", *out), "task 'adult' reads data of yours: give their folder as --data-dir")
+    folder = tmp_path / "nowhere"
+    assert_refused(tgeokd_(command, "adult", "--data-dir", folder, *out), f"the data folder {folder} does not exist")
+    monkeypatch.setenv("TGEOKD_DATA", str(tmp_path / "from-env"))
+    assert_refused(tgeokd_(command, "adult", *out), f"the data folder {tmp_path / 'from-env'} does not exist")
+    assert_refused(tgeokd_(command, "adult", "--data-dir", folder, *out), f"the data folder {folder} does not exist")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_data_folder_is_in_the_config_as_an_absolute_path(tgeokd_, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "theirs").mkdir()
+    settings = set_options("student.epochs=1", "teacher.epochs=1")
+    assert tgeokd_("distill", "digits", "--data-dir", "mine", "--out", "a", *settings).code == 0
+    assert load_config(tmp_path / "a" / "config.yaml").data_dir == str(tmp_path / "mine")
+    monkeypatch.setenv("TGEOKD_DATA", "theirs")
+    assert tgeokd_("distill", "digits", "--out", "b", *settings).code == 0
+    assert load_config(tmp_path / "b" / "config.yaml").data_dir == str(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["digits", "--preset", "papr"], "unknown preset of digits 'papr'; known: lite"),
+        (["adult", "--preset", "papr"], r"unknown preset of adult 'papr'; did you mean 'paper'\? known: lite, paper"),
+        (["digits", "--preset", "lite", "--config", "mine.yaml"], "give --config or --preset, not both"),
+    ],
+)
+def test_wrong_presets_are_refused(tgeokd_, tmp_path, argv, message):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(short().to_dict()))
+    for command in ("distill", "compare"):
+        assert_refused(tgeokd_(command, *argv, "--out", tmp_path / "out"), message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_preset_is_taken_by_its_name(tgeokd_, tmp_path, monkeypatch):
+    ran = []
+
+    def stop(config, *_, **__):
+        ran.append(config)
+        raise cli.InputError("far enough")
+
+    monkeypatch.setattr(cli, "check", stop)
+    argv = ("distill", "cifar100", "--preset", "paper", "--data-dir", tmp_path, "--out", tmp_path / "out")
+    assert tgeokd_(*argv).code == 2
+    assert ran == [dataclasses.replace(preset("cifar100", "paper"), data_dir=str(tmp_path))]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["teacher.predictions=x.npz"], r"teacher\.predictions stand in for a model"),
+        (["teacher={predictions: nowhere.npz}"], r"nowhere\.npz"),
+        (["teacher.weights=nowhere.pth"], r"no file of weights at nowhere\.pth"),
+    ],
+)
+def test_a_teacher_that_is_not_there_is_refused(tgeokd_, tmp_path, settings, message):
+    options = [part for setting in settings for part in ("--set", setting)]
+    for command in ("distill", "compare"):
+        assert_refused(tgeokd_(command, "digits", *options, "--out", tmp_path / "out"), message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_compare_tunes(tgeokd_, tmp_path):
+    out = tmp_path / "out"
+    argv = ("compare", "digits", "--methods", "kd,tgeo", "--seeds", 2, "--tune", 2, "--out", out)
+    outcome = tgeokd_(*argv, *set_options("student.epochs=1", "teacher.epochs=1"))
+    assert outcome.code == 0, outcome.err
+    found = results(out)
+    assert [(row["method"], len(row["trials"])) for row in found["tuning"]] == [("kd", 2), ("tgeo", 2)]
+    assert "paired differences" in outcome.out
+    assert "tgeo - kd" in outcome.out
+    page = (out / "report.html").read_text()
+    assert "runs to tune" in page
+    for tune, message in ((-1, "--tune"), (99, r"a search of 'kd' has 1 to \d+ trials, not 99")):
+        refused = tgeokd_("compare", "digits", "--methods", "kd", "--tune", tune, "--out", tmp_path / "other")
+        assert_refused(refused, message)
+    assert not (tmp_path / "other").exists()
+
+
 # ---- report
 
 

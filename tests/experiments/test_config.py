@@ -19,6 +19,7 @@ from tgeokd.experiments.config import (
     load_config,
     override,
     preset,
+    presets,
 )
 from tgeokd.experiments.run import check
 from tgeokd.typed import from_mapping
@@ -318,3 +319,83 @@ def test_a_learning_rate_that_is_not_positive_is_refused(name, lr):
 def test_impossible_momentum_and_decay_are_refused(options):
     with pytest.raises(InputError):
         OptimizerConfig(**options).build(parameters(), 1)
+
+
+# ---- recipes by task and name
+
+
+@pytest.mark.parametrize(("task", "name"), [(task, name) for task in TASKS for name in presets(task)])
+def test_every_shipped_recipe_can_be_read_and_names_its_task(task, name):
+    config = preset(task, name)
+    assert config.task == task
+    assert config.data_dir is None  # that is the user's
+
+
+def test_every_task_has_a_small_recipe_and_it_is_the_usual_one():
+    for task in TASKS:
+        assert "lite" in presets(task)
+        assert preset(task) == preset(task, "lite")
+    assert presets("digits") == ["lite"]
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest_one():
+    with pytest.raises(
+        InputError, match=r"^unknown preset of adult 'papr'; did you mean 'paper'\? known: lite, paper$"
+    ):
+        preset("adult", "papr")
+    with pytest.raises(InputError, match=r"unknown task 'adlut'; did you mean 'adult'"):
+        presets("adlut")
+
+
+@pytest.mark.parametrize("name", ["../digits/lite", "lite.yaml", "", "."])
+def test_a_recipe_is_a_name_not_a_path(name):
+    with pytest.raises(InputError, match="unknown preset of adult"):
+        preset("adult", name)
+
+
+# ---- teachers
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({}, r"the teacher needs teacher\.model, or teacher\.predictions"),
+        ({"weights": "x.pth"}, r"the teacher needs teacher\.model, or teacher\.predictions"),
+        ({"predictions": "x.npz", "model": {"name": "mlp"}}, r"teacher\.predictions stand in for a model"),
+        ({"predictions": "x.npz", "weights": "x.pth"}, r"teacher\.predictions stand in for a model"),
+        ({"model": {"name": "mlp"}, "epochs": -1}, r"epochs must be >= 0, not -1"),
+        ({"model": {"name": "mlp"}, "batch_size": 0}, r"batch_size must be >= 1, not 0"),
+        ({"model": {"name": "mlp"}, "patience": 0}, r"patience must be >= 1 or null, not 0"),
+    ],
+)
+def test_a_teacher_that_cannot_be_made_is_refused(recipe, message):
+    with pytest.raises(InputError, match=message):
+        TeacherRecipe(**recipe)
+
+
+def test_teachers_that_take_no_training_need_no_epochs():
+    assert TeacherRecipe(predictions="x.npz").epochs == 0
+    assert TeacherRecipe({"name": "lightgbm"}).epochs == 0
+    with pytest.raises(InputError, match="epochs must be >= 1, not 0"):
+        Recipe({"name": "mlp"}, 0)
+
+
+def test_predictions_take_the_place_of_a_model_from_the_command_line():
+    given = ["teacher.model={}", "teacher.predictions=theirs.npz"]
+    with pytest.raises(InputError, match=r"set teacher\.model=\{\} and teacher\.weights=null$"):
+        override(preset("digits"), given[1:])
+    teacher = override(preset("digits"), given).teacher
+    assert (teacher.model, teacher.predictions) == ({}, "theirs.npz")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("threads=0", "threads must be >= 1 or null, not 0"),
+        ("seed=2147483648", r"seed must lie in \[0, 2\^31\), not 2147483648"),
+        ("student.held_out_batch_size=0", "held_out_batch_size must be >= 1, not 0"),
+    ],
+)
+def test_impossible_settings_are_refused(setting, message):
+    with pytest.raises(InputError, match=message):
+        override(BASE, [setting])
