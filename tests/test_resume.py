@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 from tgeokd import AdaptiveKD, AnnealingKD, Distiller, TGeoKD
 from tgeokd.callbacks import Callback
 from tgeokd.errors import InputError
+from tgeokd.loaders import ArrayDataset, shuffling
+from tgeokd.teachers import StoredPredictions
 
 EPOCHS = 5
 
@@ -61,10 +63,10 @@ class At(Callback):
         raise CutOff
 
 
-def distiller_of(method="kd", callback=None, *, scheduler=None, optimizer="sgd", lr=0.1, **options):
+def distiller_of(method="kd", callback=None, *, scheduler=None, optimizer="sgd", lr=0.1, teacher=None, **options):
     torch.manual_seed(1)
     student = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
-    teacher = nn.Linear(4, 3)
+    teacher = nn.Linear(4, 3) if teacher is None else teacher
     parameters = student.parameters()
     optimizer = SGD(parameters, lr, momentum=0.9) if optimizer == "sgd" else AdamW(parameters, 0.01)
     settings = {"accelerator": "cpu", "progress": False, "callbacks": [callback or At()], **options}
@@ -371,6 +373,39 @@ def test_a_samplers_own_generator_goes_on(tmp_path):
 
     resumed, whole = cut_off_and_resumed(tmp_path, lambda c: distiller_of("kd", c), fit, 3 * 3 + 1)
     assert_same_end(resumed, whole)
+
+
+class InBlocks(ArrayDataset):
+    """Samples with ids that a loader shuffles by blocks."""
+
+    block_size = 3
+
+    def __init__(self, n, seed):
+        super().__init__(*data(n, seed).tensors, ids=torch.arange(n) + 100 * seed)
+
+
+@pytest.mark.parametrize("generator_seed", [None, 3])
+@pytest.mark.parametrize("outer", ["holdout", "union"])
+def test_a_shuffle_by_blocks_and_stored_predictions_go_on(tmp_path, generator_seed, outer):
+    stored = StoredPredictions(
+        torch.randn(32, 3, generator=torch.Generator().manual_seed(0)),
+        torch.cat([torch.arange(20), torch.arange(12) + 700]),
+    )
+
+    def fit(distiller, **options):
+        generator = None if generator_seed is None else torch.Generator().manual_seed(generator_seed)
+        train = InBlocks(20, 0)
+        loader = DataLoader(train, 8, **shuffling(train, generator))
+        distiller.fit(loader, DataLoader(InBlocks(12, 7), 6), epochs=EPOCHS, seed=2, **options)
+
+    def make(callback):
+        return distiller_of(TGeoKD(outer=outer, outer_batch_size=5), callback, teacher=stored)
+
+    steps = 4 if outer == "union" else 3
+    resumed, whole = cut_off_and_resumed(tmp_path, make, fit, steps * 3 + 1)
+    assert resumed.step == whole.step == steps * EPOCHS
+    assert_same_end(resumed, whole)
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
 class Augmented(Dataset):
