@@ -92,11 +92,12 @@ def page() -> str:
 HEAD = """# Results
 
 Generated from the files in [`results/`](../results) by `make results`: nothing on this page is typed. Every number is of the
-last epoch on the test set, mean ± standard deviation over the seeds (0, 1, ...); nothing was chosen on test data. "held-out"
-is the held-out value of the primary metric and "best epoch" the epoch of its best, both absent where a row trains on the
-held-out samples. "x kd" is the ratio of mean training times to plain KD's. Rows with `train+val` are controls that train on the
-held-out samples too. `DATA` is the folder of the data sets. Where runs to tune are given, that many settings of each row were
-tried under a seed of their own and judged on the half of the held-out set that these trials did not see."""
+last epoch on the test set, mean ± standard deviation over the seeds (0, 1, ...); nothing was chosen on test data.
+
+"held-out" is the held-out value of the primary metric and "best epoch" the epoch of its best, both absent where a row trains on
+the held-out samples. "x kd" is the ratio of mean training times to plain KD's. Rows with `train+val` are controls that train
+on the held-out samples too. `DATA` is the folder of the data sets. Where runs to tune are given, that many settings of each row
+were tried under a seed of their own and judged on the half of the held-out set that these trials did not see."""
 
 
 def _section(name: str, content: dict[str, Any]) -> list[str]:

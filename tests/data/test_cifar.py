@@ -486,3 +486,20 @@ def test_the_real_images_and_human_confusion():
         assert float(values.std()) == pytest.approx(CIFAR100.std[channel], abs=1e-4)
     assert data.notes["wrong_labels"] == pytest.approx(0.402, abs=0.01)  # the share of CIFAR-100N
     assert data.notes["official"] is False
+
+
+@pytest.mark.parametrize("noise", ["none", "human"])
+def test_the_superclasses_are_those_of_the_archive(noise):
+    folder = data_dir()
+    if cifar_archive.find_archive(CIFAR100.archive, folder) is None or not (folder / "cifar-n").is_dir():
+        pytest.skip("no CIFAR-100 archive and labels by people")
+    coarse = cifar100(data_dir=folder, labels="coarse", checksum="any", size=16, train=200, held_out=200, noise=noise)
+    fine = cifar100(data_dir=folder, checksum="any", size=16, train=200, held_out=200)
+    assert coarse.num_classes == 20
+    assert len(coarse.class_names) == 20
+    of_fine = dict(zip(fine.test.ids.tolist(), fine.test.target.tolist(), strict=True))
+    superclass = [{c for i, c in zip(coarse.test.ids.tolist(), coarse.test.target.tolist(), strict=True) if of_fine[i] == f}
+                  for f in range(100)]  # fmt: skip
+    assert all(len(found) == 1 for found in superclass)  # a fine class has one superclass ...
+    assert [sum(found == {c} for found in superclass) for c in range(20)] == [5] * 20  # ... which has five
+    assert bool(coarse.corrupted.any()) == (noise == "human")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,18 @@ from tgeokd.data.split import stratified_split
 from tgeokd.errors import InputError
 from tgeokd.loaders import ArrayDataset
 
-__all__ = ["CIFAR10", "CIFAR100", "CifarLabels", "Noise", "Spec", "cifar10", "cifar100"]
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "CIFAR100_COARSE",
+    "CifarLabels",
+    "Noise",
+    "Spec",
+    "cifar10",
+    "cifar100",
+    "human_counts",
+    "which_labels",
+]
 
 Noise = Literal["none", "symmetric", "human", "cifar_n"]
 CifarLabels = Literal["aggre_label", "worse_label", "random_label1", "random_label2", "random_label3"]
@@ -45,6 +57,7 @@ class Spec:
         std: likewise.
         human_file: its file of the CIFAR-N release.
         counts_file: a table of how people confuse its classes, used in place of ``human_file`` where it is there.
+        clean_key: of the true labels in ``human_file``.
     """
 
     archive: Archive
@@ -52,6 +65,7 @@ class Spec:
     std: tuple[float, float, float]
     human_file: str
     counts_file: str
+    clean_key: str = "clean_label"
 
 
 CIFAR100 = Spec(
@@ -69,6 +83,12 @@ CIFAR100 = Spec(
     std=(0.2673, 0.2564, 0.2762),
     human_file="CIFAR-100_human.pt",
     counts_file="cifar100n_confusion_counts.csv",
+)
+CIFAR100_COARSE = dataclasses.replace(
+    CIFAR100,
+    archive=dataclasses.replace(CIFAR100.archive, label_key="coarse_labels", names_key="coarse_label_names"),
+    counts_file="cifar100n_coarse_confusion_counts.csv",
+    clean_key="clean_coarse_label",
 )
 CIFAR10 = Spec(
     Archive(
@@ -98,6 +118,7 @@ def cifar100(
     *,
     data_dir: Path,
     seed: int = 0,
+    labels: Literal["fine", "coarse"] = "fine",
     noise: Noise = "none",
     noise_rate: float = 0.0,
     held_out: int = 5000,
@@ -119,6 +140,7 @@ def cifar100(
     Args:
         data_dir: holds ``cifar-100-python.tar.gz`` or the folder ``cifar-100-python``; people's labels here or in ``cifar-n``.
         seed: of the held-out split, of the choice of ``train`` images and of the noise.
+        labels: the 100 classes, or the 20 superclasses, which small machines can learn something of in minutes.
         noise: wrong labels in the training set. ``symmetric``: a share replaced by a class drawn from all classes.
             ``human``: drawn from how people confuse the classes, by class, not by image; not to be reported as CIFAR-100N.
             ``cifar_n``: CIFAR-100N itself, which needs the official order of the rows.
@@ -136,7 +158,7 @@ def cifar100(
         InputError: with the file, and the row where there is one, for data that is missing, damaged or not what is expected.
     """
     return _task(
-        CIFAR100, "noisy_label", data_dir=data_dir, seed=seed, noise=noise, noise_rate=noise_rate, held_out=held_out,
+        *which_labels("cifar100", {"labels": labels}), data_dir=data_dir, seed=seed, noise=noise, noise_rate=noise_rate, held_out=held_out,
         held_out_noise=held_out_noise, train=train, test=test, size=size, augment=augment, checksum=checksum,
         download=download,
     )  # fmt: skip
@@ -179,10 +201,18 @@ def cifar10(
         InputError: as in :func:`cifar100`.
     """
     return _task(
-        CIFAR10, cifar_n_labels, data_dir=data_dir, seed=seed, noise=noise, noise_rate=noise_rate, held_out=held_out,
+        *which_labels("cifar10", {"cifar_n_labels": cifar_n_labels}), data_dir=data_dir, seed=seed, noise=noise, noise_rate=noise_rate, held_out=held_out,
         held_out_noise=held_out_noise, train=train, test=test, size=size, augment=augment, checksum=checksum,
         download=download,
     )  # fmt: skip
+
+
+def which_labels(task: str, options: Mapping[str, Any]) -> tuple[Spec, str]:
+    """The data set a task's options mean, and the name of people's labels in its CIFAR-N file."""
+    if task == "cifar10":
+        return CIFAR10, options.get("cifar_n_labels", "worse_label")
+    fine = options.get("labels", "fine") == "fine"
+    return (CIFAR100, "noisy_label") if fine else (CIFAR100_COARSE, "noisy_coarse_label")
 
 
 def _task(
@@ -265,7 +295,7 @@ def _source(spec: Spec, data_dir: Path, download: bool) -> Path:
         except ImportError as error:
             raise InputError("download needs torchvision: pip install 'tgeokd[vision]'") from error
         try:
-            {CIFAR100: datasets.CIFAR100, CIFAR10: datasets.CIFAR10}[spec](str(data_dir), download=True)
+            {"CIFAR-100": datasets.CIFAR100, "CIFAR-10": datasets.CIFAR10}[archive.name](str(data_dir), download=True)
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"cannot download {archive.name} into {data_dir}: {reason}") from error
@@ -297,22 +327,26 @@ def _relabel(
     if noise == "symmetric":
         return lambda rows, seed: symmetric_noise(clean[rows], rate, classes, seed)
     if noise == "human":
-        counts = _human_counts(spec, data_dir, human_key, classes)
+        counts = human_counts(spec, data_dir, human_key, classes)
         return lambda rows, seed: confusion_noise(clean[rows], counts, seed)
     labels = _cifar_n(spec, contents, source, data_dir, human_key) if noise == "cifar_n" else clean
     return lambda rows, seed: (labels[rows], labels[rows] != clean[rows])
 
 
-def _human_counts(spec: Spec, data_dir: Path, human_key: str, classes: int) -> Tensor:
-    """How people confuse the classes, from a table of counts or from their labels."""
+def human_counts(spec: Spec, data_dir: Path, human_key: str, classes: int) -> Tensor:
+    """How people confuse the classes, from a table of counts or from their labels, int64, shape (C, C).
+
+    Raises:
+        InputError: where neither file is in ``data_dir`` or its ``cifar-n``, or one holds something else.
+    """
     table = _beside(data_dir, spec.counts_file)
     if table is not None:
         return read_confusion_counts(table, classes)
     path = _beside(data_dir, spec.human_file)
     if path is None:
         raise InputError(_lacking("human", data_dir, f"{spec.counts_file} and {spec.human_file}"))
-    labels = read_human_labels(path, ("clean_label", human_key), classes)
-    counts = confusion_counts(labels["clean_label"], labels[human_key], classes)
+    labels = read_human_labels(path, (spec.clean_key, human_key), classes)
+    counts = confusion_counts(labels[spec.clean_key], labels[human_key], classes)
     if not counts.any(dim=1).all():
         raise InputError(f"{path} has no image of class {int((~counts.any(dim=1)).int().argmax())}")
     return counts
@@ -330,16 +364,16 @@ def _cifar_n(spec: Spec, contents: Contents, source: Path, data_dir: Path, human
     path = _beside(data_dir, spec.human_file)
     if path is None:
         raise InputError(_lacking("cifar_n", data_dir, spec.human_file))
-    labels = read_human_labels(path, ("clean_label", human_key), len(contents.class_names))
-    clean = labels["clean_label"]
+    labels = read_human_labels(path, (spec.clean_key, human_key), len(contents.class_names))
+    clean = labels[spec.clean_key]
     if len(clean) != len(contents.target):
         raise InputError(f"{path} has {len(clean)} labels for {len(contents.target)} training images")
     wrong = clean != contents.target
     if wrong.any():
         row = int(wrong.int().argmax())
         raise InputError(
-            f"{path}: clean_label of row {row} is {int(clean[row])}, but the training set has {int(contents.target[row])} "
-            f"there, so {spec.archive.name}N's labels cannot be matched to images"
+            f"{path}: {spec.clean_key} of row {row} is {int(clean[row])}, but the training set has "
+            f"{int(contents.target[row])} there, so {spec.archive.name}N's labels cannot be matched to images"
         )
     return labels[human_key]
 

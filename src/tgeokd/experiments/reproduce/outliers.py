@@ -11,15 +11,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from tgeokd.data import TaskData
-from tgeokd.data.cifar import CIFAR10, CIFAR100
-from tgeokd.data.noise import (
-    confusion_counts,
-    confusion_noise,
-    read_confusion_counts,
-    read_human_labels,
-    symmetric_noise,
-)
+from tgeokd.data import TaskData, cifar
+from tgeokd.data.noise import confusion_noise, symmetric_noise
+from tgeokd.errors import InputError
 from tgeokd.experiments.config import RunConfig
 
 __all__ = ["below", "feature_sd", "human_counts", "noisy_inputs", "relabellers", "wrong_labels"]
@@ -83,17 +77,13 @@ def relabellers(config: RunConfig, data: TaskData) -> dict[str, Callable[[Tensor
 
 def human_counts(config: RunConfig, data: TaskData) -> Tensor | None:
     """How people confuse the classes of CIFAR, shape (C, C), from ``data_dir`` or its ``cifar-n``; None where not there."""
-    specs = {"cifar100": (CIFAR100, "noisy_label"), "cifar10": (CIFAR10, "worse_label")}
-    if config.task not in specs or config.data_dir is None:
+    if config.task not in ("cifar100", "cifar10") or config.data_dir is None:
         return None
-    spec, key = specs[config.task]
-    for folder in (Path(config.data_dir) / "cifar-n", Path(config.data_dir)):
-        if (folder / spec.counts_file).is_file():
-            return read_confusion_counts(folder / spec.counts_file, data.num_classes)
-        if (folder / spec.human_file).is_file():
-            labels = read_human_labels(folder / spec.human_file, ("clean_label", key), data.num_classes)
-            return confusion_counts(labels["clean_label"], labels[key], data.num_classes)
-    return None
+    spec, key = cifar.which_labels(config.task, config.data)
+    try:
+        return cifar.human_counts(spec, Path(config.data_dir), key, data.num_classes)
+    except InputError:  # a user need not have them
+        return None
 
 
 def below(outlier: Tensor, normal: Tensor) -> float:
