@@ -158,9 +158,9 @@ def cifar100(
         InputError: with the file, and the row where there is one, for data that is missing, damaged or not what is expected.
     """
     return _task(
-        *which_labels("cifar100", {"labels": labels}), data_dir=data_dir, seed=seed, noise=noise, noise_rate=noise_rate, held_out=held_out,
-        held_out_noise=held_out_noise, train=train, test=test, size=size, augment=augment, checksum=checksum,
-        download=download,
+        *which_labels("cifar100", {"labels": labels}), data_dir=data_dir, seed=seed, noise=noise,
+        noise_rate=noise_rate, held_out=held_out, held_out_noise=held_out_noise, train=train, test=test, size=size,
+        augment=augment, checksum=checksum, download=download,
     )  # fmt: skip
 
 
@@ -201,9 +201,9 @@ def cifar10(
         InputError: as in :func:`cifar100`.
     """
     return _task(
-        *which_labels("cifar10", {"cifar_n_labels": cifar_n_labels}), data_dir=data_dir, seed=seed, noise=noise, noise_rate=noise_rate, held_out=held_out,
-        held_out_noise=held_out_noise, train=train, test=test, size=size, augment=augment, checksum=checksum,
-        download=download,
+        *which_labels("cifar10", {"cifar_n_labels": cifar_n_labels}), data_dir=data_dir, seed=seed, noise=noise,
+        noise_rate=noise_rate, held_out=held_out, held_out_noise=held_out_noise, train=train, test=test, size=size,
+        augment=augment, checksum=checksum, download=download,
     )  # fmt: skip
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from tgeokd.data import TaskData, cifar
 from tgeokd.data.noise import confusion_noise, symmetric_noise
-from tgeokd.errors import InputError
 from tgeokd.experiments.config import RunConfig
 
 __all__ = ["below", "feature_sd", "human_counts", "noisy_inputs", "relabellers", "wrong_labels"]
@@ -80,10 +79,10 @@ def human_counts(config: RunConfig, data: TaskData) -> Tensor | None:
     if config.task not in ("cifar100", "cifar10") or config.data_dir is None:
         return None
     spec, key = cifar.which_labels(config.task, config.data)
-    try:
-        return cifar.human_counts(spec, Path(config.data_dir), key, data.num_classes)
-    except InputError:  # a user need not have them
+    folders = (Path(config.data_dir) / "cifar-n", Path(config.data_dir))
+    if not any((folder / file).is_file() for folder in folders for file in (spec.counts_file, spec.human_file)):
         return None
+    return cifar.human_counts(spec, Path(config.data_dir), key, data.num_classes)
 
 
 def below(outlier: Tensor, normal: Tensor) -> float:
