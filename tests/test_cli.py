@@ -20,7 +20,6 @@ from typer.testing import CliRunner
 import tgeokd
 from tgeokd import cli
 from tgeokd.data import TASKS
-from tgeokd.experiments import compare as compare_module
 from tgeokd.experiments.config import load_config, override, preset
 from tgeokd.experiments.demo import DEMO_ROWS
 from tgeokd.methods import METHODS
@@ -41,7 +40,7 @@ def tgeokd_(monkeypatch, capsys, tmp_path):
     """The command, run in this process from an empty folder."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compare_module, "ProcessPoolExecutor", InlinePool)
+    monkeypatch.setattr("tgeokd.experiments.workers.ProcessPoolExecutor", InlinePool)
     logger = logging.getLogger("tgeokd")
     level = logger.level
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from tgeokd.experiments.compare import Entry
 from tgeokd.experiments.config import preset, presets
+from tgeokd.experiments.plan import Entry
 from tgeokd.report.tables import comparison_table, formatted, title
 
 ROOT = Path(__file__).parents[1]
@@ -94,10 +94,13 @@ HEAD = """# Results
 Generated from the files in [`results/`](../results) by `make results`: nothing on this page is typed. Every number is of the
 last epoch on the test set, mean ± standard deviation over the seeds (0, 1, ...); nothing was chosen on test data.
 
-"held-out" is the held-out value of the primary metric and "best epoch" the epoch of its best, both absent where a row trains on
-the held-out samples. "x kd" is the ratio of mean training times to plain KD's. Rows with `train+val` are controls that train
-on the held-out samples too. `DATA` is the folder of the data sets. Where runs to tune are given, that many settings of each row
-were tried under a seed of their own and judged on the half of the held-out set that these trials did not see."""
+- "held-out": the held-out value of the primary metric, "best epoch" the epoch of its best; neither means anything for a row
+  that trains on the held-out samples.
+- "x kd": the ratio of mean training times to plain KD's. Runs shared the machine, so seconds are rough.
+- `train+val`: controls that train on the held-out samples too, as `outer=union` does.
+- "runs to tune": so many settings of each row were tried under a seed of their own, judged on the half of the held-out set
+  that these trials did not see; the best one was then used for all seeds.
+- `DATA` is the folder of the data sets."""
 
 
 def _section(name: str, content: dict[str, Any]) -> list[str]:

@@ -20,9 +20,10 @@ from tgeokd import __version__
 from tgeokd.data import TASKS
 from tgeokd.errors import InputError
 from tgeokd.experiments.build import load_data
-from tgeokd.experiments.compare import Entry, Setting, compare, parse_entry
+from tgeokd.experiments.compare import compare
 from tgeokd.experiments.config import RunConfig, load_config, override, preset
 from tgeokd.experiments.demo import DEMO_ROWS, DEMO_SETTINGS
+from tgeokd.experiments.plan import Entry, Setting, parse_entry
 from tgeokd.experiments.predict import predict
 from tgeokd.experiments.reproduce import ANALYSES, default_task, run_analysis, usual_settings
 from tgeokd.experiments.run import check, run

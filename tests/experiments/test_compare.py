@@ -13,8 +13,10 @@ from quick import InlinePool, contents, short
 from tgeokd.errors import InputError
 from tgeokd.experiments import compare as module
 from tgeokd.experiments.build import load_data
-from tgeokd.experiments.compare import Entry, Setting, compare, parse_entry, summarise
+from tgeokd.experiments.compare import compare
+from tgeokd.experiments.plan import Entry, Setting, parse_entry
 from tgeokd.experiments.run import RunResult, Score, run
+from tgeokd.experiments.summary import summarise
 from tgeokd.experiments.teacher import load_teacher
 from tgeokd.typed import from_mapping
 
@@ -44,7 +46,7 @@ def whole(one_core, tmp_path_factory):
 @pytest.fixture
 def inline(monkeypatch):
     """Jobs are done in this process, and every run that is really done is counted."""
-    monkeypatch.setattr(module, "ProcessPoolExecutor", InlinePool)
+    monkeypatch.setattr("tgeokd.experiments.workers.ProcessPoolExecutor", InlinePool)
     done = []
 
     def counted(config, teacher, out, **options):

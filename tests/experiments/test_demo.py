@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 from quick import InlinePool, short
 
-from tgeokd.experiments import compare as module
-from tgeokd.experiments.compare import Entry, compare
+from tgeokd.experiments.compare import compare
 from tgeokd.experiments.config import preset
 from tgeokd.experiments.demo import DEMO_ROWS, DEMO_SETTINGS
+from tgeokd.experiments.plan import Entry
 from tgeokd.experiments.run import check
 from tgeokd.methods import METHODS
 from tgeokd.runfolder import slug
@@ -47,7 +47,7 @@ def test_every_row_can_be_built_on_the_shipped_recipe(entry):
 
 
 def test_the_whole_demo_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "ProcessPoolExecutor", InlinePool)
+    monkeypatch.setattr("tgeokd.experiments.workers.ProcessPoolExecutor", InlinePool)
     config = short("student.epochs=1", "teacher.epochs=1")
     results = compare(config, DEMO_ROWS, [0], tmp_path / "demo", settings=DEMO_SETTINGS)
     assert len(results["runs"]) == len(results["summary"]) == 2 * len(DEMO_ROWS)

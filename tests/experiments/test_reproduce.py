@@ -20,8 +20,8 @@ from tgeokd.data.cifar import CIFAR100
 from tgeokd.errors import InputError
 from tgeokd.experiments import compare as compare_module
 from tgeokd.experiments.build import load_data
-from tgeokd.experiments.compare import Entry
 from tgeokd.experiments.config import override, preset
+from tgeokd.experiments.plan import Entry
 from tgeokd.experiments.reproduce import ANALYSES, base, default_task, fig5, run_analysis, usual_settings
 from tgeokd.experiments.reproduce.fig1 import ALPHAS, quantile_groups
 from tgeokd.experiments.reproduce.fig4 import groups_of_the_test_set
@@ -54,8 +54,7 @@ PNG = b"\x89PNG"
 @pytest.fixture
 def inline(monkeypatch):
     """Jobs are done in this process."""
-    for module in (base, compare_module):
-        monkeypatch.setattr(module, "ProcessPoolExecutor", InlinePool)
+    monkeypatch.setattr("tgeokd.experiments.workers.ProcessPoolExecutor", InlinePool)
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,9 @@ from tgeokd.errors import InputError
 from tgeokd.experiments import compare as module
 from tgeokd.experiments import run as run_module
 from tgeokd.experiments.build import build_student, load_data
-from tgeokd.experiments.compare import TUNING_SEED, compare, parse_entry
+from tgeokd.experiments.compare import compare
 from tgeokd.experiments.config import RunConfig, load_config
+from tgeokd.experiments.plan import TUNING_SEED, parse_entry
 from tgeokd.experiments.run import halves, run, trial
 from tgeokd.experiments.search import Trial, trials
 from tgeokd.experiments.teacher import make_teacher
@@ -164,7 +165,7 @@ def tuned(tmp_path_factory):
         return trial(config, teacher)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "ProcessPoolExecutor", InlinePool)
+        patch.setattr("tgeokd.experiments.workers.ProcessPoolExecutor", InlinePool)
         patch.setattr(module, "trial", counted)
         results = compare(short(), ROWS, SEEDS, out, tune=TUNE, on_event=lambda *event: said.append(event))
     return out, results, tried, said
@@ -252,7 +253,7 @@ def test_resuming_runs_no_finished_trial_again(tuned, tmp_path, monkeypatch):
         tried.append(config)
         return trial(config, teacher)
 
-    monkeypatch.setattr(module, "ProcessPoolExecutor", InlinePool)
+    monkeypatch.setattr("tgeokd.experiments.workers.ProcessPoolExecutor", InlinePool)
     monkeypatch.setattr(module, "trial", counted)
     monkeypatch.setattr(module, "run", lambda *_, **__: pytest.fail("a finished run was run again"))
     results = compare(short(), ROWS, SEEDS, copied, tune=TUNE, resume=True)
@@ -297,7 +298,7 @@ def test_another_number_of_trials_is_another_comparison(tuned):
 
 
 def test_without_trials_their_seed_is_one_like_any_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "ProcessPoolExecutor", InlinePool)
+    monkeypatch.setattr("tgeokd.experiments.workers.ProcessPoolExecutor", InlinePool)
     results = compare(short("student.epochs=1", "teacher.epochs=1"), ROWS[:1], [TUNING_SEED], tmp_path / "out")
     assert [record["seed"] for record in results["runs"]] == [TUNING_SEED]
     assert results["tuning"] == []
@@ -319,7 +320,7 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found in /proc")
 def test_a_comparison_killed_in_the_middle_resumes_to_the_same_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "ProcessPoolExecutor", InlinePool)
+    monkeypatch.setattr("tgeokd.experiments.workers.ProcessPoolExecutor", InlinePool)
     rows = [parse_entry(text) for text in ("ce", "kd", "tgeo")]
     settings = ("student.epochs=8", "checkpoint_every=2")
     killed = tmp_path / "killed"

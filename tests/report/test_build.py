@@ -13,9 +13,9 @@ from PIL import Image
 from quick import InlinePool, short
 
 from tgeokd.errors import InputError
-from tgeokd.experiments import compare as module
 from tgeokd.experiments.build import load_data
-from tgeokd.experiments.compare import Setting, compare, parse_entry
+from tgeokd.experiments.compare import compare
+from tgeokd.experiments.plan import Setting, parse_entry
 from tgeokd.experiments.run import run
 from tgeokd.experiments.teacher import make_teacher
 from tgeokd.report.build import build_report
@@ -28,7 +28,7 @@ LABELS = ["ce", "kd (alpha=0.5)", "rw", "tgeo", "tgeo (outer=union)", "ce (train
 def compared(tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "comparison"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "ProcessPoolExecutor", InlinePool)
+        patch.setattr("tgeokd.experiments.workers.ProcessPoolExecutor", InlinePool)
         settings = [Setting("clean", {"noise": 0.0}), Setting("noise 30 %", {"noise": 0.3})]
         compare(short(), [parse_entry(row) for row in ROWS], [0, 1], out, settings=settings)
     return out

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tgeokd.experiments.compare import summarise
 from tgeokd.experiments.statistics import paired_table
+from tgeokd.experiments.summary import summarise
 from tgeokd.report.tables import comparison_table, formatted, paired_differences, title
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tgeokd.experiments.compare import Entry, Setting, parse_entry
+from tgeokd.experiments.plan import Entry, Setting, parse_entry
 
 __all__ = ["DEMO_ROWS", "DEMO_SETTINGS"]
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from tgeokd.errors import InputError
-from tgeokd.experiments.compare import cores
 from tgeokd.experiments.config import RunConfig
+from tgeokd.experiments.workers import worker_pool
 from tgeokd.runfolder import RunFolder
 
 __all__ = ["Analysis", "Findings", "in_processes", "kept", "over_seeds"]
@@ -51,11 +47,7 @@ def in_processes(function: Callable[..., T], arguments: Iterable[tuple[Any, ...]
         jobs: processes; None for one a core, never more than there are calls.
     """
     calls = list(arguments)
-    workers = max(1, min(jobs or cores(), len(calls)))
-    threads = max(1, cores() // workers)
-    pool = ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(threads,)
-    )
+    pool = worker_pool(jobs, len(calls))
     try:
         futures = [pool.submit(function, *each) for each in calls]
         return [future.result() for future in futures]

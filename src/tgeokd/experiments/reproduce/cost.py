@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tgeokd.experiments.compare import Entry
 from tgeokd.experiments.config import RunConfig
+from tgeokd.experiments.plan import Entry
 from tgeokd.experiments.reproduce.base import Findings
 from tgeokd.experiments.reproduce.rows import compared, gain, shared_facts
 from tgeokd.experiments.reproduce.wording import difference, gained, mean, shown, verdict

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tgeokd.experiments.build import load_data, use_threads
-from tgeokd.experiments.compare import Entry
 from tgeokd.experiments.config import RunConfig
+from tgeokd.experiments.plan import Entry
 from tgeokd.experiments.reproduce.base import Findings, kept, over_seeds
 from tgeokd.experiments.reproduce.training import discrepancy, new_teacher, probs, teacher_probs, trained
 from tgeokd.experiments.reproduce.wording import difference, gained, verdict

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tgeokd.distiller import Distiller
 from tgeokd.experiments.build import load_data, use_threads
-from tgeokd.experiments.compare import Entry
 from tgeokd.experiments.config import RunConfig
+from tgeokd.experiments.plan import Entry
 from tgeokd.experiments.reproduce.base import Findings, kept, over_seeds
 from tgeokd.experiments.reproduce.outliers import below, feature_sd, noisy_inputs, relabellers, wrong_labels
 from tgeokd.experiments.reproduce.training import check_teacher_sees, drawn, new_teacher, some_batches, trained

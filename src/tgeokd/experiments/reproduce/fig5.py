@@ -15,8 +15,8 @@ from tgeokd.callbacks import Callback
 from tgeokd.data import TaskData
 from tgeokd.distiller import Distiller
 from tgeokd.experiments.build import load_data, use_threads
-from tgeokd.experiments.compare import Entry
 from tgeokd.experiments.config import RunConfig
+from tgeokd.experiments.plan import Entry
 from tgeokd.experiments.reproduce.base import Findings, kept, over_seeds
 from tgeokd.experiments.reproduce.outliers import feature_sd, noisy_inputs
 from tgeokd.experiments.reproduce.training import (

@@ -15,8 +15,8 @@ import torch
 from tgeokd.data import TASKS
 from tgeokd.errors import InputError
 from tgeokd.experiments.build import load_data
-from tgeokd.experiments.compare import Entry
 from tgeokd.experiments.config import RunConfig
+from tgeokd.experiments.plan import Entry
 from tgeokd.experiments.reproduce.base import Findings, kept, over_seeds
 from tgeokd.experiments.reproduce.wording import difference, gained, mean, verdict
 from tgeokd.experiments.run import check, run

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tgeokd.experiments.compare import Entry, Setting, compare
+from tgeokd.experiments.compare import compare
 from tgeokd.experiments.config import RunConfig
+from tgeokd.experiments.plan import Entry, Setting
 from tgeokd.experiments.reproduce.wording import difference
 from tgeokd.experiments.statistics import PairedDifference
 from tgeokd.metrics import higher_is_better
