@@ -241,3 +241,10 @@ def test_wrong_logits():
         Metrics()(torch.zeros(2), target)
     with pytest.raises(InputError, match="1 of 2 samples have a NaN or infinite one"):
         Metrics()(torch.tensor([[0.0, 1.0], [math.nan, math.inf]]), target)
+
+
+def test_settings_are_chosen_by_the_primary_metric_unless_another_is_named():
+    assert Metrics().choose_by == "accuracy"
+    assert Metrics(("accuracy", "nll"), choose_by="nll").choose_by == "nll"
+    with pytest.raises(InputError, match="metric to choose by 'auc'"):
+        Metrics(("accuracy", "nll"), choose_by="auc")

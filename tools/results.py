@@ -113,7 +113,8 @@ def _section(name: str, content: dict[str, Any]) -> list[str]:
         f"    {content['command']}",
         f"{len(seeds)} seeds; {content['wall_seconds'] / 60:.0f} minutes of wall time on {content['machine']['cores']} cores"
         + (f" and one {content['machine']['gpu']}" if content["machine"]["gpu"] else "")
-        + f"; {versions}. Teacher: {title(metric)} {formatted(metric, sum(teachers) / len(teachers))}.",
+        + f"; {versions}. Teacher: {title(metric)} {formatted(metric, sum(teachers) / len(teachers))}."
+        + (f" Settings chosen by held-out {title(content['chosen_by'])}." if content["tuning"] else ""),
         _data(content["data"]),
         _markdown(*comparison_table(content, setting)),
         *_verdicts(content),

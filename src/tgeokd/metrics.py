@@ -57,20 +57,27 @@ class Metrics:
         primary: the one that methods are compared by; one of ``names``, not ``recall``.
         attack_classes: class indices that count as an attack; all others are normal. Needed by ``detection_rate``.
         class_names: of the C classes, for the keys of ``recall`` and for messages.
+        choose_by: the one that hyper-parameters are chosen by on held-out samples; by default ``primary``. A mean over classes
+            is decided by chance where a class has a handful of held-out samples.
 
     Raises:
-        InputError: for an unknown name, a ``primary`` that is not among the names, or ``detection_rate`` without
-            ``attack_classes``.
+        InputError: for an unknown name, a ``primary`` or ``choose_by`` that is not among the names, or ``detection_rate``
+            without ``attack_classes``.
     """
 
     names: tuple[str, ...] = ("accuracy", "nll")
     primary: str = "accuracy"
     attack_classes: tuple[int, ...] = ()
     class_names: tuple[str, ...] = ()
+    choose_by: str = ""
 
     def __post_init__(self) -> None:
         check_names("metric", self.names, _COMPUTE)
-        check_names("primary metric", [self.primary], [name for name in self.names if name != "recall"])
+        if not self.choose_by:
+            object.__setattr__(self, "choose_by", self.primary)
+        single = [name for name in self.names if name != "recall"]
+        check_names("primary metric", [self.primary], single)
+        check_names("metric to choose by", [self.choose_by], single)
         if "detection_rate" in self.names and not self.attack_classes:
             raise InputError("metric 'detection_rate' needs attack_classes, the class indices that are attacks")
 

@@ -98,6 +98,7 @@ def attack_task(
     tables: Iterable[Table],
     notes: Mapping[str, Any],
     test_groups: Mapping[str, NDArray[np.bool_]] | None = None,
+    choose_by: str = "macro_f1",
 ) -> TaskData:
     """A task from a table whose rows are split already.
 
@@ -119,8 +120,9 @@ def attack_task(
         tables: what was read, for names and checksums.
         notes: what else is to be noted.
         test_groups: masks over the rows of the test part.
+        choose_by: see :class:`~tgeokd.metrics.Metrics`.
     """
-    metrics = Metrics(NAMES, "macro_f1", tuple(attack_classes), tuple(class_names))
+    metrics = Metrics(NAMES, "macro_f1", tuple(attack_classes), tuple(class_names), choose_by)
     train, held_out, test = parts
     y = torch.from_numpy(target)
     metrics.check(y[test], len(class_names))

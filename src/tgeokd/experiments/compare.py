@@ -46,8 +46,8 @@ def compare(
         seeds: one run each.
         out: folder of the comparison; each run's files lie in ``out/SETTING/ROW/seed-N``.
         settings: variants of the data.
-        tune: trials of hyper-parameters a row and setting, judged on held-out samples under a seed of their own; the best
-            choice is then used for all seeds. 0 takes the methods' defaults.
+        tune: trials of hyper-parameters a row and setting, judged on held-out samples under a seed of their own (by the task's
+            ``metrics.choose_by``); the best choice is then used for all seeds. 0 takes the methods' defaults.
         jobs: processes; by default one a core.
         resume: finish the comparison in ``out``; a finished run is not run again.
         on_event: called with a line of text, how many trainings are done, and how many there will be.
@@ -75,7 +75,7 @@ def compare(
             check(entry.apply(first), data)
         if tune:
             halves(data, TUNING_SEED)  # a held-out set too small for it is refused before anything is trained
-    plan = Plan(config, entries, seeds, settings, out, tune, data.metrics.primary)
+    plan = Plan(config, entries, seeds, settings, out, tune, data.metrics.primary, data.metrics.choose_by)
     for row in plan.rows if tune else ():
         plan.trials(row)  # too many of them are refused before anything is written
     folder = _open(plan, resume=resume)
@@ -87,6 +87,7 @@ def compare(
         "summary": summarise(records.runs, records.tuning),
         "paired": paired_table(records.runs, plan.metric),
         "primary_metric": plan.metric,
+        "chosen_by": plan.choose_by,
         "teachers": records.teachers,
         "tuning": records.tuning,
         "claimed": claims(config, entries, plan.metric),

@@ -81,6 +81,7 @@ class Plan:
     out: Path
     tune: int
     metric: str
+    choose_by: str
 
     def config(self, setting: str, seed: int) -> RunConfig:
         """The config of a setting and seed, still without a row."""
@@ -177,7 +178,7 @@ class Schedule:
         if not all(job in self.results for job in jobs):
             return False
         scores = [self.results[job].value for job in jobs]
-        best = max(scores) if higher_is_better(self.plan.metric) else min(scores)
+        best = max(scores) if higher_is_better(self.plan.choose_by) else min(scores)
         self.chosen[setting, row] = self.plan.trials(row)[scores.index(best)]
         return True
 

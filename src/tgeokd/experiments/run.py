@@ -102,7 +102,7 @@ def trial(config: RunConfig, teacher_path: Path) -> Score:
     seen, judged = halves(data, config.seed)
     data = dataclasses.replace(data, held_out=seen)
     distiller, seconds, _ = _train(config, data, teacher_path)
-    return Score(distiller.evaluate(data.ordered_loader(judged))[data.metrics.primary], round(seconds, 3))
+    return Score(distiller.evaluate(data.ordered_loader(judged))[data.metrics.choose_by], round(seconds, 3))
 
 
 def halves(data: TaskData, seed: int) -> tuple[Any, Any]:
