@@ -8,7 +8,10 @@ import pytest
 import yaml
 
 from tgeokd.data import TASKS
+from tgeokd.experiments.config import override, preset
+from tgeokd.experiments.plan import parse_entry
 from tgeokd.experiments.published import Published, _load, claimed
+from tgeokd.experiments.summary import claims
 from tgeokd.methods import METHODS
 from tgeokd.metrics import higher_is_better
 from tgeokd.models import MODELS
@@ -146,3 +149,19 @@ def test_every_source_is_used_and_every_pair_has_models_with_numbers_alone():
         for teacher, student, *_ in table.get("pairs", []):
             assert {teacher, student} <= set(table["alone"]["values"])
     assert used == set(content["sources"])
+
+
+def test_rows_of_an_unchanged_full_recipe_have_their_published_values():
+    rows = [parse_entry(text) for text in ("ce", "kd", "dkd", "dkd:standardise=true", "tgeo", "ce@train+val")]
+    found = claims(preset("cifar100", "paper"), rows, "accuracy")
+    values = {label: entry["value"] for label, entry in found.items()}
+    # ResNet-56 -> ResNet-20 on CIFAR-100
+    assert values == pytest.approx(
+        {"ce": 0.6906, "kd": 0.7066, "dkd": 0.7197, "dkd (standardise=True)": 0.7232, "ce (train+val)": 0.6906}
+    )
+
+
+@pytest.mark.parametrize("setting", ["data.noise=human", "data.train=5000", "data.checksum=any", "data.labels=coarse"])
+def test_other_data_than_the_published_have_none(setting):
+    config = override(preset("cifar100", "paper"), [setting])
+    assert claims(config, [parse_entry("kd")], "accuracy") == {}
