@@ -20,6 +20,7 @@ import yaml
 from tgeokd.experiments.config import preset, presets
 from tgeokd.experiments.plan import Entry
 from tgeokd.report.tables import comparison_table, formatted, title
+from tgeokd.runfolder import slug
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "results.md"
@@ -45,9 +46,30 @@ def add(folder: Path, name: str) -> None:
     content = json.loads((folder / "results.json").read_text())
     description = yaml.safe_load((folder / "comparison.yaml").read_text())
     description["config"]["data_dir"] = None  # where the data lay is nobody's business
-    content |= {"command": command_of(description), "description": description}
+    content |= {"command": command_of(description), "description": description, "alpha": learned(folder, content)}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def learned(folder: Path, content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """What alpha the rows of ours gave the training samples in the end, run by run: by teacher and by known wrong labels."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in content["runs"]:
+        if not run["method"].startswith("tgeo"):
+            continue
+        place = folder / slug(run["setting"]) / slug(run["method"]) / f"seed-{run['seed']}"
+        last = json.loads((place / "metrics.jsonl").read_text().splitlines()[-1])
+        record = {"seed": run["seed"], "mean": last["alpha_mean"]}
+        for name in ("teacher_right", "teacher_wrong"):
+            groups = [group for key, group in last["alpha"].items() if key.startswith(name) and group["count"]]
+            count = sum(group["count"] for group in groups)
+            record[name] = sum(group["mean"] * group["count"] for group in groups) / count if count else None
+        ratios = json.loads((place / "ratios.json").read_text())
+        for name, wanted in (("wrong_label", True), ("right_label", False)):
+            alpha = [a for a, wrong in zip(ratios["alpha"], ratios["corrupted"] or (), strict=False) if wrong == wanted]
+            record[name] = sum(alpha) / len(alpha) if alpha and any(ratios["corrupted"]) else None
+        found.setdefault(run["method"], []).append(record)
+    return found
 
 
 def command_of(description: dict[str, Any]) -> str:
@@ -118,6 +140,7 @@ def _section(name: str, content: dict[str, Any]) -> list[str]:
         _data(content["data"]),
         _markdown(*comparison_table(content, setting)),
         *_verdicts(content),
+        *_learned(content),
     ]
     return [f"## {name}", *(line for line in lines if line)]
 
@@ -158,6 +181,21 @@ def _verdicts(content: dict[str, Any]) -> Iterator[str]:
             + "; ".join(said)
             + "."
         )
+
+
+def _learned(content: dict[str, Any]) -> Iterator[str]:
+    """What alpha came to, for each row of ours."""
+    for method, records in content["alpha"].items():
+        by_seed = ", ".join(f"{record['mean']:.2f}" for record in records)
+        groups = {
+            "where the teacher agrees with the label": "teacher_right",
+            "where it does not": "teacher_wrong",
+            "on wrong labels": "wrong_label",
+            "on right ones": "right_label",
+        }
+        known = {text: [r[key] for r in records if r[key] is not None] for text, key in groups.items()}
+        means = ", ".join(f"{text} {sum(values) / len(values):.2f}" for text, values in known.items() if values)
+        yield f"`{method}`, the teacher's weight alpha in the last epoch, by seed: {by_seed}; mean {means}."
 
 
 def _gain(metric: str, pair: dict[str, Any]) -> str:
