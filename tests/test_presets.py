@@ -26,7 +26,7 @@ SMALL = {
     "cifar100": ["data.checksum=any", "data.train=100", "data.held_out=100", "data.test=100"],
     "imagenet": ["data.held_out=6", "data.workers=0"],
     "hil": ["data.file=small.parquet"],
-    "nsl_kdd": [],
+    "nsl_kdd": ["data.train=null"],
     "criteo": ["data.generated=4000"],
     "tabular": ["data.file=small.csv", "data.label=income"],
     "adult": ["data.train=64"],
