@@ -398,7 +398,8 @@ def _drawn(title: str, header: list[str], rows: list[list[str]]) -> Table:
         title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True
     )
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        # on a narrow terminal a long name is folded; a number never is
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0, overflow="fold")
     for row in rows:
         table.add_row(*row, style="bold" if row[0].startswith("tgeo") else None)
     return table
