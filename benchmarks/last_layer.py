@@ -15,8 +15,9 @@ import torch
 
 from tgeokd import TGeoKD
 from tgeokd.bilevel import ratio_gradient
+from tgeokd.experiments.build import build_distiller, build_student, fit, load_data
 from tgeokd.experiments.config import RunConfig, preset
-from tgeokd.experiments.run import build_distiller, build_student, load_data, load_teacher, train_teacher
+from tgeokd.experiments.teacher import load_teacher, make_teacher
 from tgeokd.methods import Signals, TrainingStep
 
 
@@ -59,13 +60,8 @@ class Probe(TGeoKD):
 def train(config: RunConfig, method: TGeoKD, teacher_path: Path) -> float:
     data = load_data(config)
     student, teacher = build_student(config, data), load_teacher(config, data, teacher_path)
-    distiller = build_distiller(student, teacher, method, config, config.student, progress=False)
-    distiller.fit(
-        data.training_loader(config.student.batch_size),
-        data.ordered_loader(data.held_out),
-        epochs=config.student.epochs,
-        seed=config.seed,
-    )
+    distiller = build_distiller(student, teacher, method, config, config.student, data, progress=False)
+    fit(distiller, config.student, data, seed=config.seed)
     return distiller.evaluate(data.ordered_loader(data.test))["accuracy"]
 
 
@@ -80,7 +76,7 @@ def main() -> None:
             config = dataclasses.replace(preset("digits"), seed=seed, data={"noise": noise})
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "teacher.safetensors"
-                train_teacher(config, load_data(config), path)
+                make_teacher(config, load_data(config), path)
                 exact.append(train(config, TGeoKD(hypergradient="forward"), path))
                 head.append(train(config, TGeoKD(hypergradient="last_layer"), path))
                 probe = Probe()
