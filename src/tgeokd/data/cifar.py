@@ -24,7 +24,7 @@ from tgeokd.data.noise import (
     symmetric_noise,
 )
 from tgeokd.data.split import stratified_split
-from tgeokd.errors import InputError
+from tgeokd.errors import InputError, one_line
 from tgeokd.loaders import ArrayDataset
 
 __all__ = [
@@ -297,7 +297,7 @@ def _source(spec: Spec, data_dir: Path, download: bool) -> Path:
         try:
             {"CIFAR-100": datasets.CIFAR100, "CIFAR-10": datasets.CIFAR10}[archive.name](str(data_dir), download=True)
         except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise InputError(f"cannot download {archive.name} into {data_dir}: {reason}") from error
         found = find_archive(archive, data_dir)
     if found is None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tgeokd.errors import InputError
+from tgeokd.errors import InputError, one_line
 
 __all__ = ["Archive", "Checksum", "Contents", "find_archive", "read_archive"]
 
@@ -153,7 +153,7 @@ def _unpack(archive: Archive, source: Path) -> dict[str, bytes]:
                     if len(members[wanted[entry.name]]) != entry.size:
                         raise tarfile.ReadError("unexpected end of data")
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{source} is truncated or not a tar archive: {_line(error)}") from error
+        raise InputError(f"{source} is truncated or not a tar archive: {one_line(error)}") from error
     missing = [path for path, name in wanted.items() if name not in members]
     if missing:
         raise InputError(f"{source} is truncated or not {archive.name}: it holds no {missing[0]}")
@@ -214,7 +214,7 @@ def _content(where: str, data: bytes) -> dict[str, Any]:
     except InputError as error:
         raise InputError(f"{where} {error}") from error
     except Exception as error:  # a damaged pickle fails in any way
-        raise InputError(f"{where} is damaged: {_line(error)}") from error
+        raise InputError(f"{where} is damaged: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"{where} must hold a dictionary, not {type(content).__name__}")
     return {_text(key): value for key, value in content.items()}
@@ -228,7 +228,3 @@ def _shape(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"{value.dtype} of shape {value.shape}"
     return f"{len(value)} of them" if isinstance(value, list) else "none"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

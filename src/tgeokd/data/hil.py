@@ -14,7 +14,7 @@ from tgeokd.data.attacks import attack_task, found, labelled
 from tgeokd.data.base import TaskData
 from tgeokd.data.split import stratified_split
 from tgeokd.data.tablefile import Table, read_table
-from tgeokd.errors import InputError
+from tgeokd.errors import InputError, one_line
 from tgeokd.names import unknown_name
 
 __all__ = ["FEATURES", "hil"]
@@ -160,7 +160,7 @@ def _read(path: Path, bad_rows: Literal["error", "skip"]) -> Table:
                     quote = rest[0][0] if rest[0][0] in "'\"" else None
                     names.append(rest[0][1:].partition(quote)[0] if quote else rest[0].split()[0])
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+        raise InputError(f"cannot read {path}: {one_line(error)}") from error
     raise InputError(f"{path} has no line @data, so it is not an ARFF file")
 
 

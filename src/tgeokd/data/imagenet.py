@@ -19,7 +19,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader  # type: 
 
 from tgeokd.data.base import InputSpec, TaskData
 from tgeokd.data.split import stratified_split
-from tgeokd.errors import InputError
+from tgeokd.errors import InputError, one_line
 
 __all__ = ["ImageFiles", "UnreadableImageError", "imagenet"]
 
@@ -62,7 +62,7 @@ class ImageFiles(Dataset[Any]):
         try:
             image = default_loader(path)
         except Exception as error:  # decoders fail in any way on a damaged file
-            raise UnreadableImageError(f"{path} does not decode as an image: {_line(error)}") from error
+            raise UnreadableImageError(f"{path} does not decode as an image: {one_line(error)}") from error
         return self.transform(image), self.target[index], self.ids[index]
 
     def join(self, other: Dataset[Any]) -> Dataset[Any]:
@@ -160,14 +160,10 @@ def _folder(folder: Path) -> _Folder:
     try:
         found = ImageFolder(str(folder), allow_empty=True)
     except OSError as error:
-        raise InputError(f"no class folders in {folder}: {_line(error)}") from error
+        raise InputError(f"no class folders in {folder}: {one_line(error)}") from error
     target = np.asarray(found.targets, dtype=np.int64)
     empty = np.flatnonzero(np.bincount(target, minlength=len(found.classes)) == 0)
     if len(empty):
         raise InputError(f"{folder / found.classes[empty[0]]} holds no image ({', '.join(IMG_EXTENSIONS)})")
     paths = np.array([os.fsencode(path) for path, _ in found.samples])
     return _Folder(tuple(found.classes), paths, target)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tgeokd.errors import InputError
+from tgeokd.errors import InputError, one_line
 
 __all__ = ["confusion_counts", "confusion_noise", "read_confusion_counts", "read_human_labels", "symmetric_noise"]
 
@@ -78,7 +78,7 @@ def read_confusion_counts(path: Path, num_classes: int) -> Tensor:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise InputError(f"{path} is not a table of whole numbers: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path} is not a table of whole numbers: {one_line(error)}") from error
     if counts.shape != (num_classes, num_classes):
         raise InputError(
             f"{path} must hold {num_classes} x {num_classes} counts, not {counts.shape[0]} x {counts.shape[1]}"
@@ -114,7 +114,7 @@ def read_human_labels(path: Path, keys: Sequence[str], num_classes: int) -> dict
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} is damaged or holds other things than arrays of whole numbers") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        first = " ".join(str(error).split()).partition(". ")[0]
+        first = one_line(error).partition(". ")[0]
         raise InputError(f"{path} is not a file of CIFAR-N labels: {first or type(error).__name__}") from error
     labels = {}
     for key in keys:

@@ -16,7 +16,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from pyarrow import csv as arrow_csv
 
-from tgeokd.errors import InputError
+from tgeokd.errors import InputError, one_line
 
 __all__ = ["MISSING_TEXT", "Table", "read_table"]
 
@@ -82,7 +82,7 @@ def read_table(
         try:
             frame = pl.read_parquet(path)
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise InputError(f"{source} is not a parquet file: {_line(error)}") from error
+            raise InputError(f"{source} is not a parquet file: {one_line(error)}") from error
         skipped: list[int] = []
     else:
         frame, skipped = _read_csv(path, source, bad_rows, SEPARATORS.get(kind or "", ","), header, skip_lines)
@@ -127,7 +127,7 @@ def _read_csv(
             arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
         )
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"cannot read {source}: {_line(error)}") from error
+        raise InputError(f"cannot read {source}: {one_line(error)}") from error
     if wrong:
         raise InputError(wrong[0])
     frame = pl.from_arrow(table)
@@ -141,7 +141,7 @@ def _header(path: Path, source: str, separator: str) -> list[str]:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:
             names = next(csv.reader(lines, delimiter=separator), [])
     except (UnicodeDecodeError, csv.Error, OSError, EOFError) as error:
-        raise InputError(f"cannot read {source}: {_line(error)}") from error
+        raise InputError(f"cannot read {source}: {one_line(error)}") from error
     if not names:
         raise InputError(f"{source} is empty")
     return [name.strip() for name in names]
@@ -158,7 +158,3 @@ def _typed(text: pl.Series) -> pl.Series:
         if numbers.null_count() == text.null_count():
             return numbers
     return text
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())

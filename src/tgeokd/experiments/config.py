@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from tgeokd.data import TASKS
-from tgeokd.errors import InputError
+from tgeokd.errors import InputError, one_line
 from tgeokd.names import look_up, unknown_name
 from tgeokd.typed import from_mapping
 
@@ -210,7 +210,7 @@ def load_config(path: Path) -> RunConfig:
     except OSError as error:
         raise InputError(f"cannot read the config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path} is not YAML: {one_line(error)}") from error
     if not isinstance(content, Mapping):
         raise InputError(f"{path} must hold a mapping of settings")
     return from_mapping(RunConfig, content)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 
-from tgeokd.errors import InputError
+from tgeokd.errors import InputError, one_line
 from tgeokd.experiments.build import build_network
 from tgeokd.experiments.config import load_config
 from tgeokd.modules import class_logits
@@ -59,7 +59,7 @@ def predict(folder: Path, file: Path, out: Path) -> int:
     try:
         load_model(student, str(folder / "student.safetensors"))
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"cannot load the student of {folder}: {' '.join(str(error).split())}") from error
+        raise InputError(f"cannot load the student of {folder}: {one_line(error)}") from error
     student.eval()
     import polars as pl
 

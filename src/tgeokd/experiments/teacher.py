@@ -12,7 +12,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from tgeokd.data import TaskData
-from tgeokd.errors import InputError
+from tgeokd.errors import InputError, one_line
 from tgeokd.experiments.build import build_distiller, build_teacher_network, fit, teacher_seed, use_threads
 from tgeokd.experiments.config import RunConfig
 from tgeokd.methods import build_method
@@ -116,7 +116,7 @@ def load_teacher(config: RunConfig, data: TaskData, path: Path) -> nn.Module | S
     try:
         load_model(teacher, str(path))
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"cannot load the teacher from {path}: {' '.join(str(error).split())}") from error
+        raise InputError(f"cannot load the teacher from {path}: {one_line(error)}") from error
     return teacher
 
 

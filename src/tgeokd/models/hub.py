@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tgeokd.data.base import InputSpec
-from tgeokd.errors import InputError
+from tgeokd.errors import InputError, first_line
 from tgeokd.models.cifar._parts import refuse_all_but_images
 
 __all__ = ["hub_model"]
@@ -53,12 +53,12 @@ def hub_model(name: str, *, inputs: InputSpec, num_classes: int, pretrained: boo
         model = BUILDERS[library](package, model_name, num_classes, pretrained, options)
     except OSError as error:
         raise InputError(
-            f"the pretrained weights of {name!r} cannot be fetched ({_first_line(error)}); `weights` may name a local file"
+            f"the pretrained weights of {name!r} cannot be fetched ({first_line(error)}); `weights` may name a local file"
         ) from error
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{library} cannot build {model_name!r}: {_first_line(error)}") from error
+        raise InputError(f"{library} cannot build {model_name!r}: {first_line(error)}") from error
     _try_out(name, model, inputs, num_classes)
     return model
 
@@ -123,9 +123,7 @@ def _try_out(name: str, model: nn.Module, inputs: InputSpec, num_classes: int) -
         with torch.no_grad():
             logits = model(torch.zeros(shape))
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-        raise InputError(
-            f"model {name!r} does not take images of shape {inputs.shape}: {_first_line(error)}"
-        ) from error
+        raise InputError(f"model {name!r} does not take images of shape {inputs.shape}: {first_line(error)}") from error
     finally:
         model.train()
     if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
@@ -139,7 +137,3 @@ def _unknown(library: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
     return f"unknown {library} model {name!r}{hint}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tgeokd.errors import InputError
+from tgeokd.errors import InputError, first_line
 
 __all__ = ["load_weights"]
 
@@ -62,7 +62,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read as safetensors: {_first_line(error)}") from error
+        raise InputError(f"{path} cannot be read as safetensors: {first_line(error)}") from error
 
 
 def _checkpoint(path: Path) -> Any:
@@ -125,7 +125,3 @@ def _compare(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
