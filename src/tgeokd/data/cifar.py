@@ -34,6 +34,7 @@ __all__ = [
     "CifarLabels",
     "Noise",
     "Spec",
+    "beside",
     "cifar10",
     "cifar100",
     "human_counts",
@@ -339,10 +340,10 @@ def human_counts(spec: Spec, data_dir: Path, human_key: str, classes: int) -> Te
     Raises:
         InputError: where neither file is in ``data_dir`` or its ``cifar-n``, or one holds something else.
     """
-    table = _beside(data_dir, spec.counts_file)
+    table = beside(data_dir, spec.counts_file)
     if table is not None:
         return read_confusion_counts(table, classes)
-    path = _beside(data_dir, spec.human_file)
+    path = beside(data_dir, spec.human_file)
     if path is None:
         raise InputError(_lacking("human", data_dir, f"{spec.counts_file} and {spec.human_file}"))
     labels = read_human_labels(path, (spec.clean_key, human_key), classes)
@@ -361,7 +362,7 @@ def _cifar_n(spec: Spec, contents: Contents, source: Path, data_dir: Path, human
                 f"{contents.unofficial[name]}), so {spec.archive.name}N's labels cannot be matched to images; noise=human "
                 "draws from how often people confuse the classes instead"
             )
-    path = _beside(data_dir, spec.human_file)
+    path = beside(data_dir, spec.human_file)
     if path is None:
         raise InputError(_lacking("cifar_n", data_dir, spec.human_file))
     labels = read_human_labels(path, (spec.clean_key, human_key), len(contents.class_names))
@@ -378,7 +379,8 @@ def _cifar_n(spec: Spec, contents: Contents, source: Path, data_dir: Path, human
     return labels[human_key]
 
 
-def _beside(data_dir: Path, name: str) -> Path | None:
+def beside(data_dir: Path, name: str) -> Path | None:
+    """A file of people's labels, in ``cifar-n`` or directly in the data folder; None where it is in neither."""
     places = (data_dir / "cifar-n" / name, data_dir / name)
     return next((path for path in places if path.is_file()), None)
 

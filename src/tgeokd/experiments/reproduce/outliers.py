@@ -79,10 +79,10 @@ def human_counts(config: RunConfig, data: TaskData) -> Tensor | None:
     if config.task not in ("cifar100", "cifar10") or config.data_dir is None:
         return None
     spec, key = cifar.which_labels(config.task, config.data)
-    folders = (Path(config.data_dir) / "cifar-n", Path(config.data_dir))
-    if not any((folder / file).is_file() for folder in folders for file in (spec.counts_file, spec.human_file)):
+    folder = Path(config.data_dir)
+    if not any(cifar.beside(folder, file) for file in (spec.counts_file, spec.human_file)):
         return None
-    return cifar.human_counts(spec, Path(config.data_dir), key, data.num_classes)
+    return cifar.human_counts(spec, folder, key, data.num_classes)
 
 
 def below(outlier: Tensor, normal: Tensor) -> float:
