@@ -1,7 +1,8 @@
-"""Batches: vectorised array data sets, the union of two loaders, and the endless stream of held-out batches."""
+"""Batches: orders and loaders, the union of two loaders, and the endless stream of held-out batches."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,84 +18,84 @@ from torch.utils.data import (
     SequentialSampler,
     Subset,
 )
-from torch.utils.data._utils.collate import default_collate_fn_map
+from torch.utils.data.dataloader import default_collate
 
+from tgeokd.arrays import ArrayDataset, WholeBatch
 from tgeokd.errors import InputError
 from tgeokd.modules import random_state, replayed
 
 __all__ = [
     "ArrayDataset",
+    "BatchLoader",
     "BlockShuffle",
     "OuterStream",
     "WholeBatch",
     "group",
     "joined",
+    "resident",
+    "set_view",
     "shuffling",
     "subset",
     "union_loader",
+    "views_of",
 ]
 
-
-class WholeBatch(tuple[Any, ...]):
-    """A batch fetched as a whole. torch's default collation, extended here as its documentation says, passes it on."""
+logger = logging.getLogger(__name__)
 
 
-default_collate_fn_map[WholeBatch] = lambda batch, *, collate_fn_map=None: tuple(batch[0])
+class BatchLoader(DataLoader[Any]):
+    """A ``DataLoader`` that makes no list of row numbers where the data set can ``fetch`` a batch: no Python per row.
 
-
-class ArrayDataset(Dataset[Any]):
-    """Samples held in tensors. A loader fetches a whole batch by one indexing, no Python per row.
-
-    Args:
-        inputs: one tensor of shape (N, ...), or a tuple of such tensors.
-        target: class indices, shape (N,).
-        ids: what the samples are called, int64, shape (N,); a batch is then ``(inputs, target, ids)``.
-        transform: of a whole batch of inputs as it is fetched, for example augmentation.
+    The batches, their order, and what is drawn from which generator are those of a ``DataLoader`` with the same arguments. A
+    data set without ``fetch(rows)``, worker processes, pinned memory, and samplers and collations of the user's own are left
+    to torch.
     """
 
-    def __init__(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: Tensor,
-        ids: Tensor | None = None,
-        transform: Callable[[Any], Any] | None = None,
-    ) -> None:
-        for name, part in [*(("inputs", part) for part in _parts(inputs)), ("ids", ids)]:
-            if part is not None and len(part) != len(target):
-                raise InputError(f"{name} have {len(part)} rows but target has {len(target)}")
-        self.inputs, self.target, self.ids, self.transform = inputs, target, ids, transform
+    def __iter__(self) -> Any:
+        plain = self.num_workers == 0 and not self.pin_memory and self.collate_fn is default_collate
+        chunks = self._chunks() if plain and self.batch_size is not None and hasattr(self.dataset, "fetch") else None
+        if chunks is None:
+            return super().__iter__()
+        torch.empty((), dtype=torch.int64).random_(generator=self.generator)  # what torch seeds worker processes with
+        return self._batches(chunks)
 
-    def __len__(self) -> int:
-        return len(self.target)
+    def _chunks(self) -> Iterator[Tensor] | None:
+        """The order of a pass in pieces; None for an order that must be asked for row by row."""
+        sampler, size = self.sampler, len(self.dataset)  # type: ignore[arg-type]
+        if isinstance(sampler, BlockShuffle):
+            return sampler.windows()
+        if isinstance(sampler, SequentialSampler):
+            return iter([torch.arange(size)])
+        if isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == size:
+            return _permuted(size, sampler.generator)
+        return None
 
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        (batch,) = self.__getitems__([index])
-        return tuple(_first(part) for part in batch)
+    def _batches(self, chunks: Iterator[Tensor]) -> Iterator[Any]:
+        size: int = self.batch_size  # type: ignore[assignment]
+        device = getattr(self.dataset, "device", None)
+        left = torch.empty(0, dtype=torch.int64)
+        for chunk in chunks:
+            rows = torch.cat([left, chunk]) if len(left) else chunk
+            whole = len(rows) - len(rows) % size
+            left = rows[whole:]
+            on_device = rows if device is None else rows.to(device)  # one copy for many batches
+            for start in range(0, whole, size):
+                yield self.dataset.fetch(on_device[start : start + size])  # type: ignore[attr-defined]
+        if len(left) and not self.drop_last:
+            yield self.dataset.fetch(left)  # type: ignore[attr-defined]
 
-    def __getitems__(self, indices: list[int]) -> list[Any]:
-        rows = torch.as_tensor(indices)
-        inputs = tuple(part[rows] for part in self.inputs) if isinstance(self.inputs, tuple) else self.inputs[rows]
-        if self.transform is not None:
-            inputs = self.transform(inputs)
-        ids = () if self.ids is None else (self.ids[rows],)
-        return [WholeBatch((inputs, self.target[rows], *ids))]
 
-    def join(self, other: Dataset[Any]) -> Dataset[Any]:
-        """These samples and then those of ``other``, all with this data set's transform."""
-        if not isinstance(other, ArrayDataset) or (self.ids is None) != (other.ids is None):
-            return ConcatDataset([self, other])
-        both = [torch.cat(pair) for pair in zip(_parts(self.inputs), _parts(other.inputs), strict=True)]
-        ids = torch.cat([self.ids, other.ids]) if self.ids is not None and other.ids is not None else None
-        inputs = tuple(both) if isinstance(self.inputs, tuple) else both[0]
-        return ArrayDataset(inputs, torch.cat([self.target, other.target]), ids, self.transform)
+def _permuted(size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+    """One piece, drawn when the first batch is asked for, as torch's ``RandomSampler`` does."""
+    yield torch.randperm(size, generator=_own(generator))
 
-    def subset(self, rows: list[int]) -> ArrayDataset:
-        """The samples of some rows."""
-        kept = torch.as_tensor(rows, dtype=torch.int64)
-        parts = tuple(part[kept] for part in _parts(self.inputs))
-        ids = None if self.ids is None else self.ids[kept]
-        inputs = parts if isinstance(self.inputs, tuple) else parts[0]
-        return ArrayDataset(inputs, self.target[kept], ids, self.transform)
+
+def _own(generator: torch.Generator | None) -> torch.Generator:
+    """A generator, by default one that is seeded from torch's global generator."""
+    if generator is None:
+        generator = torch.Generator()
+        generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
+    return generator
 
 
 class BlockShuffle(Sampler[int]):
@@ -119,14 +120,16 @@ class BlockShuffle(Sampler[int]):
         return self.size
 
     def __iter__(self) -> Iterator[int]:
-        generator = self.generator
-        if generator is None:
-            generator = torch.Generator()
-            generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
+        for rows in self.windows():
+            yield from rows.tolist()
+
+    def windows(self) -> Iterator[Tensor]:
+        """The order of a pass, window by window, int64."""
+        generator = _own(self.generator)
         starts = torch.randperm(-(-self.size // self.block_size), generator=generator) * self.block_size
         for blocks in starts.split(self.window) if self.size else ():
             rows = torch.cat([torch.arange(s, min(s + self.block_size, self.size)) for s in blocks.tolist()])
-            yield from rows[torch.randperm(len(rows), generator=generator)].tolist()
+            yield rows[torch.randperm(len(rows), generator=generator)]
 
 
 def shuffling(dataset: Dataset[Any], generator: torch.Generator | None = None) -> dict[str, Any]:
@@ -169,6 +172,41 @@ def subset(dataset: Dataset[Any], rows: list[int]) -> Dataset[Any]:
     """Some rows of a data set, in its own way where it knows one (``subset``)."""
     own: Callable[[list[int]], Dataset[Any]] | None = getattr(dataset, "subset", None)
     return own(rows) if own is not None else Subset(dataset, rows)
+
+
+def views_of(loader: Iterable[Any]) -> int | None:
+    """How many views of each sample a loader's data set has (:meth:`ArrayDataset.with_views`); None where it has none.
+
+    Looks through ``Subset`` and ``ConcatDataset``, whose parts must agree.
+    """
+    found = {getattr(part, "views", None) for part in _parts_of(getattr(loader, "dataset", None))}
+    return found.pop() if len(found) == 1 else None
+
+
+def set_view(loader: Iterable[Any], view: int) -> None:
+    """Choose the view of all samples of a loader; parts of its data set without views are left as they are."""
+    for part in _parts_of(getattr(loader, "dataset", None)):
+        if getattr(part, "views", None) is not None:
+            part.set_view(view)
+
+
+def _parts_of(dataset: Any) -> list[Any]:
+    if isinstance(dataset, Subset):
+        return _parts_of(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        return [part for each in dataset.datasets for part in _parts_of(each)]
+    return [dataset]
+
+
+def resident(dataset: Dataset[Any], device: torch.device) -> Dataset[Any]:
+    """The data set with its tensors on a CUDA device where they take less than half of its free memory; else as it is."""
+    if device.type != "cuda" or not isinstance(dataset, ArrayDataset) or dataset.device == device:
+        return dataset
+    free, _ = torch.cuda.mem_get_info(device)
+    fits = dataset.nbytes < free / 2
+    where = f"kept on {device}" if fits else f"left in main memory: more than half of what is free on {device}"
+    logger.info("data set of %d samples, %.0f MB: %s", len(dataset), dataset.nbytes / 1e6, where)
+    return dataset.to(device) if fits else dataset
 
 
 class OuterStream:
@@ -244,7 +282,7 @@ def _like(
 ) -> DataLoader[Any]:
     """A shuffled loader over another data set with the workers and the collation of ``loader``."""
     fetch: Callable[[Any], Any] = loader.collate_fn
-    return DataLoader(
+    return BatchLoader(
         dataset,
         batch_size,
         **shuffling(dataset, generator),
@@ -255,12 +293,3 @@ def _like(
         persistent_workers=loader.num_workers > 0,
         worker_init_fn=loader.worker_init_fn,
     )
-
-
-def _parts(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return inputs if isinstance(inputs, tuple) else (inputs,)
-
-
-def _first(part: Any) -> Any:
-    """The only sample of a batch of one."""
-    return tuple(_first(each) for each in part) if isinstance(part, tuple) else part[0]

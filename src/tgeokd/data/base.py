@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tgeokd.loaders import joined, shuffling
+from tgeokd.loaders import BatchLoader, joined, resident, shuffling
 from tgeokd.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -86,14 +87,21 @@ class TaskData:
     encoder: Encoder | None = None
     workers: int = 0
 
+    def on(self, device: torch.device) -> TaskData:
+        """The same data with the splits that fit kept on a CUDA device, see :func:`~tgeokd.loaders.resident`."""
+        if self.workers:  # these fetch in processes of their own
+            return self
+        parts = {name: resident(getattr(self, name), device) for name in ("train", "held_out", "test")}
+        return dataclasses.replace(self, **parts)
+
     def training_loader(self, batch_size: int, *, with_held_out: bool = False) -> DataLoader[Any]:
         """Shuffled training batches, on request with the held-out samples among them."""
         dataset = joined(self.train, self.held_out) if with_held_out else self.train
-        return DataLoader(dataset, batch_size, **shuffling(dataset), **self._fetching())
+        return BatchLoader(dataset, batch_size, **shuffling(dataset), **self._fetching())
 
-    def ordered_loader(self, dataset: Dataset[Any], batch_size: int = 1024) -> Iterable[Any]:
+    def ordered_loader(self, dataset: Dataset[Any], batch_size: int = 1024) -> DataLoader[Any]:
         """Batches of a split in its own order."""
-        return DataLoader(dataset, batch_size, **self._fetching())
+        return BatchLoader(dataset, batch_size, **self._fetching())
 
     def _fetching(self) -> dict[str, Any]:
         return {"num_workers": self.workers, "persistent_workers": self.workers > 0}

@@ -255,7 +255,7 @@ def _task(
         held_labels, _ = relabel(held_rows, seed + 2**31)  # beyond every seed of a training set
 
     plain = EvalTransform(spec.mean, spec.std)
-    random = TrainTransform(spec.mean, spec.std, padding=size // 8) if augment else plain
+    random = TrainTransform(spec.mean, spec.std, padding=size // 8, seed=seed) if augment else plain
     images = _at_size(contents.images, fit_rows, size)
     notes: dict[str, Any] = {
         "file": contents.file,

@@ -82,12 +82,15 @@ class StoredRows(Dataset[Any]):
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        (batch,) = self.__getitems__([range(len(self))[index]])
-        (numeric, categorical), target, ids = batch
+        (numeric, categorical), target, ids = self.fetch([range(len(self))[index]])
         return (numeric[0], categorical[0]), target[0], ids[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        wanted = np.asarray(indices, dtype=np.int64)
+        return [WholeBatch(self.fetch(indices))]
+
+    def fetch(self, rows: Sequence[int] | Tensor) -> tuple[Any, ...]:
+        """The samples of some rows, as one batch."""
+        wanted = np.asarray(rows, dtype=np.int64)
         codes = np.empty((len(wanted), self._arrays[0][0].shape[1]), dtype=np.int64)
         target = np.empty(len(wanted), dtype=np.int64)
         ids = np.empty(len(wanted), dtype=np.int64)
@@ -100,7 +103,7 @@ class StoredRows(Dataset[Any]):
                 target[here] ^= split.flipped(ids[here])
             start = end
         inputs = (torch.empty(len(wanted), 0), torch.from_numpy(codes))
-        return [WholeBatch((inputs, torch.from_numpy(target), torch.from_numpy(ids)))]
+        return inputs, torch.from_numpy(target), torch.from_numpy(ids)
 
     def join(self, other: Dataset[Any]) -> Dataset[Any]:
         """These samples and then those of ``other``."""

@@ -1,0 +1,56 @@
+"""Random numbers that follow from a sample's id, a seed and a view: the same in any batch, in any order, on any device."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+__all__ = ["below", "random_bits"]
+
+_FIELD = 20  # bits that a number below a bound is made of
+
+
+def random_bits(ids: Tensor, seed: int, view: int) -> Tensor:
+    """63 random bits for each sample.
+
+    The finaliser of splitmix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014) applied to
+    the id and a key, in whole numbers throughout.
+
+    Args:
+        ids: int64, shape (N,).
+        seed: of all views.
+        view: which one.
+
+    Returns:
+        int64 >= 0, shape (N,), on the device of ``ids``.
+    """
+    return _mix(ids ^ _key(seed, view)) & (2**63 - 1)
+
+
+def below(bits: Tensor, field: int, bound: int) -> Tensor:
+    """Whole numbers below a bound, uniform up to a share of ``bound / 2^20``, from one of three independent parts of the bits.
+
+    Args:
+        bits: of :func:`random_bits`, shape (N,).
+        field: which part, 0 to 2.
+        bound: at most 2^20.
+
+    Returns:
+        int64 in [0, bound), shape (N,).
+    """
+    return (((bits >> (_FIELD * field)) & (2**_FIELD - 1)) * bound) >> _FIELD
+
+
+@lru_cache(maxsize=64)
+def _key(seed: int, view: int) -> int:
+    return int(_mix(_mix(torch.tensor(seed)) ^ view))
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Multiplication of int64 wraps around, so it is that of unsigned numbers; shifts must be kept from copying the sign."""
+    x = x - 0x61C8864680B583EB  # + 0x9E3779B97F4A7C15
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
+    return x ^ ((x >> 31) & (2**33 - 1))
