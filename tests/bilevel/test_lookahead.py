@@ -240,3 +240,42 @@ def test_forward_asked_for_by_name_is_not_replaced(student):
     with pytest.raises(NotImplementedError, match="finite_difference"):
         ask(case, lookahead)
     assert lookahead.method == "forward"
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("method", ["forward", "finite_difference"])
+def test_a_sample_of_the_batch_gives_its_own_part_of_the_derivative(method, accumulate):
+    case = make_case("mlp", optimizer="sgd")
+    lookahead = lookahead_of(case, method)
+    take_step(case, lookahead, accumulate=accumulate)
+    whole = ask(case, lookahead)
+    sampled = lookahead.ratio_gradient(case.val_inputs, case.val_target, case.alpha, inner_samples=2 * accumulate)
+
+    kept = sampled.nonzero().flatten()
+    assert kept.tolist() == [i for part in pieces(len(whole), accumulate) for i in range(len(whole))[part][:2]]
+    expected = torch.zeros_like(whole)
+    expected[kept] = whole[kept] * len(whole) / len(kept)
+    assert relative_error(sampled, expected) < (1e-10 if method == "forward" else 1e-4)
+
+
+def test_a_sample_of_the_batch_is_refused_where_the_samples_depend_on_each_other():
+    case = make_case("batch_norm_cnn", optimizer="sgd")
+    lookahead = lookahead_of(case)
+    take_step(case, lookahead)
+    with pytest.raises(InputError, match="BatchNorm2d layers in training mode"):
+        lookahead.ratio_gradient(case.val_inputs, case.val_target, case.alpha, inner_samples=2)
+    with pytest.raises(InputError, match="must be >= 1, not 0"):
+        lookahead.ratio_gradient(case.val_inputs, case.val_target, case.alpha, inner_samples=0)
+
+
+def test_a_parameter_replaced_between_two_steps_is_noticed():
+    case = make_case("mlp", optimizer="sgd")
+    lookahead = lookahead_of(case)
+    take_step(case, lookahead)
+    ask(case, lookahead)
+    head = next(m for m in reversed(list(case.student.modules())) if isinstance(m, torch.nn.Linear))
+    head.weight = torch.nn.Parameter(head.weight.detach() * 0.5)
+    case.optimizer.add_param_group({**case.optimizer.param_groups[0], "params": [head.weight]})
+    expected = ratio_gradient(case.student, case.optimizer, **case.data)
+    take_step(case, lookahead)
+    assert relative_error(ask(case, lookahead), expected) < 1e-10

@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from tgeokd.bilevel.inner_step import MicroBatch, Tensors
+from tgeokd.bilevel.functional import Tensors
+from tgeokd.bilevel.inner_step import MicroBatch
 
 __all__ = ["logit_derivatives"]
 

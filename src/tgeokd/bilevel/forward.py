@@ -9,7 +9,8 @@ import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 
-from tgeokd.bilevel.inner_step import MicroBatch, Tensors
+from tgeokd.bilevel.functional import Tensors
+from tgeokd.bilevel.inner_step import MicroBatch
 
 __all__ = ["logit_derivatives"]
 

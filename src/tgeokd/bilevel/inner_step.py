@@ -11,19 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
-from tgeokd.bilevel.optimizers import UpdateRule, rule_of, unwrapped
+from tgeokd.bilevel.functional import Tensors, functional_logits, trainable
+from tgeokd.bilevel.optimizers import Slope, UpdateRule, rule_of, unwrapped
 from tgeokd.losses import gt_slope, kd_slope
-from tgeokd.modules import Modes, RandomState, as_logits, eval_mode, in_modes, keywords, positional, replayed
+from tgeokd.modules import Modes, RandomState, class_logits, eval_mode, in_modes, replayed, sliced
 
 __all__ = [
     "CLIP_EPS",
@@ -33,16 +32,14 @@ __all__ = [
     "MicroBatch",
     "PassContext",
     "Pullback",
-    "functional_logits",
     "functional_step",
     "held_by",
     "signal_difference_slope",
     "slopes",
-    "trainable",
 ]
 
-Tensors = dict[str, Tensor]
 CLIP_EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_
+JOINED_BELOW = 1 << 16  # entries; above, a copy costs more than the calls it saves
 
 
 @dataclass(frozen=True)
@@ -96,6 +93,12 @@ class MicroBatch:
     student_logits: Tensor = field(default_factory=lambda: torch.empty(0))  # detached; set by the forward pass
     features: Tensor | None = None  # inputs of the classifier head, for `last_layer`; set by the forward pass
 
+    def first(self, count: int) -> MicroBatch:
+        """The first samples alone, not yet run."""
+        rows = slice(count)
+        cut = {"inputs": sliced(self.inputs, rows), "target": self.target[rows]}
+        return replace(self, **cut, teacher_logits=self.teacher_logits[rows], student_logits=torch.empty(0))
+
     def replay(self, student: nn.Module, params: Tensors) -> Tensor:
         """Student logits of this pass for other parameters: same mode, dropout mask, buffers and precision."""
         buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
@@ -134,7 +137,7 @@ class Pullback:
         clipped_gradients: ``c g`` by name; read only with ``clip``.
     """
 
-    slopes: Mapping[str, Tensor | float]
+    slopes: Mapping[str, Slope]
     clip: Clip | None = None
     clipped_gradients: Tensors = field(default_factory=dict)
 
@@ -160,7 +163,7 @@ class InnerStep:
         temperature: ``tau`` of the teacher term.
         parts: its micro-batches, in order.
         params: trainable parameters before the step, by name.
-        after: the same after the step.
+        after: the same after the step; None where the student itself holds them.
         pullback: transposed Jacobian of the step.
         held: the optimizer's view of the parameters before the step; read by `unrolled` alone.
         buffers: the student's buffers after the step, by name, where they are not those it holds.
@@ -171,7 +174,7 @@ class InnerStep:
     temperature: float
     parts: list[MicroBatch]
     params: Tensors
-    after: Tensors
+    after: Tensors | None
     pullback: Pullback
     held: list[Held] = field(default_factory=list)
     buffers: Tensors = field(default_factory=dict)
@@ -185,34 +188,22 @@ class InnerStep:
     def outer_logits(self, inputs: Any, params: Tensors | None = None) -> Tensor:
         """Student logits on held-out inputs after the step, in eval mode: no dropout, no running statistic moves."""
         last = self.parts[-1]
+        params = self.after if params is None else params
         with eval_mode(self.student), last.context.without_math_attention()(), replayed(last.random_state):
-            return functional_logits(self.student, self.after if params is None else params, self.buffers, inputs)
+            if params is None:
+                return class_logits(self.student, inputs)
+            return functional_logits(self.student, params, self.buffers, inputs)
 
     def outer_gradient(self, inputs: Any, target: Tensor) -> Tensors:
         """``v = d L_val / d theta'``, the gradient of the mean held-out cross-entropy after the step."""
-        after = {name: param.detach().requires_grad_() for name, param in self.after.items()}
+        if self.after is None:
+            after, given = trainable(self.student), None
+        else:
+            after = given = {name: param.detach().requires_grad_() for name, param in self.after.items()}
         with torch.enable_grad():
-            loss = F.cross_entropy(self.outer_logits(inputs, after), target)
+            loss = F.cross_entropy(self.outer_logits(inputs, given), target)
         gradients = torch.autograd.grad(loss, list(after.values()), allow_unused=True)
         return {name: _dense(g) for name, g in zip(after, gradients, strict=True) if g is not None}
-
-
-def functional_logits(student: nn.Module, params: Tensors, buffers: Tensors, inputs: Any) -> Tensor:
-    """Class logits of the student with other parameters and buffers in place of its own; ``buffers`` is brought up to date."""
-    # `tie_weights` of functional_call leaves a module that is reachable under two names with the wrong tensors for good,
-    # so sharing is resolved here: every place that holds a tensor, each once.
-    given = {**params, **buffers}
-    own = chain(student.named_parameters(), student.named_buffers())
-    names = {id(tensor): name for name, tensor in own if name in given}
-    places = {
-        f"{path}.{attribute}" if path else attribute: given[names[id(tensor)]]
-        for path, module in student.named_modules()
-        for attribute, tensor in chain(module._parameters.items(), module._buffers.items())
-        if id(tensor) in names
-    }
-    logits = as_logits(functional_call(student, places, positional(inputs), keywords(inputs), tie_weights=False))
-    buffers.update({name: places[name] for name in buffers if name in places})  # a buffer may have been assigned anew
-    return logits
 
 
 def signal_difference_slope(logits: Tensor, part: MicroBatch, temperature: float) -> Tensor:
@@ -220,16 +211,12 @@ def signal_difference_slope(logits: Tensor, part: MicroBatch, temperature: float
     return kd_slope(logits, part.teacher_logits, temperature) - gt_slope(logits, part.target)
 
 
-def trainable(student: nn.Module) -> Tensors:
-    """The parameters that training moves, by name; a tied one has one name."""
-    return {name: param for name, param in student.named_parameters() if param.requires_grad}
-
-
 @dataclass(frozen=True)
 class Held:
     """A parameter as the optimizer holds it: what its rule needs to know before the step."""
 
     name: str
+    size: int
     rule: UpdateRule
     state: Mapping[str, Any]
     group: Mapping[str, Any]
@@ -237,7 +224,7 @@ class Held:
     def snapshot(self) -> Held:
         """A copy that a later step of the optimizer does not change."""
         state = {k: v.clone() if isinstance(v, Tensor) else v for k, v in self.state.items()}
-        return Held(self.name, self.rule, state, {k: v for k, v in self.group.items() if k != "params"})
+        return Held(self.name, self.size, self.rule, state, {k: v for k, v in self.group.items() if k != "params"})
 
 
 def held_by(optimizer: Optimizer, own: Tensors, *, assume_sgd: bool = False) -> list[Held]:
@@ -246,26 +233,54 @@ def held_by(optimizer: Optimizer, own: Tensors, *, assume_sgd: bool = False) -> 
     optimizer = unwrapped(optimizer)
     names = {id(param): name for name, param in own.items()}
     return [
-        Held(names[id(param)], rule, optimizer.state.get(param, {}), group)
+        Held(names[id(param)], param.numel(), rule, optimizer.state.get(param, {}), group)
         for group in optimizer.param_groups
         for param in group["params"]
         if id(param) in names
     ]
 
 
-def slopes(held: list[Held], values: Tensors, gradients: Tensors) -> dict[str, Tensor | float]:
+def slopes(held: list[Held], values: Tensors, gradients: Tensors) -> dict[str, Slope]:
     """``D`` of the step at hand, by name; a parameter without a gradient does not move and has none.
 
     Where a gradient is exactly zero no sample touches the entry (an embedding's row, a dead unit), so ``D`` there meets only
     zeros and is set to zero: Adam's would be ``lr / eps``, and finite differences would see little else.
     """
-    found: dict[str, Tensor | float] = {}
-    for h in held:
-        if h.name in gradients:
-            gradient = gradients[h.name]
-            slope = h.rule.slope(values[h.name].detach(), gradient, h.state, h.group)
-            found[h.name] = torch.where(gradient == 0, 0.0, slope) if isinstance(slope, Tensor) else slope
+    found: dict[str, Slope] = {}
+    for bundle in _bundles([h for h in held if h.name in gradients]):
+        first, names = bundle[0], [h.name for h in bundle]
+        value, gradient = _joined([values[n].detach() for n in names]), _joined([gradients[n] for n in names])
+        state = {
+            k: _joined([h.state[k] for h in bundle]) if k in first.rule.moments else v for k, v in first.state.items()
+        }
+        slope = first.rule.slope(value, gradient, state, first.group)
+        if isinstance(slope, Tensor):
+            slope = torch.where(gradient == 0, 0.0, slope)
+            sizes = [gradients[n].numel() for n in names]
+            pieces = slope.reshape(-1).split(sizes)
+            found |= {n: piece.view_as(gradients[n]) for n, piece in zip(names, pieces, strict=True)}
+        else:
+            found |= dict.fromkeys(names, slope)
     return found
+
+
+def _bundles(held: list[Held]) -> list[list[Held]]:
+    """Small parameters in one state together: a dozen operations on each would cost more than the step itself."""
+    together: dict[Any, list[Held]] = {}
+    for h in held:
+        step = h.state.get("step")  # differs where a parameter had no gradient in some step
+        readable = (
+            not isinstance(step, Tensor) or step.device.type == "cpu"
+        )  # another device would have to be waited for
+        small = h.rule.moments and h.size < JOINED_BELOW and readable
+        key = (id(h.group), len(h.state), step is not None and float(step)) if small else h.name
+        together.setdefault(key, []).append(h)
+    return list(together.values())
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """All entries in a row; a single tensor as it is."""
+    return torch.cat([t.reshape(-1) for t in tensors]) if len(tensors) > 1 else tensors[0]
 
 
 def functional_step(held: list[Held], values: Tensors, gradients: Tensors) -> Tensors:

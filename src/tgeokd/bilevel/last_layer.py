@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tgeokd.bilevel.inner_step import InnerStep, MicroBatch, signal_difference_slope, trainable
+from tgeokd.bilevel.functional import trainable
+from tgeokd.bilevel.inner_step import InnerStep, MicroBatch, signal_difference_slope
 from tgeokd.errors import InputError
 from tgeokd.losses import gt_slope
 

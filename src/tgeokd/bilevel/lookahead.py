@@ -11,15 +11,19 @@ product over all ``i`` at once is the derivative of the N-vector ``kd_i - gt_i``
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
 from tgeokd.bilevel import finite_difference, forward, last_layer, unrolled
+from tgeokd.bilevel.functional import Tensors, functional_logits, trainable
 from tgeokd.bilevel.inner_step import (
     Clip,
     Held,
@@ -27,13 +31,10 @@ from tgeokd.bilevel.inner_step import (
     MicroBatch,
     PassContext,
     Pullback,
-    Tensors,
-    functional_logits,
     functional_step,
     held_by,
     signal_difference_slope,
     slopes,
-    trainable,
 )
 from tgeokd.errors import InputError
 from tgeokd.losses import check_ratios, fuse, gt_loss, kd_loss
@@ -113,7 +114,8 @@ class Lookahead:
         self._step = None
         if not record:
             return class_logits(self.student, inputs)
-        part = new_part(self.student, self.method, inputs, target, teacher_logits)
+        to_replay = self.method != "last_layer" or self._head is None
+        part = new_part(self.student, self.method, inputs, target, teacher_logits, to_replay=to_replay)
         if self.method == "last_layer" and self._head is None:
             self._head = last_layer.find_head(self.student, part)
         self._parts.append(part)
@@ -126,6 +128,9 @@ class Lookahead:
     def step(self) -> None:
         """Clip the gradient (where asked) and take the optimizer's step, keeping what was there before it."""
         parts, self._parts = self._parts, []
+        if not parts and self.clip_norm is None:
+            self.optimizer.step()
+            return
         own = trainable(self.student)
         clip = None
         if self.clip_norm is not None:
@@ -133,8 +138,11 @@ class Lookahead:
         if not parts:
             self.optimizer.step()
             return
-        # The head's part needs only the head's slopes and never runs the student at the parameters before the step.
-        moved = own if self._head is None else {n: p for n, p in own.items() if p in set(self._head.parameters())}
+        moved = own
+        if self._head is not None:
+            # The head's part needs only the head's slopes and never runs the student at the parameters before the step.
+            of_head = set(self._head.parameters())
+            moved = {name: param for name, param in own.items() if param in of_head}
         gradients = {name: p.grad.detach() for name, p in moved.items() if p.grad is not None}
         held = held_by(self.optimizer, moved, assume_sgd=self.assume_sgd)
         pullback = Pullback(slopes(held, moved, gradients), clip)
@@ -144,9 +152,11 @@ class Lookahead:
         held = [h.snapshot() for h in held] if self.method == "unrolled" else []
         self.optimizer.step()
         torch.clear_autocast_cache()  # or a loop inside one autocast block would see the weights from before the step
-        self._step = InnerStep(self.student, self.temperature, parts, before, own, pullback, held, head=self._head)
+        self._step = InnerStep(self.student, self.temperature, parts, before, None, pullback, held, head=self._head)
 
-    def ratio_gradient(self, val_inputs: Any, val_target: Tensor, alpha: Tensor) -> Tensor:
+    def ratio_gradient(
+        self, val_inputs: Any, val_target: Tensor, alpha: Tensor, *, inner_samples: int | None = None
+    ) -> Tensor:
         """``d L_val / d alpha_i`` of the step just taken.
 
         The student's parameters, gradients and buffers, the optimizer and the random state stay as they are.
@@ -155,17 +165,21 @@ class Lookahead:
             val_inputs: held-out inputs.
             val_target: held-out labels, shape (M,). The held-out loss is the mean cross-entropy in eval mode.
             alpha: the fusion ratios the step used, shape (N,), micro-batches one after the other.
+            inner_samples: find the derivative for about this many of the step's samples alone, the first of each
+                micro-batch, multiplied by their share of all, and give the others 0. Where batches are shuffled this is an
+                unbiased estimate of whatever is summed over the samples. For the ways that run the student again.
 
         Returns:
             Shape (N,).
 
         Raises:
             RuntimeError: where no recorded step has been taken.
-            ValueError: where ``alpha`` has another length than the step.
+            ValueError: where ``alpha`` has another length than the step, or for ``inner_samples`` with a student that ties
+                the samples of a batch together.
         """
         if self._step is None:
             raise RuntimeError("ratio_gradient needs a finished step: forward(...), backward() and step() come first")
-        result, self.method = _differentiate(self._step, self.method, alpha, val_inputs, val_target)
+        result, self.method = _differentiate(self._step, self.method, alpha, val_inputs, val_target, inner_samples)
         return result
 
 
@@ -248,22 +262,52 @@ def ratio_gradient(
 
 
 def _differentiate(
-    step: InnerStep, method: Hypergradient, alpha: Tensor, val_inputs: Any, val_target: Tensor
+    step: InnerStep,
+    method: Hypergradient,
+    alpha: Tensor,
+    val_inputs: Any,
+    val_target: Tensor,
+    inner_samples: int | None = None,
 ) -> tuple[Tensor, Hypergradient]:
     """The hypergradient, and the way it was found (which says what ``auto`` became)."""
     _check_alpha(alpha, step.size)
+    parts = step.parts if inner_samples is None else _first_samples(step, method, inner_samples)
     if method == "last_layer":
         return last_layer.ratio_gradient(step, val_inputs, val_target), method
     if method == "unrolled":
         return unrolled.ratio_gradient(step, alpha, val_inputs, val_target), method
 
     direction = step.pullback(step.outer_gradient(val_inputs, val_target))
-    moved, method = logits_along(step.student, step.parts, step.params, direction, method)
+    moved, method = logits_along(step.student, parts, step.params, direction, method)
     along = [
         (signal_difference_slope(logits, part, step.temperature) * tangent).sum(dim=-1)
-        for part, (logits, tangent) in zip(step.parts, moved, strict=True)
+        for part, (logits, tangent) in zip(parts, moved, strict=True)
     ]
+    if inner_samples is not None:
+        # sum over the sample times N / n estimates the sum over all N
+        share = sum(map(len, along)) / step.size
+        along = [
+            torch.cat([values / share, values.new_zeros(len(whole.target) - len(values))])
+            for values, whole in zip(along, step.parts, strict=True)
+        ]
     return -torch.cat(along) / step.size, method
+
+
+def _first_samples(step: InnerStep, method: Hypergradient, count: int) -> list[MicroBatch]:
+    """The step's micro-batches cut down to about ``count`` samples in all."""
+    if count < 1:
+        raise InputError(f"inner_samples must be >= 1, not {count}")
+    if method in ("last_layer", "unrolled"):
+        raise InputError(f"inner_samples is for the ways that run the student again, and {method!r} has no use for it")
+    for module, training in step.parts[0].modes:
+        # what a sample gives would depend on which others are with it, or on another dropout mask than the step's
+        if training and isinstance(module, _BatchNorm | _DropoutNd):
+            raise InputError(
+                f"inner_samples cannot be used with a student that has {type(module).__name__} layers in training mode: "
+                "there the derivative of a sample is that of its whole batch"
+            )
+    share = count / step.size
+    return [part.first(math.ceil(share * len(part.target))) for part in step.parts]
 
 
 def logits_along(
@@ -298,17 +342,21 @@ def new_part(
     target: Tensor,
     teacher_logits: Tensor,
     buffers: Tensors | None = None,
+    *,
+    to_replay: bool = True,
 ) -> MicroBatch:
-    """A micro-batch as it stands before its forward pass."""
+    """A micro-batch as it stands before its forward pass; without ``to_replay``, it can never be run again."""
     device = module_device(student)
-    present = dict(student.named_buffers()) if buffers is None else buffers
+    present: Tensors = {}
+    if to_replay:
+        present = dict(student.named_buffers()) if buffers is None else buffers
     return MicroBatch(
         inputs,
         target,
         teacher_logits,
         random_state(device),
         {name: buffer.clone() for name, buffer in present.items()},
-        modes(student),
+        modes(student) if to_replay else [],
         PassContext.current(device, math_attention=method in ("auto", "forward", "unrolled")),
     )
 

@@ -19,10 +19,11 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from tgeokd.errors import InputError
 
-__all__ = ["UpdateRule", "rule_of", "unwrapped"]
+__all__ = ["Slope", "UpdateRule", "rule_of", "unwrapped"]
 
 State = Mapping[str, Any]
 Group = Mapping[str, Any]
+Slope = Tensor | float
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,12 @@ class UpdateRule:
     Attributes:
         new_value: the parameter after the step; differentiable with respect to the gradient.
         slope: ``D``, the derivative of ``update`` with respect to the gradient, element by element.
+        moments: what ``slope`` reads of the state that has the parameter's shape; none where ``slope`` is one number.
     """
 
     new_value: Callable[[Tensor, Tensor, State, Group], Tensor]
-    slope: Callable[[Tensor, Tensor, State, Group], Tensor | float]
+    slope: Callable[[Tensor, Tensor, State, Group], Slope]
+    moments: tuple[str, ...] = ()
 
 
 def rule_of(optimizer: Optimizer, *, assume_sgd: bool = False) -> UpdateRule:
@@ -95,17 +98,21 @@ class _Moments:
     first: Tensor
     root: Tensor  # square root of the second moment (its maximum with amsgrad), bias-corrected
     moving: Tensor | None  # with amsgrad: where the second moment of this step is the maximum
-    correction1: float
-    correction2: float
+    correction1: Slope
+    correction2: Slope
 
 
 def _moments(param: Tensor, grad: Tensor, state: State, group: Group) -> _Moments:
     decay = 0.0 if _decoupled(group) else float(group["weight_decay"])
     grad = _effective_gradient(param, grad, group, decay=decay)
     beta1, beta2 = (float(beta) for beta in group["betas"])
-    step = float(state.get("step", 0.0)) + 1.0
-    first = beta1 * state["exp_avg"] + (1 - beta1) * grad if state else (1 - beta1) * grad
-    second = beta2 * state["exp_avg_sq"] + (1 - beta2) * grad.square() if state else (1 - beta2) * grad.square()
+    step = state.get("step", 0.0) + 1.0
+    if isinstance(step, Tensor) and step.device.type == "cpu":
+        step = float(step)  # a number on another device stays there: reading it would wait for the device
+    first = state["exp_avg"].lerp(grad, 1 - beta1) if state else (1 - beta1) * grad
+    second = (1 - beta2) * grad.square()
+    if state:
+        second = torch.add(second, state["exp_avg_sq"], alpha=beta2)
     moving = None
     if group["amsgrad"] and state:
         moving = second >= state["max_exp_avg_sq"]
@@ -150,8 +157,9 @@ def _decoupled(group: Group) -> bool:
     return bool(group.get("decoupled_weight_decay", False))
 
 
+_ADAM_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 _RULES: dict[type[Optimizer], UpdateRule] = {
     SGD: UpdateRule(_sgd_value, _sgd_slope),
-    Adam: UpdateRule(_adam_value, _adam_slope),
-    AdamW: UpdateRule(_adam_value, _adam_slope),
+    Adam: UpdateRule(_adam_value, _adam_slope, _ADAM_MOMENTS),
+    AdamW: UpdateRule(_adam_value, _adam_slope, _ADAM_MOMENTS),
 }

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from tgeokd.bilevel import Hypergradient
-from tgeokd.bilevel.inner_step import MicroBatch, functional_logits, held_by, trainable
+from tgeokd.bilevel.functional import functional_logits, trainable
+from tgeokd.bilevel.inner_step import MicroBatch, held_by
 from tgeokd.bilevel.lookahead import logits_along, new_part
 from tgeokd.errors import InputError
 from tgeokd.losses import gt_loss, gt_slope, kd_loss, kd_slope, soft_ce_loss

@@ -1,0 +1,173 @@
+"""What is timed: two pairs of teacher and student with data of the right shapes, our loop and the loop written by hand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from tgeokd import Distiller
+from tgeokd.callbacks import Callback
+from tgeokd.data.base import InputSpec
+from tgeokd.loaders import ArrayDataset
+from tgeokd.methods import Method
+from tgeokd.models import build_model
+from tgeokd.teachers import StoredPredictions
+
+__all__ = ["ALPHA", "MLP", "RESNET", "Workload", "distilled", "handwritten"]
+
+ALPHA = 0.5
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A teacher, a student and batches.
+
+    Attributes:
+        name: of the pair.
+        teacher: builds the teacher.
+        student: builds the student.
+        optimizer: builds the student's optimizer.
+        inputs: builds the inputs of n samples, as the package's own loaders give them.
+        num_classes: C.
+        temperature: ``tau``.
+        threads: torch threads.
+        steps: in one measurement; a multiple of the default method's interval.
+    """
+
+    name: str
+    teacher: Callable[[], nn.Module]
+    student: Callable[[], nn.Module]
+    optimizer: Callable[[nn.Module], Optimizer]
+    inputs: Callable[[int], Any]
+    num_classes: int
+    temperature: float
+    threads: int
+    steps: int
+    batch_size: int = 64
+
+    def batches(self, count: int) -> list[tuple[Any, Tensor, Tensor]]:
+        """Batches of (inputs, target, ids), the same on every call."""
+        torch.manual_seed(0)
+        n = self.batch_size
+        return [
+            (self.inputs(n), torch.randint(self.num_classes, (n,)), torch.arange(i * n, (i + 1) * n))
+            for i in range(count)
+        ]
+
+    def held_out(self, size: int = 1024) -> torch.utils.data.DataLoader[Any]:
+        """Held-out samples as a loader; every class occurs."""
+        torch.manual_seed(1)
+        target = torch.arange(size) % self.num_classes
+        return torch.utils.data.DataLoader(ArrayDataset(self.inputs(size), target), self.batch_size)
+
+    def build(self) -> tuple[nn.Module, nn.Module, Optimizer]:
+        """Teacher in eval mode, student and optimizer, the same on every call."""
+        torch.manual_seed(2)
+        teacher, student = self.teacher().eval(), self.student()
+        return teacher, student, self.optimizer(student)
+
+
+def _images(n: int) -> Tensor:
+    return torch.randn(n, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+
+
+def _resnet(name: str) -> Callable[[], nn.Module]:
+    return lambda: build_model(name, inputs=InputSpec("array", (3, 32, 32)), num_classes=100)
+
+
+def _mlp(hidden: tuple[int, ...], dropout: float) -> Callable[[], nn.Module]:
+    spec = InputSpec("table", (128,))
+    return lambda: build_model("mlp", inputs=spec, num_classes=3, hidden=hidden, dropout=dropout)
+
+
+RESNET = Workload(
+    name="ResNet-56 -> ResNet-20",
+    teacher=_resnet("resnet56"),
+    student=_resnet("resnet20"),
+    optimizer=lambda student: SGD(student.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    inputs=_images,
+    num_classes=100,
+    temperature=4.0,
+    threads=2,
+    steps=8,
+)
+MLP = Workload(
+    name="MLP of the hil size",
+    teacher=_mlp((512, 256, 128, 64, 32), 0.1),
+    student=_mlp((64, 32), 0.0),
+    optimizer=lambda student: AdamW(student.parameters(), 3e-3, weight_decay=0.01),
+    inputs=lambda n: (torch.randn(n, 128), torch.empty(n, 0, dtype=torch.int64)),
+    num_classes=3,
+    temperature=2.0,
+    threads=1,
+    steps=400,
+)
+
+
+class _Clock(Callback):
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.stamps: list[float] = []
+
+    def on_step_end(self, distiller: Distiller) -> None:
+        self.stamps.append(time.perf_counter())
+
+
+def distilled(work: Workload, method: Callable[[], Method], *, cached: bool = False) -> Callable[[], float]:
+    """A measurement of our loop: seconds a step of :meth:`Distiller.fit`, first step not counted.
+
+    Args:
+        work: the pair.
+        method: builds the method.
+        cached: the teacher's predictions are looked up instead of computed.
+    """
+    batches = work.batches(work.steps + 1)
+    held_out = work.held_out()
+
+    def measure() -> float:
+        teacher, student, optimizer = work.build()
+        source: Any = StoredPredictions.from_teacher(teacher, batches) if cached else teacher
+        clock = _Clock()
+        distiller = Distiller(
+            student, source, method(), optimizer, temperature=work.temperature, callbacks=[clock], progress=False,
+            accelerator="cpu",
+        )  # fmt: skip
+        distiller.fit(batches, held_out, epochs=1)
+        return (clock.stamps[-1] - clock.stamps[0]) / work.steps
+
+    return measure
+
+
+def handwritten(work: Workload) -> Callable[[], float]:
+    """A measurement of the loop people write: seconds a step, first step not counted."""
+    batches = work.batches(work.steps + 1)
+    tau = work.temperature
+
+    def measure() -> float:
+        teacher, student, optimizer = work.build()
+        student.train()
+        total, started = 0.0, 0.0
+        for i, (inputs, target, _) in enumerate(batches):
+            if i == 1:
+                started = time.perf_counter()
+            arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+            with torch.no_grad():
+                teacher_logits = teacher(*arguments)
+            logits = student(*arguments)
+            kd = F.kl_div(F.log_softmax(logits / tau, 1), F.softmax(teacher_logits / tau, 1), reduction="batchmean")
+            loss = ALPHA * tau**2 * kd + (1 - ALPHA) * F.cross_entropy(logits, target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(target)
+        return (time.perf_counter() - started) / work.steps
+
+    return measure
