@@ -13,13 +13,25 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
     SequentialSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
 
 from tgeokd.errors import InputError
-from tgeokd.loaders import ArrayDataset, BlockShuffle, OuterStream, group, joined, shuffling, subset, union_loader
+from tgeokd.loaders import (
+    ArrayDataset,
+    BatchLoader,
+    BlockShuffle,
+    OuterStream,
+    group,
+    joined,
+    resident,
+    shuffling,
+    subset,
+    union_loader,
+)
 
 
 def tensors(n, start=0):
@@ -509,3 +521,115 @@ def test_groups_are_read_no_further_than_needed():
     groups = group(batches(), 2)
     next(groups)
     assert read == [0, 1]
+
+
+# ---- BatchLoader
+
+
+@given(
+    n=st.integers(1, 40),
+    batch_size=st.integers(1, 9),
+    order=st.sampled_from(["kept", "shuffled", "own generator", "blocks"]),
+    drop_last=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_batches_order_and_draws_are_those_of_torch_s_loader(n, batch_size, order, drop_last, seed):
+    def passes(kind):
+        data = Pairs(n, block_size=3)
+        generator = torch.Generator().manual_seed(seed) if order == "own generator" else None
+        options = {"shuffle": order != "kept", "generator": generator}
+        if order == "blocks":
+            options = {"sampler": BlockShuffle(n, 3, None, window=2)}
+        torch.manual_seed(seed)
+        loader = kind(data, batch_size, drop_last=drop_last, **options)
+        found = [[[part.tolist() for part in (*x, y, names)] for x, y, names in loader] for _ in range(2)]
+        assert len(loader) == len(found[0])
+        states = [g.get_state() for g in (torch.default_generator, generator) if g is not None]
+        return found, [state.numpy().tobytes() for state in states]
+
+    assert passes(BatchLoader) == passes(DataLoader)
+
+
+class Odd(ArrayDataset):
+    """Says which way its samples were fetched."""
+
+    asked = 0
+
+    def __getitems__(self, indices):
+        self.asked += 1
+        return super().__getitems__(indices)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": WeightedRandomSampler(torch.tensor([1.0, 2.0, 0.0, 1.0]), 6)},
+        {"sampler": RandomSampler(range(4), replacement=True, num_samples=6)},
+        {"sampler": RandomSampler(range(4), num_samples=2)},
+        {"batch_sampler": BatchSampler(SequentialSampler(range(4)), 3, drop_last=False)},
+        {"batch_size": 2, "collate_fn": lambda batch: [part + 1 for part in batch[0]]},
+    ],
+    ids=["weighted", "replacement", "fewer", "batch sampler", "collation"],
+)
+def test_what_the_user_brings_is_left_to_torch(options):
+    data = Odd(*tensors(4))
+    batches = []
+    for kind in (BatchLoader, DataLoader):
+        torch.manual_seed(0)
+        batches.append([[part.tolist() for part in batch] for batch in kind(data, **options)])
+    assert batches[0] == batches[1]
+    assert data.asked >= 2
+
+
+def test_no_list_of_rows_is_made_where_none_is_needed():
+    data = Odd(*tensors(9))
+    for loader in (
+        BatchLoader(data, 4),
+        BatchLoader(data, 4, shuffle=True),
+        union_loader(DataLoader(data, 4), DataLoader(data)),
+    ):
+        list(loader)
+    stream = OuterStream(DataLoader(data, 4), 3, 0)
+    drawn(stream, 0, 4)
+    assert data.asked == 0
+
+
+def test_a_data_set_of_the_user_s_is_left_to_torch():
+    assert [y.tolist() for _, y in BatchLoader(Rows(5), 3)] == [[0, 1, 2], [0, 1]]
+
+
+def test_batches_are_copies():
+    data = arrays(4)
+    for x, _ in BatchLoader(data, 4):
+        x.zero_()
+    assert torch.equal(data.inputs, tensors(4)[0])
+
+
+# ---- residency
+
+
+def test_a_data_set_moves_to_a_device_and_makes_its_batches_there():
+    moved = Pairs(6).with_views(2).to("meta")
+    (a, b), y, names = moved.fetch(torch.arange(2))
+    assert {part.device.type for part in (a, b, y, names)} == {"meta"}
+    assert moved.device.type == "meta"
+    assert moved.views == 2
+
+
+@pytest.mark.parametrize(("free", "stays"), [(10**6, False), (1000, True)])
+def test_data_is_kept_on_an_accelerator_where_it_takes_less_than_half_of_the_free_memory(
+    free, stays, monkeypatch, caplog
+):
+    data, moved = Pairs(10), Pairs(1)  # of 10 * (8 + 8 + 8 + 8) bytes
+    assert data.nbytes == 320
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free if not stays else 640, 0))
+    monkeypatch.setattr(ArrayDataset, "to", lambda self, device: moved)
+    with caplog.at_level("INFO", "tgeokd"):
+        assert resident(data, torch.device("cuda")) is (data if stays else moved)
+    assert ("left in main memory" if stays else "kept on cuda") in caplog.text
+
+
+def test_nothing_moves_on_the_cpu_or_where_it_cannot():
+    data, listed = Pairs(3), Rows(3)
+    assert resident(data, torch.device("cpu")) is data
+    assert resident(listed, torch.device("cuda")) is listed

@@ -88,6 +88,8 @@ class BatchLoader(DataLoader[Any]):
 def _permuted(size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
     """One piece, drawn when the first batch is asked for, as torch's ``RandomSampler`` does."""
     yield torch.randperm(size, generator=_own(generator))
+    if generator is not None:
+        torch.randperm(size, generator=generator)  # torch's sampler draws an order that it takes no row of
 
 
 def _own(generator: torch.Generator | None) -> torch.Generator:

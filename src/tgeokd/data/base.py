@@ -91,8 +91,8 @@ class TaskData:
         """The same data with the splits that fit kept on a CUDA device, see :func:`~tgeokd.loaders.resident`."""
         if self.workers:  # these fetch in processes of their own
             return self
-        parts = {name: resident(getattr(self, name), device) for name in ("train", "held_out", "test")}
-        return dataclasses.replace(self, **parts)
+        train, held_out, test = (resident(part, device) for part in (self.train, self.held_out, self.test))
+        return dataclasses.replace(self, train=train, held_out=held_out, test=test)
 
     def training_loader(self, batch_size: int, *, with_held_out: bool = False) -> DataLoader[Any]:
         """Shuffled training batches, on request with the held-out samples among them."""

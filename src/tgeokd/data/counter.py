@@ -40,7 +40,8 @@ def below(bits: Tensor, field: int, bound: int) -> Tensor:
     Returns:
         int64 in [0, bound), shape (N,).
     """
-    return (((bits >> (_FIELD * field)) & (2**_FIELD - 1)) * bound) >> _FIELD
+    part: Tensor = (bits >> (_FIELD * field)) & (2**_FIELD - 1)
+    return (part * bound) >> _FIELD
 
 
 @lru_cache(maxsize=64)
