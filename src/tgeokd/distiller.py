@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -20,16 +22,18 @@ from tgeokd.callbacks import Callback, EarlyStopping, ProgressBar
 from tgeokd.checks import FiniteGuard, check_classes_held_out, check_same_classes, check_target
 from tgeokd.errors import InputError
 from tgeokd.geometry import ClassMeans
-from tgeokd.loaders import OuterStream, group, union_loader
+from tgeokd.loaders import OuterStream, group, set_view, union_loader, views_of
 from tgeokd.losses import logits_from_probs
 from tgeokd.methods import Batch, Method, Signals, TrainingStep, build_method
 from tgeokd.metrics import Metrics
 from tgeokd.modules import class_logits, class_probs, eval_mode, random_state, replayed
 from tgeokd.ratios import RatioStatistics
 from tgeokd.runfolder import RunFolder
-from tgeokd.teachers import StoredPredictions
+from tgeokd.teachers import CachedTeacher, StoredPredictions, TeacherCacheOptions
 
 __all__ = ["Distiller", "History"]
+
+logger = logging.getLogger(__name__)
 
 Loader = Iterable[Any]
 
@@ -58,6 +62,11 @@ class Distiller:
         temperature: ``tau`` of the teacher term.
         teacher_probs: the teacher returns class probabilities rather than logits. The two cannot be told apart by looking at
             them, so this is never guessed.
+        cache_teacher: ask the teacher once about every training sample and train on what it said: faster wherever the teacher
+            is the larger one. Loaders must yield ids. A training set that augments at random (:class:`ArrayDataset` with a
+            transform that has ``view``) then has a fixed number of augmented views of each sample, one an epoch in turn, so
+            that the teacher speaks of the very pixels the student sees. :class:`~tgeokd.teachers.TeacherCacheOptions` say how
+            many, how they are stored and where; ``True`` takes the defaults.
         scheduler: learning-rate scheduler of ``optimizer``. ``ReduceLROnPlateau`` watches the held-out loss.
         scheduler_every: step it once an ``"epoch"`` or once a ``"step"``.
         clip_norm: clip the gradient to this norm before each step.
@@ -90,6 +99,7 @@ class Distiller:
         *,
         temperature: float = 4.0,
         teacher_probs: bool = False,
+        cache_teacher: bool | TeacherCacheOptions = False,
         scheduler: LRScheduler | ReduceLROnPlateau | None = None,
         scheduler_every: Literal["epoch", "step"] = "epoch",
         clip_norm: float | None = None,
@@ -133,6 +143,11 @@ class Distiller:
         # on `fabric.backward`, and the lookahead takes gradients with `torch.autograd.grad`.
         self.fabric.setup(student, optimizer)
         self._teacher = teacher
+        self.cache_teacher = TeacherCacheOptions() if cache_teacher is True else cache_teacher or None
+        self._cached: CachedTeacher | None = None
+        if self.cache_teacher is not None and isinstance(teacher, StoredPredictions):
+            logger.info("the teacher is stored predictions already: cache_teacher changes nothing")
+            self.cache_teacher = None
         if isinstance(teacher, nn.Module):
             self.fabric.setup_module(teacher)
             teacher.eval()
@@ -180,7 +195,8 @@ class Distiller:
             seed: of everything random from here on; the student's initial weights are the caller's.
             patience: stop when the held-out loss has not fallen for this many epochs, and go back to the best weights.
             checkpoint_every: epochs between two checkpoints in ``out``; the first and the last epoch always write one.
-            out: folder for ``metrics.jsonl`` (a line an epoch), ``last.ckpt/`` and ``student.safetensors``.
+            out: folder for ``metrics.jsonl`` (a line an epoch), ``last.ckpt/`` and ``student.safetensors``; with
+                ``cache_teacher``, also for ``teacher-cache/``.
             resume: continue the run in ``out``, with the same arguments, as if it had not been interrupted.
 
         Returns:
@@ -188,8 +204,9 @@ class Distiller:
 
         Raises:
             ValueError: for data that does not fit (an empty loader, labels out of range, student and teacher of different
-                class counts, a held-out set without one of the training classes), logits that are NaN or infinite, and a
-                folder that holds a run already or cannot be written. Data is checked before the folder is touched.
+                class counts, a held-out set without one of the training classes), logits that are NaN or infinite, a stale
+                teacher cache, and a folder that holds a run already or cannot be written. Data is checked before anything but
+                a teacher cache is written.
         """
         if epochs < 1:
             raise InputError(f"epochs must be >= 1, not {epochs}")
@@ -210,7 +227,30 @@ class Distiller:
         self.resumed_at = 0
         self.history = History()
 
+        if self.cache_teacher is not None and self._uses_teacher:
+            self._cached = self._new_cache(Path(out) / "teacher-cache" if out is not None else None)
+            train_loader = self._cached.viewed(train_loader, epochs)
+        try:
+            return self._fit(train_loader, val_loader, epochs, seed, callbacks, checkpoint_every, out, resume)
+        finally:
+            if self._cached is not None:
+                self._cached.close()
+
+    def _fit(
+        self,
+        train_loader: Loader,
+        val_loader: Loader | None,
+        epochs: int,
+        seed: int,
+        callbacks: Sequence[Callback],
+        checkpoint_every: int,
+        out: str | Path | None,
+        resume: bool,
+    ) -> History:
         train_loader = self._training_loader(train_loader, val_loader)
+        if out is not None and self._cached is not None:
+            RunFolder(out, resume=resume)  # refuses a folder before the teacher is asked for its sake
+        set_view(train_loader, 0)
         self._prepare(train_loader, val_loader)
         outer = self._outer_stream(train_loader, val_loader, seed)
         folder = RunFolder(out, resume=resume) if out is not None else None
@@ -243,6 +283,35 @@ class Distiller:
         if folder is not None:
             folder.write_weights(self.student)
         return self.history
+
+    def store_teacher(
+        self, train_loader: Loader, val_loader: Loader | None = None, *, folder: str | Path, epochs: int
+    ) -> None:
+        """Ask the teacher now and keep what it says, for trainings with ``cache_teacher`` that name the same folder.
+
+        Args:
+            train_loader: all samples that one of them will train on, held-out ones too where it does.
+            val_loader: held-out batches, for a method that asks the teacher about these (``rw``).
+            folder: of the cache.
+            epochs: of these trainings; no more views are made, unless ``cache_teacher`` says how many.
+
+        Raises:
+            ValueError: where ``cache_teacher`` is off, what cannot be recognised later, and a stale cache in the folder.
+        """
+        if self.cache_teacher is None:
+            raise InputError(
+                "to store what the teacher says, the Distiller needs cache_teacher, and a teacher that is asked"
+            )
+        self.cache_teacher = dataclasses.replace(self.cache_teacher, folder=str(folder))
+        if isinstance(self._teacher, nn.Module):
+            self._teacher.eval()
+        cached = self._new_cache(None)
+        loaders = [cached.viewed(train_loader, epochs), *([] if val_loader is None else [val_loader])]
+        for part, loader in zip(("train", "held-out"), loaders, strict=False):
+            first = next(self._batches(loader, "loader", check=False), None)
+            if first is None:
+                raise InputError("the loader is empty")
+            cached.store(part, loader, self._asked(first.inputs).shape[-1])
 
     def evaluate(self, loader: Loader) -> dict[str, float]:
         """Metrics of the student in eval mode.
@@ -279,8 +348,10 @@ class Distiller:
         """
         ratios = []
         with replayed(random_state(self.device)), torch.no_grad(), eval_mode(self.student):
+            if self._cached is not None:
+                loader = self._cached.adopt(loader)
             batches = self._batches(loader, "loader")
-            for batch in self._with_teacher(batches) if self._uses_teacher else batches:
+            for batch in self._with_teacher(batches, loader) if self._uses_teacher else batches:
                 logits = self._student_logits(batch.inputs)
                 ratios.append(self.method.alpha(self._signals(batch, logits)).detach().cpu())
         if not ratios:
@@ -320,10 +391,36 @@ class Distiller:
                 check_same_classes(student_logits, self._teacher_logits(first))
             if val_loader is not None and next(self._batches(val_loader, "held-out loader"), None) is None:
                 raise InputError("the held-out loader is empty")
+            if self._cached is not None:
+                self._store(self._cached, train_loader, val_loader)
             means = self._survey(train_loader, val_loader)
             self.method.prepare(self._num_classes, means, self.device)
         if generator is not None and order is not None:
             generator.set_state(order)
+
+    def _store(self, cached: CachedTeacher, train_loader: Loader, val_loader: Loader | None) -> None:
+        """Ask the teacher about all samples whose logits the training will need."""
+        assert self._num_classes is not None
+        cached.store("train", train_loader, self._num_classes)
+        if self.method.outer_needs_teacher and self.method.outer in ("holdout", "union"):
+            assert val_loader is not None
+            cached.store("held-out", val_loader, self._num_classes)
+
+    def _new_cache(self, folder: Path | None) -> CachedTeacher:
+        assert self.cache_teacher is not None
+
+        def ask(inputs: Any) -> Tensor:
+            return self._asked(self._on_device(inputs, None).inputs)
+
+        return CachedTeacher(
+            self._teacher,
+            ask,
+            self.cache_teacher,
+            folder,
+            precision=self.fabric.strategy.precision.precision,
+            probs=self.teacher_probs,
+            device=self.device,
+        )
 
     def _survey(self, train_loader: Loader, val_loader: Loader | None) -> Tensor | None:
         """One pass for the teacher's class means and the class counts, as far as the method needs them."""
@@ -335,7 +432,7 @@ class Distiller:
         train_counts = torch.zeros(self._num_classes, dtype=torch.int64)
         for batch in self._batches(train_loader, "training loader"):
             if self.method.needs_class_means:
-                logits = self._teacher_logits(batch)
+                logits = self._teacher_logits(batch, train_loader)
                 if not bool(torch.isfinite(logits).all()):
                     raise InputError("the teacher's logits are NaN or infinite on the training set (before step 0)")
                 means.update(logits.softmax(dim=-1), batch.target)
@@ -362,18 +459,26 @@ class Distiller:
         ratios = RatioStatistics(self.device)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         count = 0
+        views = views_of(train_loader)
+        if views is not None:
+            set_view(train_loader, self.epoch % views)
+        if self._cached is not None:
+            self._cached.start_epoch(self.epoch)
         if outer is not None:
             outer.start_epoch(self.epoch)
+        outer_source = train_loader if self.method.outer == "train" else val_loader
 
         def draw() -> Batch:
             assert outer is not None
             batch = self._on_device(*next(outer))
             if self.method.outer_needs_teacher:
-                batch.teacher_logits = self._teacher_logits(batch)
+                batch.teacher_logits = self._teacher_logits(batch, outer_source)
             return batch
 
         batches = self._batches(train_loader, "training loader")
-        for parts in group(self._with_teacher(batches) if self._uses_teacher else batches, self.accumulate):
+        if self._uses_teacher:
+            batches = self._with_teacher(batches, train_loader)
+        for parts in group(batches, self.accumulate):
             step = TrainingStep(self.step, self._lookahead, list(parts), draw)
             loss_sum += self._train_step(step, ratios, guard)
             count += sum(len(part.target) for part in parts)
@@ -451,26 +556,34 @@ class Distiller:
             yield self._on_device(*item)
 
     def _on_device(self, inputs: Any, target: Any, ids: Any = None) -> Batch:
-        inputs, target, ids = self.fabric.to_device((inputs, target, ids))
+        # Ids stay where the loader has them: a teacher's stored logits are found by them on the CPU.
+        inputs, target = self.fabric.to_device((inputs, target))
         plugin = self.fabric.strategy.precision
         # under autocast the inputs stay in full precision: autocast casts them where that is safe
         return Batch(inputs if plugin.precision.endswith("mixed") else plugin.convert_input(inputs), target, ids=ids)
 
-    def _with_teacher(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _with_teacher(self, batches: Iterator[Batch], loader: Loader) -> Iterator[Batch]:
         for batch in batches:
-            batch.teacher_logits = self._teacher_logits(batch)
+            batch.teacher_logits = self._teacher_logits(batch, loader)
             yield batch
 
-    def _teacher_logits(self, batch: Batch) -> Tensor:
+    def _teacher_logits(self, batch: Batch, loader: Loader | None = None) -> Tensor:
+        """What the teacher says, or said already, of a batch of a loader."""
+        stored = self._cached.logits(loader, batch.ids) if self._cached is not None else None
+        if stored is not None:
+            return stored
         if isinstance(self._teacher, StoredPredictions):
             if batch.ids is None:
                 raise InputError(
                     "stored teacher predictions are found by sample id: loaders must yield (inputs, target, ids)"
                 )
             return self._teacher.lookup(batch.ids.cpu()).to(self.device)
+        return self._asked(batch.inputs)
+
+    def _asked(self, inputs: Any) -> Tensor:
         with torch.no_grad():
             with self.fabric.autocast():
-                outputs = (class_probs if self.teacher_probs else class_logits)(self._teacher, batch.inputs)
+                outputs = (class_probs if self.teacher_probs else class_logits)(self._teacher, inputs)
             return logits_from_probs(outputs) if self.teacher_probs else outputs
 
     def _student_logits(self, inputs: Any) -> Tensor:

@@ -14,6 +14,7 @@ from tgeokd.errors import InputError
 from tgeokd.losses import logits_from_probs, to_class_logits
 from tgeokd.modules import class_logits, eval_mode, module_device, random_state, replayed
 from tgeokd.teachers.formats import read_predictions, write_predictions
+from tgeokd.teachers.ids import IdIndex
 
 __all__ = ["StoredPredictions"]
 
@@ -33,24 +34,13 @@ class StoredPredictions:
     """
 
     def __init__(self, logits: Tensor, ids: Tensor) -> None:
-        if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise InputError(f"ids must be whole numbers of shape (M,), not {ids.dtype} of shape {tuple(ids.shape)}")
-        if logits.ndim == 0 or len(logits) != len(ids):
+        if ids.ndim == 1 and (logits.ndim == 0 or len(logits) != len(ids)):
             raise InputError(
                 f"the teacher's predictions have shape {tuple(logits.shape)}, but there are {len(ids)} ids"
             )
-        if not len(ids):
-            raise InputError("the teacher's predictions hold no samples")
-        self.ids = ids.detach().to("cpu", torch.int64)
+        self._index = IdIndex(ids)
+        self.ids = self._index.ids
         self.logits = to_class_logits(logits.detach().to("cpu", torch.float32))
-        self._sorted, self._rows = self.ids.sort()
-        repeated = (self._sorted[1:] == self._sorted[:-1]).nonzero()
-        if len(repeated):
-            twice = int(self._sorted[int(repeated[0])])
-            rows = (self.ids == twice).nonzero().flatten().tolist()
-            raise InputError(
-                f"the teacher's predictions hold sample {twice} more than once: rows {rows[0]} and {rows[1]}"
-            )
         finite = self.logits.isfinite().all(dim=-1)
         if not bool(finite.all()):
             row = int((~finite).nonzero()[0])
@@ -79,18 +69,7 @@ class StoredPredictions:
         Raises:
             InputError: for an id that is not stored.
         """
-        if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
-            raise InputError(f"ids must be whole numbers of shape (N,), not {ids.dtype} of shape {tuple(ids.shape)}")
-        wanted = ids.to("cpu", torch.int64)
-        places = torch.searchsorted(self._sorted, wanted).clamp(max=len(self) - 1)
-        unknown = self._sorted[places] != wanted
-        if bool(unknown.any()):
-            first, last = int(self._sorted[0]), int(self._sorted[-1])
-            raise InputError(
-                f"the teacher's predictions hold no sample {int(wanted[unknown][0])} "
-                f"(they hold {len(self)} samples, ids {first} to {last})"
-            )
-        return self.logits[self._rows[places]].to(ids.device)
+        return self.logits[self._index.rows(ids)].to(ids.device)
 
     @classmethod
     def from_file(cls, path: str | Path, *, num_classes: int | None = None) -> StoredPredictions:
