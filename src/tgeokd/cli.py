@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -27,11 +27,12 @@ from tgeokd.experiments.plan import Entry, Setting, parse_entry
 from tgeokd.experiments.predict import predict
 from tgeokd.experiments.reproduce import ANALYSES, default_task, run_analysis, usual_settings
 from tgeokd.experiments.run import check, run
-from tgeokd.experiments.teacher import make_teacher
+from tgeokd.experiments.teacher import is_network, make_teacher, store_answers
 from tgeokd.methods import METHODS
 from tgeokd.report.build import build_report
 from tgeokd.report.tables import comparison_table, formatted, paired_differences, title
 from tgeokd.runfolder import RunFolder
+from tgeokd.teachers import TeacherCacheOptions
 
 __all__ = ["app", "main"]
 
@@ -224,6 +225,73 @@ def compare_command(
     _compare(chosen, entries, seeds, out, [setting], jobs, tune=tune, resume=resume)
 
 
+@app.command("teacher-cache")
+def teacher_cache_command(
+    task: Task,
+    out: Annotated[Path, typer.Option(help="Folder of the teacher and what it says.")],
+    config: ConfigFile = None,
+    preset_name: Preset = None,
+    data_dir: DataDir = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of split and teacher.  \\[default: 0]", show_default=False)
+    ] = None,
+    views: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Augmented views of each sample.  \\[default: 4, 1 without augmentation]", show_default=False
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="fp16, bf16 or fp32.  \\[default: fp16]", show_default=False)
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Keep so many logits a sample, for many classes.  \\[default: all]", show_default=False
+        ),
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Make a task's teacher and ask it once about all samples, so that no training has to.
+
+    The folder holds teacher.safetensors and what it says, memory-mapped. A training that names it is refused where teacher,
+    samples or augmentation are not the same. distill and compare do all this by themselves with teacher_cache={}.
+
+    [bold]Examples[/bold]
+
+    tgeokd teacher-cache cifar100 --data-dir data --views 8 --out teachers/cifar100
+
+    tgeokd distill cifar100 --data-dir data --set teacher.weights=teachers/cifar100/teacher.safetensors
+    --set teacher_cache.folder=teachers/cifar100
+    """
+    chosen = _config(task, config, preset_name, settings, data_dir, None, seed)
+    asked: dict[str, Any] = {"views": views, "dtype": dtype, "top_k": top_k}
+    given = {name: value for name, value in asked.items() if value is not None}
+    options = dataclasses.replace(chosen.teacher_cache or TeacherCacheOptions(), **given, folder=str(out.resolve()))
+    chosen = dataclasses.replace(chosen, teacher_cache=options)
+    check(chosen)
+    if not is_network(chosen):
+        raise InputError("this teacher is no network: its predictions are stored once as it is, no cache is needed")
+    if (out / "config.yaml").exists() and _elsewhere(load_config(out / "config.yaml")) != _elsewhere(chosen):
+        raise InputError(f"{out} holds the teacher of other settings (config.yaml); choose another folder")
+    folder = RunFolder(out)
+    folder.write_yaml("config.yaml", chosen.to_dict())
+    data, teacher = load_data(chosen), out / "teacher.safetensors"
+    if not teacher.exists():
+        console.print("teacher")
+        console.print(f"  {_shown(make_teacher(chosen, data, teacher, progress=True))}")
+    console.print("what it says")
+    for part, cache in store_answers(chosen, data, teacher, out).items():
+        size = sum(path.stat().st_size for path in cache.folder.iterdir()) / 1e6
+        kept = "all" if cache.top_k is None else f"{cache.top_k} of"
+        console.print(
+            f"  {part}: {len(cache):,} samples, {cache.views} views, {kept} {cache.num_classes} classes in {cache.dtype}, "
+            f"{size:.3g} MB",
+            soft_wrap=True,
+        )
+    console.print(f"use it: --set teacher.weights={teacher} --set teacher_cache.folder={out}", soft_wrap=True)
+
+
 @app.command("predict")
 def predict_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run on a table.")],
@@ -330,11 +398,21 @@ def _config(
         chosen = dataclasses.replace(chosen, method=method, options={})  # options belong to a method
     if seed is not None:
         chosen = dataclasses.replace(chosen, seed=seed)
-    return _with_data_dir(override(chosen, settings or []), data_dir)
+    chosen = override(chosen, settings or [])
+    options = chosen.teacher_cache
+    if options is not None and options.folder is not None:  # a run may be resumed from elsewhere
+        options = dataclasses.replace(options, folder=str(Path(options.folder).resolve()))
+    return _with_data_dir(dataclasses.replace(chosen, teacher_cache=options), data_dir)
 
 
 def _with_data_dir(config: RunConfig, data_dir: Path | None) -> RunConfig:
     return config if data_dir is None else dataclasses.replace(config, data_dir=str(data_dir.resolve()))
+
+
+def _elsewhere(config: RunConfig) -> RunConfig:
+    """The config wherever its data and its folder have moved."""
+    options = config.teacher_cache and dataclasses.replace(config.teacher_cache, folder=None)
+    return dataclasses.replace(config, data_dir=None, teacher_cache=options)
 
 
 def _show_notes(config: RunConfig) -> None:

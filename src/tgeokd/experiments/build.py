@@ -93,6 +93,7 @@ def build_distiller(
         method,
         optimizer,
         temperature=config.temperature,
+        cache_teacher=config.teacher_cache or False,
         scheduler=scheduler,
         clip_norm=recipe.clip_norm,
         metrics=data.metrics,

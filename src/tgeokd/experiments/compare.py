@@ -19,7 +19,7 @@ from tgeokd.experiments.plan import TUNING_SEED, Entry, Job, Plan, Records, Sche
 from tgeokd.experiments.run import RunResult, Score, check, halves, run, trial
 from tgeokd.experiments.statistics import paired_table
 from tgeokd.experiments.summary import claims, machine, summarise
-from tgeokd.experiments.teacher import make_teacher
+from tgeokd.experiments.teacher import make_teacher, store_answers
 from tgeokd.experiments.workers import worker_pool
 from tgeokd.runfolder import RunFolder, slug
 
@@ -162,13 +162,16 @@ def _open(plan: Plan, *, resume: bool) -> RunFolder:
 
 
 def _teacher_job(config: RunConfig, path: Path) -> dict[str, float]:
-    """Make a teacher unless it is there already; runs in a worker process."""
+    """Make a teacher, and ask it where it is asked once, unless that is done already; runs in a worker process."""
     results = path.with_suffix(".json")
     if results.exists():
-        found: dict[str, float] = json.loads(results.read_text())
-        return found
-    metrics = make_teacher(config, load_data(config), path)
-    RunFolder(path.parent, resume=True, checkpoint_needed=False).write_json(results.name, metrics)
+        metrics: dict[str, float] = json.loads(results.read_text())
+    else:
+        metrics = make_teacher(config, load_data(config), path)
+        RunFolder(path.parent, resume=True, checkpoint_needed=False).write_json(results.name, metrics)
+    options = _sharing_answers(config, path).teacher_cache
+    if options is not None and options.folder is not None:
+        store_answers(config, load_data(config), path, Path(options.folder))
     return metrics
 
 
@@ -176,7 +179,7 @@ def _trial_job(config: RunConfig, teacher: Path, path: Path) -> Score:
     """Run one trial, or read what it came to; runs in a worker process."""
     if path.exists():
         return Score(**json.loads(path.read_text()))
-    score = trial(config, teacher)
+    score = trial(_sharing_answers(config, teacher), teacher)
     RunFolder(path.parent, resume=True, checkpoint_needed=False).write_json(path.name, dataclasses.asdict(score))
     return score
 
@@ -189,4 +192,13 @@ def _run_job(config: RunConfig, teacher: Path, out: Path) -> RunResult:
         return RunResult(**{field.name: found[field.name] for field in dataclasses.fields(RunResult)})
     folder = RunFolder(out, resume=True, checkpoint_needed=False)
     folder.write_yaml("config.yaml", config.to_dict())
-    return run(config, teacher, out, resume=folder.checkpoint.exists())
+    return run(_sharing_answers(config, teacher), teacher, out, resume=folder.checkpoint.exists())
+
+
+def _sharing_answers(config: RunConfig, teacher: Path) -> RunConfig:
+    """The config with one folder for what a teacher is asked once, beside the teacher, unless it names one."""
+    options = config.teacher_cache
+    if options is None or options.folder is not None:
+        return config
+    folder = str(teacher.with_suffix(".cache"))
+    return dataclasses.replace(config, teacher_cache=dataclasses.replace(options, folder=folder))

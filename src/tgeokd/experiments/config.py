@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from tgeokd.data import TASKS
 from tgeokd.errors import InputError, one_line
 from tgeokd.names import look_up, unknown_name
+from tgeokd.teachers import TeacherCacheOptions
 from tgeokd.typed import from_mapping
 
 __all__ = [
@@ -153,6 +154,8 @@ class RunConfig:
         options: the method's options.
         train_on: ``train``, or ``train+val`` to train on the held-out samples too (the control rows of a comparison).
         temperature: ``tau`` of the teacher term.
+        teacher_cache: ask a network once and train on what it said, see :class:`~tgeokd.teachers.TeacherCacheOptions`; ``{}``
+            for the defaults, None asks it in every step. In a comparison all rows of a seed share its answers.
         checkpoint_every: epochs between two checkpoints of the student.
         seed: of everything random: split, noise, weights, order.
         accelerator: as in Lightning Fabric.
@@ -169,6 +172,7 @@ class RunConfig:
     options: dict[str, Any] = field(default_factory=dict)
     train_on: TrainOn = "train"
     temperature: float = 4.0
+    teacher_cache: TeacherCacheOptions | None = None
     checkpoint_every: int = 1
     seed: int = 0
     accelerator: str = "auto"
@@ -229,6 +233,8 @@ def override(config: RunConfig, settings: Iterable[str]) -> RunConfig:
         if not equals:
             raise InputError(f"--set takes key=value, not {setting!r}")
         *path, last = key.strip().split(".")
+        if path == ["teacher_cache"] and content["teacher_cache"] is None:
+            content["teacher_cache"] = dataclasses.asdict(TeacherCacheOptions())
         place = content
         for i, name in enumerate(path):
             if not isinstance(place.get(name), dict):

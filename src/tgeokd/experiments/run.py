@@ -57,6 +57,9 @@ def check(config: RunConfig, data: TaskData | None = None) -> None:
     method = method_of(config)
     data = data or load_data(config)
     check_teacher(config, data)
+    top_k = config.teacher_cache.top_k if config.teacher_cache is not None else None
+    if top_k is not None and top_k >= data.num_classes:
+        raise InputError(f"teacher_cache.top_k must be below the {data.num_classes} classes, not {top_k}")
     student = build_student(config, data)
     build_distiller(student, torch.nn.Identity(), method, config, config.student, data, progress=False)
 

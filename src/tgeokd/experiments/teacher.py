@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -13,15 +14,24 @@ from torch import nn
 
 from tgeokd.data import TaskData
 from tgeokd.errors import InputError, one_line
-from tgeokd.experiments.build import build_distiller, build_teacher_network, fit, teacher_seed, use_threads
+from tgeokd.experiments.build import (
+    build_distiller,
+    build_student,
+    build_teacher_network,
+    fit,
+    teacher_seed,
+    use_threads,
+)
 from tgeokd.experiments.config import RunConfig
 from tgeokd.methods import build_method
 from tgeokd.models.weights import load_weights
 from tgeokd.runfolder import replace_file
-from tgeokd.teachers import CLASSIFIERS, StoredPredictions, fit_classifier
+from tgeokd.teachers import CLASSIFIERS, StoredPredictions, TeacherCache, TeacherCacheOptions, fit_classifier
 from tgeokd.typed import call_checked
 
-__all__ = ["both_metrics", "check_teacher", "load_teacher", "make_teacher"]
+__all__ = ["both_metrics", "check_teacher", "is_network", "load_teacher", "make_teacher", "store_answers"]
+
+_ASKED_AT_ONCE = 256
 
 Kind = Literal["network", "weights", "classifier", "predictions"]
 
@@ -35,6 +45,11 @@ def _kind(config: RunConfig) -> Kind:
             raise InputError(f"teacher.weights are a network's, and {recipe.model['name']} is none")
         return "classifier"
     return "weights" if recipe.weights is not None else "network"
+
+
+def is_network(config: RunConfig) -> bool:
+    """Whether the teacher is a network, which can be asked about any inputs."""
+    return _kind(config) in ("network", "weights")
 
 
 def check_teacher(config: RunConfig, data: TaskData) -> None:
@@ -118,6 +133,33 @@ def load_teacher(config: RunConfig, data: TaskData, path: Path) -> nn.Module | S
     except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(f"cannot load the teacher from {path}: {one_line(error)}") from error
     return teacher
+
+
+def store_answers(config: RunConfig, data: TaskData, path: Path, folder: Path) -> dict[str, TeacherCache]:
+    """Ask a network once about all samples that a student of this run may train on, as its ``teacher_cache`` says.
+
+    Args:
+        config: the run.
+        data: its data.
+        path: the teacher, as :func:`make_teacher` saved it.
+        folder: for the answers: ``train`` has the training and the held-out samples as they are trained on, in all views,
+            ``held-out`` the held-out samples as a method sees them that learns from them.
+
+    Returns:
+        The two caches; none where the teacher is no network, whose predictions are stored already.
+    """
+    use_threads(config)
+    teacher = load_teacher(config, data, path)
+    if isinstance(teacher, StoredPredictions):
+        return {}
+    options = config.teacher_cache or TeacherCacheOptions()
+    config = dataclasses.replace(config, teacher_cache=options)
+    student = build_student(config, data)
+    distiller = build_distiller(student, teacher, build_method("kd"), config, config.student, data, progress=False)
+    train = data.training_loader(_ASKED_AT_ONCE, with_held_out=True)
+    held_out = data.ordered_loader(data.held_out, _ASKED_AT_ONCE)
+    distiller.store_teacher(train, held_out, folder=folder, epochs=config.student.epochs)
+    return {part: TeacherCache(folder / part) for part in ("train", "held-out")}
 
 
 def _read_predictions(config: RunConfig, data: TaskData) -> StoredPredictions:
