@@ -1,0 +1,275 @@
+"""The store of a teacher's logits: what is read is what was written, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tgeokd.errors import InputError
+from tgeokd.teachers import TeacherCache, TeacherCacheOptions
+from tgeokd.teachers.cachekey import Samples
+
+N, C, V = 12, 6, 3
+IDS = torch.arange(N) * 5 + 2
+KEY = {
+    "teacher": "abc",
+    "precision": "32-true",
+    "preprocessing": "none",
+    "augmentation": "none",
+    "samples": "by sample",
+}
+
+
+def all_logits(seed=0):
+    return torch.randn(V, N, C, generator=torch.Generator().manual_seed(seed)) * 5
+
+
+def answers(logits=None, size=5, wait=0.0, pipe=None):
+    logits = all_logits() if logits is None else logits
+    for view in range(len(logits)):
+        for rows in torch.arange(logits.shape[1]).flip(0).split(size):
+            if pipe is not None:
+                pipe.send("batch")
+            yield view, IDS[rows], logits[view, rows]
+            time.sleep(wait)
+
+
+def write(folder, given=None, **options):
+    settings = {"key": KEY, "ids": IDS, "digests": IDS * 7, "num_classes": C, "views": V, **options}
+    return TeacherCache.write(folder, answers() if given is None else given, **settings)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("fp32", 24), ("fp16", 11), ("bf16", 8)])
+def test_what_is_looked_up_is_what_was_said(tmp_path, dtype, bits):
+    write(tmp_path / "cache", dtype=dtype)
+    cache, logits = TeacherCache(tmp_path / "cache"), all_logits()
+    order = torch.tensor([3, 0, 11, 3, 7])
+    for view in range(V):
+        found, expected = cache.lookup(IDS[order], view), logits[view, order]
+        assert found.dtype == torch.float32
+        assert ((found - expected).abs() <= expected.abs() * 2.0**-bits + (1e-7 if bits < 24 else 0)).all()
+        assert torch.equal(cache.on_device(view, torch.device("cpu"))(IDS[order]), found)
+    assert (len(cache), cache.views, cache.num_classes, cache.dtype) == (N, V, C, dtype)
+
+
+def test_the_file_is_mapped_and_not_read(tmp_path):
+    write(tmp_path / "cache", dtype="fp32")
+    cache = TeacherCache(tmp_path / "cache")
+    with (tmp_path / "cache" / "logits.fp32").open("r+b") as file:
+        file.write(torch.full((C,), 7.0).numpy().tobytes())
+    assert (cache.lookup(IDS[:1]) == 7.0).all()
+
+
+# ---- top k
+
+
+@given(
+    st.lists(st.floats(-30, 30, width=32), min_size=3, max_size=12, unique=True),
+    st.integers(1, 11),
+    st.sampled_from([1.0, 1.5, 4.0, 20.0]),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_mass_of_the_classes_left_out_is_kept_and_bounds_the_error_of_softened_probabilities(
+    tmp_path_factory, row, k, temperature
+):
+    c, k = len(row), min(k, len(row) - 1)
+    logits = torch.tensor([[row]])
+    options = {"ids": IDS[:1], "digests": None, "num_classes": c, "views": 1, "dtype": "fp32", "top_k": k}
+    folder = tmp_path_factory.mktemp("top") / "cache"
+    cache = write(folder, [(0, IDS[:1], logits[0])], **options)
+    found, true = cache.lookup(IDS[:1])[0].double(), logits[0, 0].double()
+    kept = true.topk(k).indices
+
+    probs, exact = found.softmax(-1), true.softmax(-1)
+    assert torch.allclose(probs[kept], exact[kept], rtol=1e-4, atol=1e-12)  # exact at temperature 1
+    assert torch.isclose(probs.sum(), torch.ones((), dtype=torch.float64))
+    others = torch.ones(c, dtype=torch.bool)
+    others[kept] = False
+    assert len(found[others].unique()) == 1
+
+    soft, softer = (found / temperature).softmax(-1), (true / temperature).softmax(-1)
+    apart = (soft - softer).abs().sum() / 2
+    assert apart <= soft[others].sum() + 1e-6
+    assert softer[others].sum() <= soft[others].sum() + 1e-6
+
+
+def test_top_k_of_as_many_classes_as_there_are_is_refused(tmp_path):
+    with pytest.raises(InputError, match="top_k of the teacher cache must be below the 6 classes, not 6"):
+        write(tmp_path / "cache", top_k=C)
+
+
+def test_top_k_of_many_classes_is_small(tmp_path):
+    logits = torch.randn(1, N, 5000, generator=torch.Generator().manual_seed(0))
+    write(tmp_path / "cache", answers(logits), num_classes=5000, views=1, top_k=10)
+    assert sum(path.stat().st_size for path in (tmp_path / "cache").iterdir()) < N * 100 + 2000
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("teacher", "other teacher weights: abc then, new now"),
+        ("precision", "other precision: 32-true then, new now"),
+        ("preprocessing", "other preprocessing: none then, new now"),
+        ("augmentation", "other augmentation: none then, new now"),
+        ("samples", "other samples: by sample then, new now"),
+    ],
+)
+def test_each_field_of_the_key_makes_it_stale(tmp_path, field, message):
+    cache = write(tmp_path / "cache")
+    cache.check(KEY, TeacherCacheOptions(), C, V)
+    with pytest.raises(InputError, match=f"cache is stale, made with {message}; delete it, or choose another folder$"):
+        cache.check(KEY | {field: "new"}, TeacherCacheOptions(), C, V)
+
+
+@pytest.mark.parametrize(
+    ("options", "classes", "views", "message"),
+    [
+        ({}, C + 1, V, "other classes: 6 then, 7 now"),
+        ({}, C, V + 1, "other views: 3 then, 4 now"),
+        ({"dtype": "fp32"}, C, V, "other dtype: fp16 then, fp32 now"),
+        ({"top_k": 2}, C, V, "other top_k: None then, 2 now"),
+    ],
+)
+def test_another_shape_makes_it_stale(tmp_path, options, classes, views, message):
+    with pytest.raises(InputError, match=message):
+        write(tmp_path / "cache").check(KEY, TeacherCacheOptions(**options), classes, views)
+
+
+def test_other_samples_make_it_stale_and_fewer_do_not(tmp_path):
+    cache = write(tmp_path / "cache")
+    some = torch.tensor([4, 1, 1])
+    cache.check_samples(Samples(IDS[some], IDS[some] * 7, None))
+    with pytest.raises(InputError, match="it holds 12 samples, and no sample 3;"):
+        cache.check_samples(Samples(torch.tensor([2, 3]), torch.tensor([14, 21]), None))
+    with pytest.raises(InputError, match="the inputs of sample 7 have changed;"):
+        cache.check_samples(Samples(torch.tensor([2, 7]), torch.tensor([14, 50]), None))
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (float("nan"), "fp32", "logits of sample 2 are NaN or infinite"),
+        (float("inf"), "fp16", "logits of sample 2 are NaN or infinite"),
+        (1e5, "fp16", "too large for fp16; use dtype bf16 or fp32"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_and_leaves_nothing(tmp_path, value, dtype, message):
+    logits = all_logits()
+    logits[1, 0, 3] = value
+    with pytest.raises(InputError, match=message):
+        write(tmp_path / "cache", answers(logits), dtype=dtype)
+    assert [path.name for path in tmp_path.iterdir()] == [".cache.lock"]
+
+
+def test_a_sample_without_an_answer_is_refused(tmp_path):
+    with pytest.raises(InputError, match="not asked about sample 2 in view 2"):
+        write(tmp_path / "cache", list(answers())[:-1])
+    assert not (tmp_path / "cache").exists()
+
+
+def test_two_answers_for_one_id_are_refused(tmp_path):
+    logits = all_logits()
+    twice = [*answers(logits), (0, IDS[:1], logits[0, 1:2])]
+    with pytest.raises(InputError, match="different logits for two samples with the id 2"):
+        write(tmp_path / "cache", twice)
+    write(tmp_path / "cache", [*answers(logits), (0, IDS[:1], logits[0, :1])])
+
+
+def test_something_else_in_the_folder_is_left_alone_and_the_teacher_is_not_asked(tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "thesis.tex").write_text("years of work")
+    asked = iter([1])
+    with pytest.raises(InputError, match="holds something else than a teacher cache"):
+        write(tmp_path / "cache", asked)
+    assert next(asked) == 1
+    assert (tmp_path / "cache" / "thesis.tex").exists()
+
+
+def test_damage_is_told(tmp_path):
+    folder = tmp_path / "cache"
+    with pytest.raises(InputError, match=r"is no teacher cache: it has no cache\.json"):
+        TeacherCache(folder)
+    write(folder)
+    with (folder / "logits.fp16").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(InputError, match=r"damaged: logits\.fp16 has 100 bytes, not 432"):
+        TeacherCache(folder)
+    content = json.loads((folder / "cache.json").read_text())
+    (folder / "cache.json").write_text(json.dumps(content | {"format": 99}))
+    with pytest.raises(InputError, match="has format 99, and this version reads 1"):
+        TeacherCache(folder)
+    (folder / "cache.json").write_text("{")
+    with pytest.raises(InputError, match=r"cache\.json is not JSON"):
+        TeacherCache(folder)
+
+
+# ---- a crash and two writers, with real processes
+
+
+def child(folder, wait, pipe):
+    pipe.send("start")
+    made = write(folder, answers(wait=wait, pipe=pipe))
+    pipe.send("right" if torch.equal(made.lookup(IDS, 2), all_logits()[2].half().float()) else "wrong")
+
+
+def writer(folder, wait):
+    fork = multiprocessing.get_context("fork")  # starting afresh takes seconds, for the imports
+    ours, theirs = fork.Pipe()
+    process = fork.Process(target=child, args=(folder, wait, theirs))
+    process.start()
+    theirs.close()
+    assert ours.recv() == "start"
+    return process, ours
+
+
+def said(pipe):
+    """What a process said until it ended."""
+    words = []
+    with pytest.raises(EOFError):
+        while pipe.poll(60):
+            words.append(pipe.recv())
+    return words
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_a_writer_killed_with_signal_9_leaves_nothing_and_of_two_others_one_asks_and_both_have_the_cache(tmp_path):
+    folder = tmp_path / "cache"
+    killed, pipe = writer(folder, 60)
+    assert pipe.recv() == "batch"
+    (first, first_pipe), (second, second_pipe) = writer(folder, 0.01), writer(folder, 0.01)
+    time.sleep(0.3)
+    assert not (first_pipe.poll() or second_pipe.poll())  # they wait
+    assert len(list(tmp_path.glob(".cache.*.tmp/logits.fp16"))) == 1
+    assert not folder.exists()
+
+    os.kill(killed.pid, signal.SIGKILL)
+    words = sorted([said(first_pipe), said(second_pipe)], key=len)
+    assert words == [["right"], ["batch"] * 9 + ["right"]]
+    for process in (killed, first, second):
+        process.join(60)
+    assert [killed.exitcode, first.exitcode, second.exitcode] == [-signal.SIGKILL, 0, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".cache.lock", "cache"]
+
+
+def test_without_locks_the_first_to_finish_wins(tmp_path, monkeypatch):
+    monkeypatch.setattr("tgeokd.teachers.cache.fcntl", None)
+    folder = tmp_path / "cache"
+
+    def interrupted():
+        yield from answers()
+        write(folder, answers(all_logits(seed=1)))
+
+    assert torch.equal(write(folder, interrupted()).lookup(IDS), all_logits(seed=1)[0].half().float())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".cache.lock", "cache"]
