@@ -195,16 +195,16 @@ class FeatureEncoder:
 
     def missing(self, frame: pl.DataFrame) -> dict[str, int]:
         """Rows without a value, infinite ones among them, for each column that has such rows."""
-        numbers = _numbers(frame, [column.name for column in self.numeric], "")
-        counts = dict(zip((column.name for column in self.numeric), (~np.isfinite(numbers)).sum(axis=0), strict=True))
+        counts = {
+            column.name: len(frame) - int(as_numbers(frame, column.name).is_finite().sum()) for column in self.numeric
+        }
         counts |= {column.name: as_text(frame, column.name).null_count() for column in self.categorical}
-        return {name: int(count) for name, count in counts.items() if count}
+        return {name: count for name, count in counts.items() if count}
 
     def infinite(self, frame: pl.DataFrame) -> dict[str, int]:
         """Rows with an infinite value, for each numeric column that has such rows."""
-        numbers = _numbers(frame, [column.name for column in self.numeric], "")
-        counts = zip(self.numeric, np.isinf(numbers).sum(axis=0), strict=True)
-        return {column.name: int(count) for column, count in counts if count}
+        counts = {column.name: int(as_numbers(frame, column.name).is_infinite().sum()) for column in self.numeric}
+        return {name: count for name, count in counts.items() if count}
 
 
 def _standard(name: str, values: NDArray[np.float64]) -> NumericColumn:

@@ -43,7 +43,9 @@ def stratified_split(
     if test is not None:
         sizes["test"] = _size("test", test, len(target))
     sizes = {"train": len(target) - sum(sizes.values())} | sizes
-    classes, counts = np.unique(target, return_counts=True)
+    counts = np.bincount(target)
+    classes = np.flatnonzero(counts)
+    counts = counts[classes]
     if counts.min(initial=len(sizes)) < len(sizes):
         rare = int(counts.argmin())
         raise InputError(
@@ -62,7 +64,7 @@ def stratified_split(
             rest, parts[name] = train_test_split(rest, test_size=sizes[name], stratify=target[rest], random_state=seed)
     parts["train"] = rest
     for name in sizes:
-        absent = np.setdiff1d(classes, target[parts[name]])
+        absent = classes[np.bincount(target[parts[name]], minlength=int(classes[-1]) + 1)[classes] == 0]
         if len(absent):
             count = counts[classes == absent[0]][0]
             raise InputError(

@@ -89,7 +89,7 @@ def read_table(
     if frame.is_empty():
         raise InputError(f"{source} has no rows" + (" that can be read" if skipped else ""))
     total = len(frame) + len(skipped)
-    rows = np.setdiff1d(np.arange(total, dtype=np.int64), skipped)
+    rows = np.delete(np.arange(total, dtype=np.int64), skipped)
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return Table(frame, rows, source, total, digest)

@@ -206,8 +206,9 @@ def _task(
 
     kinds, left_out = _kinds(table, fit, {label, *drop, id_column}, numeric, categorical, min_count)
     table = _with_numbers(table, kinds)
+    fitted = table.frame[fit]
     encoder = FeatureEncoder.fit(
-        table.frame[fit],
+        fitted,
         numeric=[name for name, kind in kinds.items() if kind == "numeric"],
         categorical=[name for name, kind in kinds.items() if kind == "categorical"],
         min_count=min_count,
@@ -247,8 +248,8 @@ def _task(
             "categorical": {column.name: len(column.values) for column in encoder.categorical},
             "columns left out": left_out | dict.fromkeys(drop, "asked for"),
             "look like ids": _like_ids(table.frame, encoder),
-            "missing": encoder.missing(table.frame[fit]),
-            "infinite": encoder.infinite(table.frame[fit]),
+            "missing": encoder.missing(fitted),
+            "infinite": encoder.infinite(fitted),
             "test values without a code": encoder.unseen(table.frame[rest] if other is None else other.frame),
         },
         encoder=encoder,
