@@ -20,7 +20,10 @@ def check_target(target: Any, num_classes: int, where: str) -> None:
         raise InputError(f"labels of the {where} must be a tensor of shape (N,), not {given}")
     if target.dtype != torch.int64:
         raise InputError(f"labels of the {where} must be class indices of dtype int64, not {target.dtype}")
-    if len(target) and (int(target.min()) < 0 or int(target.max()) >= num_classes):
+    if not len(target):
+        return
+    lowest, highest = map(int, target.aminmax())
+    if lowest < 0 or highest >= num_classes:
         wrong = target[(target < 0) | (target >= num_classes)][0]
         raise InputError(f"target of the {where} has label {int(wrong)} but the student has {num_classes} classes")
 
@@ -60,12 +63,21 @@ class FiniteGuard:
         self._device = device
         self._first_bad: dict[str, Tensor] = {}
 
+    def see_step(self, loss: Tensor, student_logits: Tensor, teacher_logits: Tensor | None, step: int) -> None:
+        """Check a micro-batch of a step: the sum of its losses and the logits that it came from."""
+        if self._immediate and math.isfinite(loss):  # bad logits make a bad loss, and one number is cheaper to look at
+            return
+        if teacher_logits is not None:
+            self.see("teacher", teacher_logits, step)
+        self.see("student", student_logits, step)
+        if self._immediate:
+            raise InputError(f"the loss is NaN or infinite in step {step}, and the logits are not")
+
     def see(self, whose: str, logits: Tensor, step: int) -> None:
-        """Check the logits of a step."""
+        """Check logits of a step."""
         logits = logits.detach()
         if self._immediate:
-            # the sum is cheaper to check; it may overflow without any entry being infinite, hence the second look
-            if not math.isfinite(logits.sum()) and not bool(torch.isfinite(logits).all()):
+            if not bool(torch.isfinite(logits).all()):
                 self._stop(whose, step)
             return
         finite = torch.isfinite(logits).all()

@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +80,9 @@ class Distiller:
         precision: as in Lightning Fabric: ``"32-true"``, ``"bf16-mixed"``, ``"64-true"``, ...; not ``"16-mixed"``.
         progress: show a progress bar.
 
+    Attributes:
+        device: where training runs.
+
     Raises:
         ValueError: for a temperature that is not positive, an unknown method, a missing teacher, or an optimizer that the
             method cannot look ahead through.
@@ -139,6 +143,8 @@ class Distiller:
             self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
         except (ValueError, RuntimeError) as error:
             raise InputError(f"accelerator={accelerator!r}, precision={precision!r}: {error}") from error
+        self.device: torch.device = self.fabric.device
+        self._precision: str = self.fabric.strategy.precision.precision
         # Fabric puts modules on the device and into the precision, in place. Its wrapper around them is not used: it insists
         # on `fabric.backward`, and the lookahead takes gradients with `torch.autograd.grad`.
         self.fabric.setup(student, optimizer)
@@ -167,11 +173,6 @@ class Distiller:
         self.steps_per_epoch: int | None = None
         self.should_stop = False
         self._num_classes: int | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where training runs."""
-        return self.fabric.device
 
     def fit(
         self,
@@ -506,30 +507,28 @@ class Distiller:
     def _train_step(self, step: TrainingStep, ratios: RatioStatistics, guard: FiniteGuard) -> Tensor:
         """One optimizer step of any method; returns the sum of the samples' losses."""
         method = self.method
-        with self.fabric.autocast():
+        with self._autocast():
             method.before_forward(step)
-        self.optimizer.zero_grad()
+        _forget_gradients(self.optimizer)
         total = sum(len(batch.target) for batch in step.batches)
         record = method.records(step.index)
-        loss_sum = torch.zeros((), device=self.device)
+        sums: list[Tensor] = []
         for batch in step.batches:
             if batch.teacher_logits is None:
                 logits = self._student_logits(batch.inputs)
             else:
-                guard.see("teacher", batch.teacher_logits, self.step)
-                with self.fabric.autocast():
+                with self._autocast():
                     logits = self._lookahead.forward(batch.inputs, batch.target, batch.teacher_logits, record=record)
-            guard.see("student", logits, self.step)
             result = method.loss(self._signals(batch, logits))
-            batch_loss = result.loss.sum()
-            self.fabric.backward(batch_loss / total)
-            loss_sum += batch_loss.detach()
+            result.loss.backward(torch.full_like(result.loss, 1 / total))
+            sums.append(result.loss.detach().sum())
+            guard.see_step(sums[-1], logits, batch.teacher_logits, self.step)
             step.losses.append(result)
             if result.alpha is not None and batch.teacher_logits is not None:
                 ratios.add(result.alpha, logits.detach(), batch.teacher_logits, batch.target)
         self._lookahead.step()
         method.after_update(step)
-        return loss_sum
+        return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
 
     def _signals(self, batch: Batch, logits: Tensor) -> Signals:
         epochs = max(self.epochs, 1)
@@ -557,10 +556,22 @@ class Distiller:
 
     def _on_device(self, inputs: Any, target: Any, ids: Any = None) -> Batch:
         # Ids stay where the loader has them: a teacher's stored logits are found by them on the CPU.
-        inputs, target = self.fabric.to_device((inputs, target))
-        plugin = self.fabric.strategy.precision
-        # under autocast the inputs stay in full precision: autocast casts them where that is safe
-        return Batch(inputs if plugin.precision.endswith("mixed") else plugin.convert_input(inputs), target, ids=ids)
+        if not (self._is_ready(inputs) and self._is_ready(target)):
+            inputs, target = self.fabric.to_device((inputs, target))
+            # under autocast the inputs stay in full precision: autocast casts them where that is safe
+            if not self._precision.endswith("mixed"):
+                inputs = self.fabric.strategy.precision.convert_input(inputs)
+        return Batch(inputs, target, ids=ids)
+
+    def _is_ready(self, value: Any) -> bool:
+        """Whether nothing is left to move or to convert: finding that out the general way costs a small student's forward."""
+        if isinstance(value, Tensor):
+            fits = self._precision == "32-true" and value.dtype in (torch.float32, torch.int64)
+            return fits and value.device == self.device
+        return isinstance(value, tuple | list) and all(map(self._is_ready, value))
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._precision == "32-true" else self.fabric.autocast()
 
     def _with_teacher(self, batches: Iterator[Batch], loader: Loader) -> Iterator[Batch]:
         for batch in batches:
@@ -582,12 +593,12 @@ class Distiller:
 
     def _asked(self, inputs: Any) -> Tensor:
         with torch.no_grad():
-            with self.fabric.autocast():
+            with self._autocast():
                 outputs = (class_probs if self.teacher_probs else class_logits)(self._teacher, inputs)
             return logits_from_probs(outputs) if self.teacher_probs else outputs
 
     def _student_logits(self, inputs: Any) -> Tensor:
-        with self.fabric.autocast():
+        with self._autocast():
             return class_logits(self.student, inputs)
 
     # ---- resuming
@@ -642,6 +653,16 @@ class Distiller:
         random.setstate((version, tuple(words), gauss))
         if on_device is not None:
             torch.cuda.set_rng_state(on_device, self.device)
+
+
+def _forget_gradients(optimizer: Optimizer) -> None:
+    """The optimizer's ``zero_grad``, without the profiler's bookkeeping around torch's own."""
+    if type(optimizer).zero_grad is not Optimizer.zero_grad:
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = None
 
 
 def _length(loader: Loader) -> int | None:

@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tgeokd.losses import check_ratios
+
 __all__ = ["GROUPS", "RatioStatistics", "agreement"]
 
 GROUPS = ("teacher_right_agree", "teacher_right_disagree", "teacher_wrong_agree", "teacher_wrong_disagree")
 BINS = 10
-FLUSH_AT = 1024  # samples
+FLUSH_AT = 4096  # samples
+FLUSH_AT_LOGITS = 1 << 20  # entries of both logits
 
 
 def agreement(student_probs: Tensor, teacher_probs: Tensor) -> Tensor:
@@ -36,11 +39,15 @@ class RatioStatistics:
         self._pending_samples = 0
 
     def add(self, alpha: Tensor, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> None:
-        """Add a batch: alpha (N,), logits (N, C), target (N,)."""
+        """Add a batch: alpha (N,), logits (N, C), target (N,).
+
+        Raises:
+            InputError: soon, for a ratio outside [0, 1].
+        """
         # Small batches are put together first: a dozen small operations a step would cost more than a small student's step.
         self._pending.append((alpha.detach(), student_logits.detach(), teacher_logits, target))
         self._pending_samples += len(target)
-        if self._pending_samples >= FLUSH_AT:
+        if self._pending_samples >= FLUSH_AT or self._pending_samples * student_logits.shape[-1] * 2 >= FLUSH_AT_LOGITS:
             self._flush()
 
     def _flush(self) -> None:
@@ -48,6 +55,8 @@ class RatioStatistics:
             return
         alpha, student_logits, teacher_logits, target = map(torch.cat, zip(*self._pending, strict=True))
         self._pending, self._pending_samples = [], 0
+        if alpha.device.type == "cpu":  # elsewhere the reading would wait for the device
+            check_ratios(alpha)
         agree = agreement(student_logits.softmax(dim=-1), teacher_logits.softmax(dim=-1)) >= 0.5
         group = 2 * (teacher_logits.argmax(dim=-1) != target) + (~agree).long()
         bin_ = (alpha * BINS).long().clamp(0, BINS - 1)

@@ -10,9 +10,9 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from tgeokd.modules import class_logits
+from tgeokd.modules import Modes, class_logits
 
-__all__ = ["Tensors", "functional_logits", "trainable"]
+__all__ = ["Tensors", "current_buffers", "functional_logits", "modes", "trainable"]
 
 Tensors = dict[str, Tensor]
 
@@ -34,8 +34,28 @@ class _Slot:
     param: Tensor | None
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """What walking a module finds.
+
+    Attributes:
+        modules: it and all its submodules, with the children each had.
+        slots: every place that holds one of its tensors.
+    """
+
+    modules: list[tuple[nn.Module, list[nn.Module | None]]]
+    slots: list[_Slot]
+
+    @property
+    def valid(self) -> bool:
+        """Whether the module is still built of the same parts."""
+        return all(list(m._modules.values()) == children for m, children in self.modules) and all(
+            slot.holder.get(slot.attribute) is slot.param for slot in self.slots if slot.param is not None
+        )
+
+
 # Walking a module costs more than running a small one, so what was found is kept as long as the module lives.
-_known: WeakKeyDictionary[nn.Module, list[_Slot]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, _Layout] = WeakKeyDictionary()
 
 
 def functional_logits(student: nn.Module, params: Tensors, buffers: Tensors, inputs: Any) -> Tensor:
@@ -49,7 +69,7 @@ def functional_logits(student: nn.Module, params: Tensors, buffers: Tensors, inp
     """
     # torch.func.functional_call walks the module on every call, and with tied tensors leaves a module that is reachable
     # under two names with the wrong ones for good.
-    slots = [slot for slot in _slots(student) if slot.name in params or slot.name in buffers]
+    slots = [slot for slot in _layout(student).slots if slot.name in params or slot.name in buffers]
     with _swapped(slots, {**params, **buffers}):
         logits = class_logits(student, inputs)
         for slot in slots:
@@ -61,18 +81,33 @@ def functional_logits(student: nn.Module, params: Tensors, buffers: Tensors, inp
 
 def trainable(student: nn.Module) -> Tensors:
     """The parameters that training moves, by name; a tied one has one name."""
-    found = {slot.name: slot.param for slot in _slots(student) if slot.param is not None}
+    found = {slot.name: slot.param for slot in _layout(student).slots if slot.param is not None}
     return {name: param for name, param in found.items() if param.requires_grad}
 
 
-def _slots(student: nn.Module) -> list[_Slot]:
-    slots = _known.get(student)
-    if slots is None or any(s.param is not None and s.holder.get(s.attribute) is not s.param for s in slots):
-        slots = _known[student] = _found(student)
-    return slots
+def current_buffers(student: nn.Module) -> Tensors:
+    """Copies of the student's buffers, by name."""
+    found: Tensors = {}
+    for slot in _layout(student).slots:
+        value = slot.holder.get(slot.attribute)
+        if slot.param is None and value is not None and slot.name not in found:
+            found[slot.name] = value.clone()
+    return found
 
 
-def _found(student: nn.Module) -> list[_Slot]:
+def modes(student: nn.Module) -> Modes:
+    """Which of its modules are in training mode and which are not."""
+    return [(module, module.training) for module, _ in _layout(student).modules]
+
+
+def _layout(student: nn.Module) -> _Layout:
+    layout = _known.get(student)
+    if layout is None or not layout.valid:
+        layout = _known[student] = _found(student)
+    return layout
+
+
+def _found(student: nn.Module) -> _Layout:
     params = {id(tensor): name for name, tensor in student.named_parameters()}
     buffers = {id(tensor): name for name, tensor in student.named_buffers()}
     slots = []
@@ -80,7 +115,7 @@ def _found(student: nn.Module) -> list[_Slot]:
         holder: dict[str, Any] = module._parameters
         slots += [_Slot(holder, a, params[id(p)], p) for a, p in holder.items() if p is not None]
         slots += [_Slot(module._buffers, a, buffers[id(b)], None) for a, b in module._buffers.items() if b is not None]
-    return slots
+    return _Layout([(m, list(m._modules.values())) for m in student.modules()], slots)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ buffers they met, and the transposed Jacobian of the step with respect to ``g``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
-from tgeokd.bilevel.functional import Tensors, functional_logits, trainable
+from tgeokd.bilevel.functional import Tensors, functional_logits, modes, trainable
 from tgeokd.bilevel.optimizers import Slope, UpdateRule, rule_of, unwrapped
 from tgeokd.losses import gt_slope, kd_slope
-from tgeokd.modules import Modes, RandomState, class_logits, eval_mode, in_modes, replayed, sliced
+from tgeokd.modules import Modes, RandomState, class_logits, in_modes, replayed, sliced
 
 __all__ = [
     "CLIP_EPS",
@@ -64,9 +64,13 @@ class PassContext:
         """The same without autocast."""
         return replace(self, autocast=None)
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
+    def __call__(self) -> AbstractContextManager[None]:
         """Run a block under these settings."""
+        plain = self.autocast is None and not torch.is_autocast_enabled(self.device) and not self.math_attention
+        return nullcontext() if plain else self._enforced()
+
+    @contextmanager
+    def _enforced(self) -> Iterator[None]:
         with ExitStack() as stack:
             if self.autocast is not None or torch.is_autocast_enabled(self.device):
                 on = self.autocast is not None
@@ -189,7 +193,8 @@ class InnerStep:
         """Student logits on held-out inputs after the step, in eval mode: no dropout, no running statistic moves."""
         last = self.parts[-1]
         params = self.after if params is None else params
-        with eval_mode(self.student), last.context.without_math_attention()(), replayed(last.random_state):
+        in_eval = in_modes([(module, False) for module, _ in modes(self.student)])
+        with in_eval, last.context.without_math_attention()(), replayed(last.random_state):
             if params is None:
                 return class_logits(self.student, inputs)
             return functional_logits(self.student, params, self.buffers, inputs)

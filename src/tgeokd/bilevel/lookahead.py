@@ -23,7 +23,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
 from tgeokd.bilevel import finite_difference, forward, last_layer, unrolled
-from tgeokd.bilevel.functional import Tensors, functional_logits, trainable
+from tgeokd.bilevel.functional import Tensors, current_buffers, functional_logits, modes, trainable
 from tgeokd.bilevel.inner_step import (
     Clip,
     Held,
@@ -38,7 +38,7 @@ from tgeokd.bilevel.inner_step import (
 )
 from tgeokd.errors import InputError
 from tgeokd.losses import check_ratios, fuse, gt_loss, kd_loss
-from tgeokd.modules import class_logits, modes, module_device, random_state, replayed, sliced
+from tgeokd.modules import class_logits, module_device, random_state, replayed, sliced
 
 __all__ = ["Hypergradient", "Lookahead", "logits_along", "new_part", "ratio_gradient"]
 
@@ -347,15 +347,15 @@ def new_part(
 ) -> MicroBatch:
     """A micro-batch as it stands before its forward pass; without ``to_replay``, it can never be run again."""
     device = module_device(student)
-    present: Tensors = {}
+    kept: Tensors = {}
     if to_replay:
-        present = dict(student.named_buffers()) if buffers is None else buffers
+        kept = current_buffers(student) if buffers is None else {name: b.clone() for name, b in buffers.items()}
     return MicroBatch(
         inputs,
         target,
         teacher_logits,
         random_state(device),
-        {name: buffer.clone() for name, buffer in present.items()},
+        kept,
         modes(student) if to_replay else [],
         PassContext.current(device, math_attention=method in ("auto", "forward", "unrolled")),
     )

@@ -148,7 +148,8 @@ class Method:
     def loss(self, signals: Signals) -> SampleLoss:
         """Loss of each sample. By default ``alpha kd + (1 - alpha) gt`` with no gradient through alpha to the student."""
         alpha = self.alpha(signals)
-        return SampleLoss(fuse(signals.kd, signals.gt, alpha.detach()), alpha)
+        # that alpha lies in [0, 1] is checked where the ratios are recorded, many batches at a time
+        return SampleLoss(fuse(signals.kd, signals.gt, alpha.detach(), check=False), alpha)
 
     def records(self, step_index: int) -> bool:
         """Whether the step must be recorded for a hypergradient."""

@@ -1,0 +1,62 @@
+"""One run with a learned ratio beside what it replaces: five runs with a constant one, of which the best is kept.
+
+Both see half of the held-out samples (the learned ratio as its outer samples) and are judged on the other half, which neither
+has seen: the rule by which :func:`tgeokd.experiments.run.trial` chooses hyper-parameters. The test set is not looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import tempfile
+from pathlib import Path
+
+from harness import Figure
+
+from tgeokd.experiments.build import load_data
+from tgeokd.experiments.config import RunConfig, preset
+from tgeokd.experiments.run import Score, trial
+from tgeokd.experiments.teacher import make_teacher
+from tgeokd.methods.kd import VanillaKD
+
+__all__ = ["figures"]
+
+GRID = VanillaKD.search_space["alpha"]
+
+
+def _scores(config: RunConfig) -> tuple[Score, dict[float, Score]]:
+    """The learned ratio's score, and those of the constants, from one teacher."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "teacher.safetensors"
+        make_teacher(config, load_data(config), path)
+        learned = trial(config, path)
+        kd = dataclasses.replace(config, method="kd")
+        return learned, {a: trial(dataclasses.replace(kd, options={"alpha": a}), path) for a in GRID}
+
+
+def _figures(name: str, config: RunConfig, seeds: int) -> list[Figure]:
+    found = [_scores(dataclasses.replace(config, seed=seed)) for seed in range(seeds)]
+    learned = [score.value for score, _ in found]
+    mean = {a: statistics.mean(constants[a].value for _, constants in found) for a in GRID}
+    best = max(mean, key=lambda a: mean[a])
+    seconds = [score.seconds / sum(s.seconds for s in constants.values()) for score, constants in found]
+    margin = [constants[best].value - value for value, (_, constants) in zip(learned, found, strict=True)]
+    shown = ", ".join(f"{a}: {100 * value:.2f}" for a, value in mean.items())
+    note = f"held-out score of the learned ratio {100 * statistics.mean(learned):.2f}, of the constants {shown}"
+    mean_margin = statistics.mean(margin)
+    return [
+        Figure.of(f"one tgeo run / five kd runs over an alpha grid ({name})", seconds, limit=0.25, note=note),
+        Figure(
+            f"best constant's held-out score less the learned ratio's, in points ({name})",
+            100 * mean_margin, 100 * min(margin), 100 * max(margin), seeds, 0.0, "mean over the seeds",
+        ),
+    ]  # fmt: skip
+
+
+def figures(seeds: int, data_dir: Path | None) -> list[Figure]:
+    """Digits with 30 % wrong labels, and power system attacks where their file is at hand."""
+    digits = preset("digits")
+    made = _figures("digits, 30 % wrong labels", dataclasses.replace(digits, data={**digits.data, "noise": 0.3}), seeds)
+    if data_dir is not None:
+        made += _figures("hil", dataclasses.replace(preset("hil"), data_dir=str(data_dir)), seeds)
+    return made
