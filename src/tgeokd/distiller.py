@@ -660,8 +660,8 @@ def _forget_gradients(optimizer: Optimizer) -> None:
     if type(optimizer).zero_grad is not Optimizer.zero_grad:
         optimizer.zero_grad()
         return
-    for group in optimizer.param_groups:
-        for param in group["params"]:
+    for settings in optimizer.param_groups:
+        for param in settings["params"]:
             param.grad = None
 
 
