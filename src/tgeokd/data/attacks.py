@@ -72,8 +72,8 @@ def labelled(
             column = as_numbers(table.frame, name, source=table.source, rows=table.rows)
         columns.append(column.alias(name))
     text = table.frame[label].cast(pl.String).str.strip_chars(" \t'\"").str.replace(r"^(\d+)\.0$", "$1")
-    known = pl.Series(list(classes), dtype=pl.String), pl.Series(list(classes.values()), dtype=pl.Int64)
-    target = np.array(text.replace_strict(*known, default=-1, return_dtype=pl.Int64), dtype=np.int64)
+    names, indices = pl.Series(list(classes), dtype=pl.String), pl.Series(list(classes.values()), dtype=pl.Int64)
+    target = np.array(text.replace_strict(names, indices, default=-1, return_dtype=pl.Int64), dtype=np.int64)
     good &= target >= 0
     if bad_rows == "error" and not good.all():
         row = int((~good).argmax())
