@@ -1,0 +1,110 @@
+"""Whether data ever holds a student up: fetching a batch beside a training step, and how fast tables are read.
+
+Run: python benchmarks/loader.py [--runs N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from harness import Figure, interleaved, ratios, seconds_of, threads
+from workloads import MLP, handwritten
+
+from tgeokd.data import InputSpec, TaskData
+from tgeokd.data.augment import TrainTransform
+from tgeokd.data.tabular import tabular
+from tgeokd.loaders import ArrayDataset
+
+SAMPLES = 20_000
+ROWS = 1_000_000
+
+
+def fetching(dataset: ArrayDataset, batch_size: int) -> Callable[[], float]:
+    """A measurement of a task's training loader: seconds a batch, the shuffling of the pass included."""
+    data = TaskData(dataset, dataset, dataset, 3, InputSpec("array", (1,)))
+
+    def measure() -> float:
+        loader = data.training_loader(batch_size)
+        started = time.perf_counter()
+        count = sum(1 for _ in loader)
+        return (time.perf_counter() - started) / count
+
+    return measure
+
+
+def table() -> ArrayDataset:
+    inputs = MLP.inputs(SAMPLES)
+    return ArrayDataset(inputs, torch.randint(MLP.num_classes, (SAMPLES,)), torch.arange(SAMPLES))
+
+
+def images() -> ArrayDataset:
+    pixels = torch.randint(256, (SAMPLES, 3, 32, 32), dtype=torch.uint8)
+    transform = TrainTransform((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), padding=4)
+    return ArrayDataset(pixels, torch.randint(100, (SAMPLES,)), torch.arange(SAMPLES), transform)
+
+
+def write_table(path: Path, rows: int) -> None:
+    """20 columns: 10 of floats, 4 of integers, 5 of text and the label."""
+    draw = np.random.default_rng(0)
+    words = np.array([f"value{i}" for i in range(50)])
+    columns = {f"float{i}": draw.normal(size=rows) for i in range(10)}
+    columns |= {f"integer{i}": draw.integers(0, 1000, rows) for i in range(4)}
+    columns |= {f"text{i}": words[draw.integers(0, 50, rows)] for i in range(5)}
+    pl.DataFrame(columns | {"label": words[draw.integers(0, 3, rows)]}).write_parquet(path)
+
+
+def figures(runs: int) -> list[Figure]:
+    """The figures of the data path; none has a limit."""
+    torch.manual_seed(0)
+    with threads(MLP.threads), tempfile.TemporaryDirectory() as folder:
+        pictures = images()
+        measures = {
+            "table": fetching(table(), MLP.batch_size),
+            "step": handwritten(MLP),
+            "fresh": fetching(pictures, MLP.batch_size),
+            "views": fetching(pictures.with_views(4), MLP.batch_size),
+        }
+        values = interleaved(measures, runs)
+        file = Path(folder) / "table.parquet"
+        write_table(file, ROWS)
+        read = lambda: tabular(data_dir=file.parent, file=file.name, label="label")  # noqa: E731
+        reading = interleaved({"read": lambda: seconds_of(read)}, runs, warmup=0)["read"]
+    microseconds = {name: [1e6 * value for value in found] for name, found in values.items()}
+    step = Figure.of("", microseconds["step"]).value
+    return [
+        Figure.of(
+            "fetching a batch of a table / one kd step of the MLP student",
+            ratios(values, "table", "step"),
+            note=f"batch {MLP.batch_size}; hand-written step with the teacher in it, {step:.0f} µs",
+        ),
+        Figure.of("µs to fetch a batch of a table", microseconds["table"], note=f"128 numbers, batch {MLP.batch_size}"),
+        Figure.of(
+            "µs to fetch and augment a batch of images", microseconds["fresh"], note="64 of 3x32x32, fresh draws"
+        ),
+        Figure.of(
+            "µs to fetch and augment a batch of images, by view", microseconds["views"], note="the same, drawn by id"
+        ),
+        Figure.of(
+            "rows a second from a parquet file to a task",
+            [ROWS / seconds for seconds in reading],
+            note=f"{ROWS} rows, 20 columns: read, split, encode; as many threads as polars takes",
+        ),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=int, default=5)
+    for figure in figures(parser.parse_args().runs):
+        print(f"{figure.name}: {figure.value:.4g} ({figure.low:.4g} to {figure.high:.4g}); {figure.note}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
