@@ -143,6 +143,8 @@ LAYERS = [
         "names",
         "typed",
         "geometry",
+        "class_means",
+        "scalar_geometry",
         "losses",
         "runfolder",
         "modules",

@@ -10,95 +10,18 @@ Reference:
 
 from __future__ import annotations
 
-import math
-import warnings
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from tgeokd.class_means import ClassMeans, class_means
 from tgeokd.errors import InputError
+from tgeokd.scalar_geometry import Parts, Support, num_scalar_features, scalar_from_probs
 
 __all__ = ["ClassMeans", "Encoding", "class_means", "num_features", "trilateral"]
 
 Encoding = Literal["vector", "scalar"]
-
-
-class ClassMeans:
-    """The teacher's mean prediction for each class, gathered batch by batch.
-
-    Args:
-        num_classes: C.
-
-    Example:
-        >>> means = ClassMeans(num_classes=10)
-        >>> for inputs, target in loader:                                        # doctest: +SKIP
-        ...     means.update(teacher(inputs).softmax(dim=-1), target)
-        >>> table = means.compute()                                              # shape (10, 10)  # doctest: +SKIP
-    """
-
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        # float64 sums: a class mean must not depend on how the samples were cut into batches.
-        self._sums = torch.zeros(num_classes, num_classes, dtype=torch.float64)
-        self._counts = torch.zeros(num_classes, dtype=torch.float64)
-        self._dtype = torch.get_default_dtype()
-
-    @property
-    def counts(self) -> Tensor:
-        """Samples seen of each class, shape (C,)."""
-        return self._counts
-
-    def update(self, teacher_probs: Tensor, target: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            teacher_probs: shape (N, C), softmax of the teacher's logits at temperature 1.
-            target: class indices, shape (N,).
-
-        Raises:
-            ValueError: where ``teacher_probs`` has another number of classes.
-        """
-        if teacher_probs.shape[-1] != self.num_classes:
-            raise InputError(f"teacher_probs has {teacher_probs.shape[-1]} classes, expected {self.num_classes}")
-        if self._sums.device != teacher_probs.device:
-            self._sums, self._counts = self._sums.to(teacher_probs.device), self._counts.to(teacher_probs.device)
-        self._dtype = teacher_probs.dtype
-        self._sums.index_add_(0, target, teacher_probs.double())
-        self._counts += torch.bincount(target, minlength=self.num_classes)
-
-    def compute(self) -> Tensor:
-        """The means, shape (C, C): row ``c`` for class ``c``.
-
-        A class without a sample gets the uniform distribution; one warning names all such classes.
-        """
-        empty = (self._counts == 0).nonzero().flatten().tolist()
-        means = self._sums / self._counts.clamp(min=1).unsqueeze(-1)
-        if empty:
-            shown = ", ".join(map(str, empty[:20])) + (", ..." if len(empty) > 20 else "")
-            warnings.warn(f"no training sample of class {shown}: its teacher mean is taken to be uniform", stacklevel=2)
-            means[empty] = 1.0 / self.num_classes
-        return means.to(self._dtype)
-
-
-def class_means(teacher_probs: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    """Mean of the teacher's predictions over the training samples of each class.
-
-    Use training samples only: held-out or test predictions in this table would leak into the fusion ratio.
-    :class:`ClassMeans` does the same batch by batch.
-
-    Args:
-        teacher_probs: shape (N, C), softmax of the teacher's logits at temperature 1.
-        target: class indices, shape (N,).
-        num_classes: C.
-
-    Returns:
-        Shape (C, C): row ``c`` is the mean for class ``c``, the uniform distribution where the class has no sample
-        (one warning names those classes).
-    """
-    means = ClassMeans(num_classes)
-    means.update(teacher_probs, target)
-    return means.compute()
 
 
 def trilateral(
@@ -122,13 +45,18 @@ def trilateral(
 
     ``scalar`` gives at most 16 numbers whatever C is, none of which depends on the order of the classes: the probability
     S, T and Tbar give the label and the entropies of S and T as a share of log C (vertices); the Euclidean lengths of the
-    five edges; the cosines of the six angles, 0 where one of the two edges has no length.
+    five edges; the cosines of the six angles, 0 where one of the two edges has no length. Where ``class_means`` is sparse
+    (very many classes) it is the encoding of the coarsened geometry: every point is seen on the label's class, on the other
+    classes stored for it, and on one bin of all the rest. Without ``inter_sample`` there are no such classes, and the
+    teacher's largest ones take their place beyond :data:`tgeokd.class_means.DENSE_CLASSES` classes. Merging classes never
+    makes an edge longer.
 
     Args:
         student_probs: S, softmax of the student's logits at temperature 1, shape (N, C).
         teacher_probs: T, likewise.
         target: class indices, shape (N,).
-        class_means: Tbar of every class, shape (C, C); see :func:`class_means`. Not read where ``inter_sample`` is off.
+        class_means: Tbar of every class, shape (C, C), in full or, for ``scalar``, sparse; see :func:`class_means`. Not read
+            where ``inter_sample`` is off.
         encoding: ``"vector"`` or ``"scalar"``.
         vertices: include the vertices.
         edges: include the edges.
@@ -140,13 +68,19 @@ def trilateral(
         Shape (N, F), F as :func:`num_features` says, detached from every graph.
 
     Raises:
-        ValueError: for an unknown encoding, or where every part is switched off.
+        ValueError: for an unknown encoding, ``vector`` with sparse class means, or where every part is switched off.
 
     Reference:
         Hu et al., ICLR 2024, the intra-sample and inter-sample relations.
     """
     if encoding not in get_args(Encoding):
         raise InputError(f"encoding must be 'vector' or 'scalar', not {encoding!r}")
+    if encoding == "scalar":
+        parts = Parts(vertices, edges, angles is not False, student_teacher_edge, inter_sample)
+        means = (Support.of(class_means) if class_means.is_sparse else class_means) if inter_sample else None
+        return scalar_from_probs(student_probs, teacher_probs, target, means, parts)
+    if inter_sample and class_means.is_sparse:
+        raise InputError("encoding='vector' needs class_means in full; for sparse ones use encoding='scalar'")
     with torch.no_grad():
         S, T = student_probs.detach(), teacher_probs.detach()
         index = target.unsqueeze(-1)
@@ -163,31 +97,17 @@ def trilateral(
             edge |= {"MS": Tbar - S, "MG": _minus_label(Tbar, index)}
             corners += [("MS", "SG", -1.0), ("MS", "MG", 1.0), ("SG", "MG", 1.0)]  # at S, Tbar, G
 
-        if angles is None:
-            angles = encoding == "scalar"
-        parts: list[Tensor] = []
-        if encoding == "vector":
-            if vertices:
-                G = torch.zeros_like(S).scatter_(-1, index, 1.0)
-                parts += [S, T, G] + ([Tbar] if Tbar is not None else [])
-            if edges:
-                parts += [e.square() for e in edge.values()]
-            if angles:
-                parts += [sign * edge[a] * edge[b] for a, b, sign in corners]
-        else:
-            length = {name: e.norm(dim=-1, keepdim=True) for name, e in edge.items()}
-            if vertices:
-                parts += [P.gather(-1, index) for P in (S, T, Tbar) if P is not None] + [_entropy(S), _entropy(T)]
-            if edges:
-                parts += length.values()
-            if angles:
-                parts += [
-                    _cosine(sign * (edge[a] * edge[b]).sum(dim=-1, keepdim=True), length[a] * length[b])
-                    for a, b, sign in corners
-                ]
-        if not parts:
+        columns: list[Tensor] = []
+        if vertices:
+            G = torch.zeros_like(S).scatter_(-1, index, 1.0)
+            columns += [S, T, G] + ([Tbar] if Tbar is not None else [])
+        if edges:
+            columns += [e.square() for e in edge.values()]
+        if angles:
+            columns += [sign * edge[a] * edge[b] for a, b, sign in corners]
+        if not columns:
             raise InputError("vertices, edges and angles are all switched off: nothing is left to encode")
-        return torch.cat(parts, dim=-1)
+        return torch.cat(columns, dim=-1)
 
 
 def num_features(
@@ -201,6 +121,8 @@ def num_features(
     inter_sample: bool = True,
 ) -> int:
     """How many numbers :func:`trilateral` gives per sample with the same switches."""
+    if encoding == "scalar":
+        return num_scalar_features(Parts(vertices, edges, angles is not False, student_teacher_edge, inter_sample))
     empty = torch.empty(0, num_classes)
     return trilateral(
         empty,
@@ -219,15 +141,3 @@ def num_features(
 def _minus_label(probs: Tensor, index: Tensor) -> Tensor:
     """``probs - G`` for the one-hot G of ``index``, shape (N, C)."""
     return probs.scatter_add(-1, index, torch.full_like(index, -1, dtype=probs.dtype))
-
-
-def _entropy(probs: Tensor) -> Tensor:
-    """Entropy as a share of its maximum log C, shape (N, 1)."""
-    entropy: Tensor = torch.special.entr(probs).sum(dim=-1, keepdim=True)
-    return entropy / math.log(max(probs.shape[-1], 2))
-
-
-def _cosine(dot: Tensor, lengths: Tensor) -> Tensor:
-    """Cosine from an inner product and the product of the two lengths; 0 where one of them is zero."""
-    cosine: Tensor = torch.where(lengths > 0, dot / lengths, 0.0)
-    return cosine.clamp(-1.0, 1.0)

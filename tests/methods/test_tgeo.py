@@ -19,7 +19,7 @@ from tgeokd.bilevel import Lookahead
 from tgeokd.errors import InputError
 from tgeokd.geometry import num_features
 from tgeokd.methods.base import Batch, Signals, TrainingStep
-from tgeokd.methods.tgeo import RatioNetwork
+from tgeokd.methods.omega import RatioNetwork
 
 N, M, C, WIDTH, TAU = 6, 5, 4, 5, 2.5
 
@@ -104,14 +104,15 @@ def test_omega_moves_and_learns_whom_to_trust(encoding):
 
     tgeo = TGeoKD(encoding=encoding, lr=0.02)
     tgeo.prepare(C, torch.full((C, C), 1 / C))
-    first = copy.deepcopy(tgeo.network.state_dict())
+    first = copy.deepcopy(tgeo.network.layers)
     check, teacher_is_wrong = samples(64, clean=False)
     student = Student()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     data = [samples(16, clean=False)[0] for _ in range(100)]
     train(tgeo, student, optimizer, data, [samples(32, clean=True)[0]])
-    for name, value in tgeo.network.state_dict().items():
-        assert not torch.equal(value, first[name]), f"{name} of omega has not moved"
+    for layer, before in zip(tgeo.network.layers, first, strict=True):
+        assert not torch.equal(layer[0], before[0])
+        assert not torch.equal(layer[1], before[1])
 
     student.eval()
     alpha = tgeo.alpha(Signals(student(check.inputs), check.teacher_logits, check.target, TAU)).detach()
@@ -130,13 +131,24 @@ def test_every_ratio_starts_at_exactly_one_half(options):
     assert torch.equal(alpha, torch.full((50,), 0.5))
 
 
+def by_layer(network, vector):
+    """A vector like omega as weights and biases by layer: `weight0`, `bias0`, `weight1`, ..."""
+    parts, start = {}, 0
+    for i, layer in enumerate(network.layers):
+        for name, like in zip(("weight", "bias"), layer, strict=True):
+            parts[f"{name}{i}"] = vector[start : start + like.numel()].view_as(like)
+            start += like.numel()
+    assert start == len(vector)
+    return parts
+
+
 def omegas_gradient(tgeo, student, optimizer, train_batches, held_out, clip_norm):
     """Gradients that the first step leaves on omega's weights; the arguments stay as they are."""
     tgeo, student, optimizer = copy.deepcopy((tgeo, student, optimizer))
     state = torch.get_rng_state()
     train(tgeo, student, optimizer, train_batches, [held_out], parts=len(train_batches), clip_norm=clip_norm)
     torch.set_rng_state(state)
-    return {name: param.grad for name, param in tgeo.network.named_parameters()}
+    return by_layer(tgeo.network, tgeo.network.omega.grad)
 
 
 def brute_force(tgeo, student, optimizer, train_batches, held_out, clip_norm, direction, h=1e-5):
@@ -145,9 +157,9 @@ def brute_force(tgeo, student, optimizer, train_batches, held_out, clip_norm, di
     def held_out_loss(shift):
         network, model, moved = copy.deepcopy((tgeo, student, optimizer))
         with torch.no_grad():
-            for name, param in network.network.named_parameters():
+            for name, part in by_layer(network.network, network.network.omega.detach()).items():
                 if name in direction:
-                    param += shift * direction[name]
+                    part += shift * direction[name]
         state = torch.get_rng_state()
         moved.zero_grad()
         total = sum(len(b.target) for b in train_batches)
@@ -188,8 +200,8 @@ def situation(make_optimizer, parts, encoding, *, zero_start):
     torch.manual_seed(3)
     tgeo = prepared(encoding=encoding, hidden=(6, 5), hypergradient="forward")
     if not zero_start:
-        nn.init.normal_(tgeo.network[-1].weight)
-        nn.init.normal_(tgeo.network[-1].bias)
+        nn.init.normal_(tgeo.network.layers[-1][0])
+        nn.init.normal_(tgeo.network.layers[-1][1])
     student = Student()
     optimizer = make_optimizer(student.parameters())
     student(batch(N).inputs).square().sum().backward()
@@ -203,14 +215,14 @@ def situation(make_optimizer, parts, encoding, *, zero_start):
 def test_gradient_of_the_first_step_for_weights_of_the_last_layer(make_optimizer, parts, clip_norm, encoding):
     args = (*situation(make_optimizer, parts, encoding, zero_start=True), clip_norm)
     found = omegas_gradient(*args)
-    weight, bias = found["4.weight"], found["4.bias"]
+    weight, bias = found["weight2"], found["bias2"]
     largest = int(weight.abs().argmax())
-    truth = brute_force(*args, {"4.weight": one_weight(weight, 0, largest)})
+    truth = brute_force(*args, {"weight2": one_weight(weight, 0, largest)})
     assert abs(truth) > 1e-5
     assert weight[0, largest].item() == pytest.approx(truth, rel=1e-6)
-    assert bias.item() == pytest.approx(brute_force(*args, {"4.bias": one_weight(bias, 0)}), rel=1e-6)
+    assert bias.item() == pytest.approx(brute_force(*args, {"bias2": one_weight(bias, 0)}), rel=1e-6)
     # the layers below get nothing through a last layer of zeros
-    assert torch.equal(found["0.weight"], torch.zeros_like(found["0.weight"]))
+    assert torch.equal(found["weight0"], torch.zeros_like(found["weight0"]))
 
 
 @pytest.mark.usefixtures("float64")
@@ -220,9 +232,9 @@ def test_gradient_for_a_weight_of_the_first_layer_and_for_all_weights_at_once(
 ):
     args = (*situation(make_optimizer, parts, encoding, zero_start=False), clip_norm)
     found = omegas_gradient(*args)
-    weight = found["0.weight"]
+    weight = found["weight0"]
     row, column = divmod(int(weight.abs().argmax()), weight.shape[1])
-    truth = brute_force(*args, {"0.weight": one_weight(weight, row, column)})
+    truth = brute_force(*args, {"weight0": one_weight(weight, row, column)})
     assert abs(truth) > 1e-5
     assert weight[row, column].item() == pytest.approx(truth, rel=1e-6)
 
@@ -241,10 +253,10 @@ def test_one_step_of_omega_lowers_the_held_out_loss():
         tgeo, student, optimizer, train_batches, held_out, None, {n: -g / size for n, g in gradient.items()}
     )
     assert slope == pytest.approx(-float(size), rel=1e-6)
-    before = [p.detach().clone() for p in tgeo.network.parameters()]
+    before = tgeo.network.omega.detach().clone()
     train(tgeo, student, optimizer, train_batches, [held_out])
-    moved = [p.detach() - b for p, b in zip(tgeo.network.parameters(), before, strict=True)]
-    assert sum((g * d).sum() for g, d in zip(gradient.values(), moved, strict=True)) < 0
+    moved = by_layer(tgeo.network, tgeo.network.omega.detach() - before)
+    assert sum((g * moved[name]).sum() for name, g in gradient.items()) < 0
 
 
 # ---- nothing else gets a gradient
@@ -254,7 +266,7 @@ def test_one_step_of_omega_lowers_the_held_out_loss():
 def test_no_gradient_reaches_the_student_through_alpha_nor_omega_through_the_loss():
     torch.manual_seed(0)
     tgeo = prepared()
-    nn.init.normal_(tgeo.network[-1].weight)
+    nn.init.normal_(tgeo.network.layers[-1][0])
     b = batch(N)
     logits = torch.randn(N, C, requires_grad=True)
     result = tgeo.loss(Signals(logits, b.teacher_logits, b.target, TAU))
@@ -371,7 +383,7 @@ def test_state_goes_round_and_training_goes_on_the_same():
     state = copy.deepcopy(first.state_dict())
 
     second = prepared()  # other initial weights, other class means
-    assert not torch.equal(second.network[0].weight, first.network[0].weight)
+    assert not torch.equal(second.network.omega, first.network.omega)
     second.load_state_dict(state)
     torch.testing.assert_close(second.state_dict(), first.state_dict(), rtol=0, atol=0)
 
@@ -402,7 +414,7 @@ def test_class_means_are_not_needed_without_the_inter_sample_triangle():
 
 def test_the_class_means_matter():
     tgeo, b = prepared(), batch(N)
-    nn.init.normal_(tgeo.network[-1].weight)
+    nn.init.normal_(tgeo.network.layers[-1][0])
     signals = Signals(torch.randn(N, C), b.teacher_logits, b.target, TAU)
     before = tgeo.alpha(signals)
     tgeo.class_means = means()
@@ -444,17 +456,18 @@ def test_a_teacher_is_needed():
 @pytest.mark.parametrize("encoding", ["scalar", "vector"])
 def test_the_networks_shape(encoding, hidden):
     tgeo = prepared(encoding=encoding, hidden=hidden)
-    widths = [layer.in_features for layer in tgeo.network if isinstance(layer, nn.Linear)]
-    assert widths == [num_features(C, encoding=encoding), *hidden]
+    widths = [num_features(C, encoding=encoding), *hidden, 1]
     assert isinstance(tgeo.network, RatioNetwork)
-    assert tgeo.network[-1].out_features == 1
+    assert [(w.shape, b.shape) for w, b in tgeo.network.layers] == [
+        ((n_out, n_in), (n_out,)) for n_in, n_out in itertools.pairwise(widths)
+    ]
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
 def test_learn_is_one_step_of_adam_on_the_given_gradient(weight_decay):
     torch.manual_seed(0)
     tgeo = prepared(lr=0.03, weight_decay=weight_decay)
-    nn.init.normal_(tgeo.network[-1].weight)
+    nn.init.normal_(tgeo.network.layers[-1][0])
     b, gradient = batch(N), torch.randn(N)
     logits = torch.randn(N, C)
     mine = copy.deepcopy(tgeo)

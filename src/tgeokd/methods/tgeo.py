@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+import logging
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tgeokd.bilevel import Hypergradient
+from tgeokd.class_means import DENSE_CLASSES, KEPT
 from tgeokd.errors import InputError
 from tgeokd.geometry import Encoding, num_features, trilateral
 from tgeokd.methods.base import Method, Outer, Signals, TrainingStep, check_outer
+from tgeokd.methods.omega import Adam, RatioNetwork
+from tgeokd.scalar_geometry import Parts, Support, scalar_from_logits
 
 __all__ = ["RatioNetwork", "TGeoKD"]
 
 
-class RatioNetwork(nn.Sequential):
-    """f_omega: a small MLP from geometry to the logit of the fusion ratio.
-
-    The last layer starts at zero, so every ratio starts at 0.5 and training starts as plain distillation.
-
-    Args:
-        in_features: numbers a sample, F.
-        hidden: widths of the hidden layers.
-    """
-
-    def __init__(self, in_features: int, hidden: tuple[int, ...] = (32, 16)) -> None:
-        layers: list[nn.Module] = []
-        for width_in, width_out in pairwise((in_features, *hidden)):
-            layers += [nn.Linear(width_in, width_out), nn.LeakyReLU()]
-        last = nn.Linear((in_features, *hidden)[-1], 1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        super().__init__(*layers, last)
+logger = logging.getLogger(__name__)
 
 
 class TGeoKD(Method):
@@ -97,6 +83,9 @@ class TGeoKD(Method):
             "student_teacher_edge": student_teacher_edge,
             "inter_sample": inter_sample,
         }
+        self.parts = None
+        if encoding == "scalar":
+            self.parts = Parts(vertices, edges, angles is not False, student_teacher_edge, inter_sample)
         num_features(2, **self.switches)  # an impossible combination is refused here, not in the first step
         self.needs_class_means = inter_sample
         self.hidden = tuple(hidden)
@@ -104,42 +93,61 @@ class TGeoKD(Method):
         self.hypergradient, self.every = hypergradient, every
         self.lr, self.weight_decay = lr, weight_decay
         self.network: RatioNetwork | None = None
-        self.optimizer: torch.optim.Adam | None = None
-        self.class_means: Tensor | None = None
+        self.optimizer: Adam | None = None
+        self.class_means: Tensor | Support | None = None
+        self._learns = True  # whether the running step will ask for a gradient
 
     def prepare(self, num_classes: int, class_means: Tensor | None, device: torch.device | None = None) -> None:
         """Build f_omega. Called once before training, by the Distiller or at the top of a hand-written loop.
 
         Args:
             num_classes: C.
-            class_means: the teacher's mean prediction by class on the *training* samples, shape (C, C); may be None without
-                ``inter_sample``.
+            class_means: the teacher's mean prediction by class on the *training* samples, shape (C, C), in full or sparse as
+                :class:`tgeokd.geometry.ClassMeans` gives it; may be None without ``inter_sample``.
             device: where batches will be; by default the CPU.
         """
         if self.needs_class_means and (class_means is None or class_means.shape != (num_classes, num_classes)):
             given = "none" if class_means is None else f"shape {tuple(class_means.shape)}"
             raise InputError(f"class_means must have shape ({num_classes}, {num_classes}), got {given}")
-        self.class_means = torch.empty(0, device=device) if class_means is None else class_means.to(device)
+        coarse = num_classes > DENSE_CLASSES if class_means is None else class_means.is_sparse
+        if coarse and self.switches["encoding"] == "vector":
+            raise InputError(
+                f"encoding='vector' grows with the number of classes and does not go with {num_classes} of them; "
+                "use encoding='scalar'"
+            )
+        if not self.needs_class_means or class_means is None:
+            self.class_means = None
+        else:
+            table = class_means.detach().to(device)
+            self.class_means = Support.of(table) if coarse else table
+        if coarse:
+            kept = self.class_means.ids.shape[-1] - 1 if isinstance(self.class_means, Support) else KEPT
+            seen = "the class mean's" if self.needs_class_means else "the teacher's"
+            logger.info(
+                "geometry: for %d classes on the label, %s %d largest others and one bin of all the rest",
+                num_classes, seen, kept,
+            )  # fmt: skip
         self.network = RatioNetwork(num_features(num_classes, **self.switches), self.hidden).to(device)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True
-        )
+        self.optimizer = Adam(self.network.omega, self.lr, self.weight_decay)
 
     def alpha(self, signals: Signals) -> Tensor:
-        """``sigmoid(f_omega(Delta_i))``, attached to omega's graph and detached from the student's."""
-        if self.network is None or self.class_means is None:
+        """``sigmoid(f_omega(Delta_i))``, detached from the student's graph and attached to omega's, in a step that learns."""
+        if self.network is None:
             raise RuntimeError("TGeoKD needs prepare(num_classes, class_means) before its first batch")
-        delta = trilateral(
-            signals.student_logits.softmax(dim=-1),
-            signals.teacher.softmax(dim=-1),
-            signals.target,
-            self.class_means,
-            **self.switches,
-        )
-        with torch.enable_grad():
-            dtype = next(self.network.parameters()).dtype
-            alpha: Tensor = self.network(delta.to(dtype)).squeeze(-1).sigmoid()
+        alpha: Tensor = self.network(self._geometry(signals), learn=self._learns)
         return alpha
+
+    def _geometry(self, signals: Signals) -> Tensor:
+        student, teacher, means = signals.student_logits.detach(), signals.teacher.detach(), self.class_means
+        if self.parts is not None:
+            return scalar_from_logits(student, teacher, signals.target, means, self.parts)
+        assert not isinstance(means, Support)
+        means = student.new_empty(0) if means is None else means
+        return trilateral(student.softmax(dim=-1), teacher.softmax(dim=-1), signals.target, means, **self.switches)
+
+    def before_forward(self, step: TrainingStep) -> None:
+        """Note whether the step learns: one that does not needs no graph of omega."""
+        self._learns = self.records(step.index)
 
     def records(self, step_index: int) -> bool:
         """Every k-th step."""
@@ -149,8 +157,10 @@ class TGeoKD(Method):
         """Ask the finished step for its hypergradient and move omega."""
         if self.records(step.index):
             held_out = step.outer()
-            alpha = torch.cat([loss.alpha for loss in step.losses if loss.alpha is not None])
+            parts = [loss.alpha for loss in step.losses if loss.alpha is not None]
+            alpha = torch.cat(parts) if len(parts) > 1 else parts[0]
             self.learn(alpha, step.lookahead.ratio_gradient(held_out.inputs, held_out.target, alpha))
+        self._learns = True
 
     def learn(self, alpha: Tensor, gradient: Tensor) -> None:
         """Take one step of omega down the held-out loss.
@@ -159,10 +169,11 @@ class TGeoKD(Method):
             alpha: fusion ratios as :meth:`alpha` gave them, attached to omega's graph, shape (N,).
             gradient: ``d L_val / d alpha_i``, shape (N,).
         """
+        assert self.network is not None
         assert self.optimizer is not None
-        self.optimizer.zero_grad()
-        alpha.backward(gradient.to(alpha.dtype))
-        self.optimizer.step()
+        omega = self.network.omega
+        (omega.grad,) = torch.autograd.grad(alpha, omega, gradient.to(alpha.dtype))
+        self.optimizer.step(omega.grad)
 
     def state_dict(self) -> dict[str, Any]:
         """Omega, its optimizer and the class means."""
@@ -171,7 +182,7 @@ class TGeoKD(Method):
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "class_means": self.class_means,
+            "class_means": self.class_means._asdict() if isinstance(self.class_means, Support) else self.class_means,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -180,4 +191,5 @@ class TGeoKD(Method):
         assert self.optimizer is not None
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.class_means = state["class_means"]
+        means = state["class_means"]
+        self.class_means = Support(**means) if isinstance(means, dict) else means
