@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ def sliced(inputs: Any, rows: slice) -> Any:
 
 def module_device(model: nn.Module) -> torch.device:
     """The device of a module's first parameter or buffer; the CPU for a module with neither."""
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in chain(model.parameters(), model.buffers()):
         return tensor.device
     return torch.device("cpu")
 
