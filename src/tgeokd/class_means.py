@@ -19,10 +19,10 @@ class ClassMeans:
     """The teacher's mean prediction for each class, gathered batch by batch.
 
     For up to :data:`DENSE_CLASSES` classes the table is full. For more it is sparse: of each class the probability of the
-    class itself and the ``kept`` largest others. The probability of the class itself is exact. Each of the others is a sum
-    over the samples' ``kept`` largest entries; twice as many as are kept in the end are carried along, and what falls out on
-    the way counts as the rest of the row. So a stored probability is never above the true mean (up to rounding), and exact
-    where no class ever has more than ``2 * kept`` candidates and samples put no mass beyond their ``kept`` largest.
+    class itself and the ``kept`` largest others. The probability of the class itself is exact. For the others twice as many
+    as are kept in the end are looked at in each sample and carried along for each class, and what falls out on the way counts
+    as the rest of the row. So a stored probability is never above the true mean (up to rounding), and exact where the samples
+    of a class together have no more than ``2 * kept`` classes with any probability.
     Memory is in proportion to ``num_classes * kept``, whatever the number of samples.
 
     Args:
@@ -130,7 +130,7 @@ class _LargestEntries:
     """
 
     def __init__(self, num_classes: int, kept: int) -> None:
-        self._num_classes, self._kept = num_classes, kept
+        self._num_classes, self._kept, self._carried = num_classes, kept, min(2 * kept, num_classes - 1)
         self._own = torch.zeros(num_classes, dtype=torch.float64)
         self._keys = torch.empty(0, dtype=torch.int64)
         self._sums = torch.empty(0, dtype=torch.float64)
@@ -140,22 +140,21 @@ class _LargestEntries:
     def add(self, probs: Tensor, target: Tensor) -> None:
         label = target.unsqueeze(-1)
         own = probs.gather(-1, label).squeeze(-1)
-        values, columns = probs.scatter(-1, label, -1.0).topk(
-            self._kept, dim=-1
-        )  # below every probability: not the label
+        others = probs.scatter(-1, label, -1.0)  # the label below every probability
+        values, columns = others.topk(self._carried, dim=-1)
         target = target.cpu()
         self._own.index_add_(0, target, own.cpu().double())
         self._new.append(((target.unsqueeze(-1) * self._num_classes + columns.cpu()).flatten(), values.cpu().flatten()))
         self._new_entries += values.numel()
         if self._new_entries >= self._num_classes * self._kept:
-            self._merge(2 * self._kept)
+            self._merge()
 
     def means(self, counts: Tensor, dtype: torch.dtype) -> Tensor:
         C, K = self._num_classes, self._kept
         device, counts = counts.device, counts.cpu()
-        self._merge(2 * K)
+        self._merge()
         keys, sums = _largest_of_each_row(self._keys, self._sums, C, K)
-        # Every sample brought K different columns, so that a row has K entries now, or no sample at all.
+        # Every sample brought at least K different columns, so that a row has K entries now, or no sample at all.
         classes, seen = torch.arange(C), counts > 0
         columns = torch.arange(K).repeat(C, 1)
         columns += columns >= classes.unsqueeze(-1)  # a row without a sample: any K columns but its own
@@ -167,10 +166,12 @@ class _LargestEntries:
         columns, order = torch.cat([classes.unsqueeze(-1), columns], dim=-1).sort(dim=-1)
         values = torch.cat([own.unsqueeze(-1), probs], dim=-1).to(dtype).gather(-1, order)
         indices = torch.stack([classes.repeat_interleave(K + 1), columns.flatten()])
-        return torch.sparse_coo_tensor(indices, values.flatten(), (C, C), is_coalesced=True).to(device)
+        return torch.sparse_coo_tensor(indices, values.flatten(), (C, C), check_invariants=True, is_coalesced=True).to(
+            device
+        )
 
-    def _merge(self, width: int) -> None:
-        """Sum what belongs together and keep the ``width`` largest sums of each row, in the order of their keys."""
+    def _merge(self) -> None:
+        """Sum what belongs together and carry on the largest sums of each row, in the order of their keys."""
         if not self._new:
             return
         keys = torch.cat([self._keys, *(keys for keys, _ in self._new)])
@@ -178,7 +179,7 @@ class _LargestEntries:
         self._new, self._new_entries = [], 0
         keys, place = keys.unique(return_inverse=True)
         sums = torch.zeros(len(keys), dtype=torch.float64).index_add_(0, place, sums)
-        self._keys, self._sums = _largest_of_each_row(keys, sums, self._num_classes, width)
+        self._keys, self._sums = _largest_of_each_row(keys, sums, self._num_classes, self._carried)
 
 
 def _largest_of_each_row(keys: Tensor, sums: Tensor, num_classes: int, width: int) -> tuple[Tensor, Tensor]:

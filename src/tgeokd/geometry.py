@@ -46,10 +46,9 @@ def trilateral(
     ``scalar`` gives at most 16 numbers whatever C is, none of which depends on the order of the classes: the probability
     S, T and Tbar give the label and the entropies of S and T as a share of log C (vertices); the Euclidean lengths of the
     five edges; the cosines of the six angles, 0 where one of the two edges has no length. Where ``class_means`` is sparse
-    (very many classes) it is the encoding of the coarsened geometry: every point is seen on the label's class, on the other
-    classes stored for it, and on one bin of all the rest. Without ``inter_sample`` there are no such classes, and the
-    teacher's largest ones take their place beyond :data:`tgeokd.class_means.DENSE_CLASSES` classes. Merging classes never
-    makes an edge longer.
+    (very many classes), every point is taken with the probability outside the classes stored for the sample's label spread
+    evenly over those outside. Without ``inter_sample`` there are no such classes, and the teacher's largest take their place
+    beyond :data:`tgeokd.class_means.DENSE_CLASSES` classes. Spreading is an orthogonal projection: no edge gets longer.
 
     Args:
         student_probs: S, softmax of the student's logits at temperature 1, shape (N, C).

@@ -37,7 +37,7 @@ class Support(NamedTuple):
 
     Attributes:
         ids: the class itself and its K largest others, int32, shape (C, K + 1).
-        probs: the mean probabilities of these, then of all other classes together, shape (C, K + 2).
+        probs: the mean probabilities of these, then the coordinate of all other classes (:func:`_coarse`), shape (C, K + 2).
     """
 
     ids: Tensor
@@ -60,7 +60,7 @@ class Support(NamedTuple):
             if torch.equal(table.indices()[0].view_as(ids), classes.expand_as(ids)) and bool(own.any(dim=-1).all()):
                 others = probs[~own].view(num_classes, -1)
                 kept = torch.cat([probs[own].unsqueeze(-1), others], dim=-1)
-                rest = (1 - kept.sum(dim=-1, keepdim=True)).clamp(min=0)
+                rest = (1 - kept.sum(dim=-1, keepdim=True)).clamp(min=0) * max(num_classes - kept.shape[-1], 1) ** -0.5
                 ids = torch.cat([classes, ids[~own].view(num_classes, -1)], dim=-1)
                 return cls(ids.int(), torch.cat([kept, rest], dim=-1))
         raise InputError("sparse class_means need the same number of entries in each row, among them the class itself")
@@ -100,7 +100,7 @@ def scalar_from_logits(
     log = Z.mT.log_softmax(1).mT if Z.shape[-1] < SHORT else Z.log_softmax(-1)
     points = log.exp()
     entropy = log.mul_(points).sum(dim=-1, keepdim=True)
-    return _encode(_with_means(points, class_means, target), entropy, target, parts)
+    return _encode(_with_means(points, class_means, target), entropy, target, parts, S.shape[-1])
 
 
 def scalar_from_probs(
@@ -115,7 +115,7 @@ def scalar_from_probs(
         return _coarse(S.log(), T.log(), _teachers_largest(T, target), None, parts)
     points = torch.stack((T, S))
     entropy = torch.xlogy(points, points).sum(dim=-1, keepdim=True)
-    return _encode(_with_means(points, class_means, target), entropy, target, parts)
+    return _encode(_with_means(points, class_means, target), entropy, target, parts, S.shape[-1])
 
 
 def num_scalar_features(parts: Parts) -> int:
@@ -140,28 +140,33 @@ def _teachers_largest(teacher: Tensor, target: Tensor) -> Tensor:
 def _coarse(
     student_log_probs: Tensor, teacher_log_probs: Tensor, ids: Tensor, means: Tensor | None, parts: Parts
 ) -> Tensor:
-    """The encoding on the classes ``ids`` (N, K + 1), the label first, and one bin for all others.
+    """The encoding of the points with all that lies outside the classes ``ids`` (N, K + 1), the label first, spread evenly.
 
-    To merge classes shortens every edge or leaves it as long as it was, and the label stays a vertex of the simplex.
+    To spread evenly is an orthogonal projection: no edge gets longer, the label stays where it is, and K + 2 coordinates are
+    enough, the last of them along the direction that the m other classes share: their probability over the root of m.
     """
+    classes = student_log_probs.shape[-1]
+    others = max(classes - ids.shape[-1], 1)
     kept = torch.stack((teacher_log_probs.gather(-1, ids), student_log_probs.gather(-1, ids))).exp_()
-    points = torch.cat((kept, (1 - kept.sum(dim=-1, keepdim=True)).clamp_(min=0)), dim=-1)
-    entropy = torch.xlogy(points, points).sum(dim=-1, keepdim=True)
+    rest = (1 - kept.sum(dim=-1, keepdim=True)).clamp_(min=0)
+    entropy = torch.xlogy(kept, kept).sum(dim=-1, keepdim=True).add_(torch.xlogy(rest, rest / others))
+    points = torch.cat((kept, rest.mul_(others**-0.5)), dim=-1)
     if means is not None:
         points = torch.cat((points, means.to(points.dtype).unsqueeze(0)))
-    return _encode(points, entropy, torch.zeros_like(ids[:, 0]), parts)
+    return _encode(points, entropy, torch.zeros_like(ids[:, 0]), parts, classes)
 
 
-def _encode(points: Tensor, entropy: Tensor, index: Tensor, parts: Parts) -> Tensor:
+def _encode(points: Tensor, entropy: Tensor, index: Tensor, parts: Parts, classes: int) -> Tensor:
     """The encoding from the points themselves.
 
     Args:
-        points: T, S and, with the triangle across samples, Tbar; shape (2 or 3, N, C).
+        points: T, S and, with the triangle across samples, Tbar; shape (2 or 3, N, coordinates).
         entropy: of T and S, in nats, with the sign turned, shape (2, N, 1).
-        index: the label's place among the classes, shape (N,).
+        index: the label's coordinate, shape (N,).
         parts: what is included.
+        classes: C.
     """
-    plan = _plan(parts, points.shape[-1], points.device, points.dtype)
+    plan = _plan(parts, classes, points.device, points.dtype)
     shape = (len(points), len(index), 1)
     label = index.view(1, -1, 1).expand(shape)
     to_label = points.scatter_add(-1, label, plan.minus_one.expand(shape))  # T-G, S-G, (Tbar-G)
