@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tgeokd.losses import check_ratios
+from tgeokd.scalar_geometry import SHORT
 
 __all__ = ["GROUPS", "RatioStatistics", "agreement"]
 
@@ -22,10 +23,15 @@ def agreement(student_probs: Tensor, teacher_probs: Tensor) -> Tensor:
     return torch.minimum(student_probs, teacher_probs).sum(dim=-1)
 
 
+def _softmax(logits: Tensor) -> Tensor:
+    """Softmax over the last dimension; over few classes it is vectorised on the CPU only along another dimension."""
+    return logits.mT.softmax(dim=0).mT if logits.shape[-1] < SHORT else logits.softmax(dim=-1)
+
+
 class RatioStatistics:
     """Counts, means and histograms of alpha by group, gathered on the device without a host synchronisation.
 
-    The four groups of :data:`GROUPS` cross "the teacher's most probable class is the label" with "student and teacher
+    The four groups of :data:`GROUPS` cross "no class is more probable to the teacher than the label" with "student and teacher
     overlap by at least one half" (:func:`agreement`).
 
     Args:
@@ -53,12 +59,16 @@ class RatioStatistics:
     def _flush(self) -> None:
         if not self._pending:
             return
-        alpha, student_logits, teacher_logits, target = map(torch.cat, zip(*self._pending, strict=True))
+        several = len(self._pending) > 1
+        alpha, student_logits, teacher_logits, target = (
+            map(torch.cat, zip(*self._pending, strict=True)) if several else self._pending[0]
+        )
         self._pending, self._pending_samples = [], 0
         if alpha.device.type == "cpu":  # elsewhere the reading would wait for the device
             check_ratios(alpha)
-        agree = agreement(student_logits.softmax(dim=-1), teacher_logits.softmax(dim=-1)) >= 0.5
-        group = 2 * (teacher_logits.argmax(dim=-1) != target) + (~agree).long()
+        agree = agreement(_softmax(student_logits), _softmax(teacher_logits)) >= 0.5
+        right = teacher_logits.gather(-1, target.unsqueeze(-1)).squeeze(-1) == teacher_logits.amax(dim=-1)
+        group = 2 * (~right).long() + (~agree).long()
         bin_ = (alpha * BINS).long().clamp(0, BINS - 1)
         # index_add_ rather than bincount: on an accelerator the latter waits for the host
         self._counts.index_add_(0, group * BINS + bin_, torch.ones_like(group))

@@ -16,7 +16,7 @@ from torch import Tensor
 from tgeokd.class_means import DENSE_CLASSES, KEPT
 from tgeokd.errors import InputError
 
-__all__ = ["Parts", "Support", "num_scalar_features", "scalar_from_logits", "scalar_from_probs"]
+__all__ = ["SHORT", "Parts", "Support", "num_scalar_features", "scalar_from_logits", "scalar_from_probs"]
 
 # torch's softmax over a last dimension shorter than this is not vectorised on the CPU; over another dimension it is.
 SHORT = 16

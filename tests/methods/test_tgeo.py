@@ -17,9 +17,10 @@ from torch import nn
 from tgeokd import TGeoKD, VanillaKD
 from tgeokd.bilevel import Lookahead
 from tgeokd.errors import InputError
-from tgeokd.geometry import num_features
+from tgeokd.geometry import ClassMeans, num_features, trilateral
+from tgeokd.methods import tgeo as tgeo_module
 from tgeokd.methods.base import Batch, Signals, TrainingStep
-from tgeokd.methods.omega import RatioNetwork
+from tgeokd.methods.omega import Adam, RatioNetwork
 
 N, M, C, WIDTH, TAU = 6, 5, 4, 5, 2.5
 
@@ -295,7 +296,7 @@ def test_alpha_reaches_omega_even_in_a_block_without_gradients():
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("hypergradient", ["auto", "forward", "finite_difference", "last_layer", "unrolled"])
+@pytest.mark.parametrize("hypergradient", ["auto", "exact", "forward", "finite_difference", "last_layer", "unrolled"])
 def test_without_a_rate_it_is_plain_distillation_bit_for_bit(hypergradient, parts):
     torch.manual_seed(0)
     data, held_out = [batch(N) for _ in range(6)], [batch(M), batch(M)]
@@ -461,6 +462,142 @@ def test_the_networks_shape(encoding, hidden):
     assert [(w.shape, b.shape) for w, b in tgeo.network.layers] == [
         ((n_out, n_in), (n_out,)) for n_in, n_out in itertools.pairwise(widths)
     ]
+
+
+def test_ratios_and_their_gradient_are_those_of_autograd_through_the_layers():
+    torch.manual_seed(0)
+    for hidden in ((), (7,), (8, 5, 3)):
+        network = RatioNetwork(6, hidden).double()
+        nn.init.normal_(network.omega)
+        features = torch.randn(9, 6, dtype=torch.float64)
+
+        def by_autograd(omega, network=network, features=features):
+            parts = list(by_layer(network, omega).values())
+            for weight, bias in zip(parts[:-2:2], parts[1:-2:2], strict=True):
+                features = F.leaky_relu(features @ weight.T + bias)
+            return (features @ parts[-2].T + parts[-1]).sigmoid().squeeze(-1)
+
+        ratios = network(features)
+        torch.testing.assert_close(ratios, by_autograd(network.omega))
+        gradient = torch.randn(9, dtype=torch.float64)
+        (found,) = torch.autograd.grad(ratios, network.omega, gradient)
+        (truth,) = torch.autograd.grad(by_autograd(network.omega), network.omega, gradient)
+        torch.testing.assert_close(found, truth)
+
+
+def test_a_moved_or_copied_network_still_reads_its_own_omega():
+    network = RatioNetwork(3, (4,))
+    features = torch.randn(5, 3)
+    for other in (copy.deepcopy(network), copy.deepcopy(network).double().float()):
+        nn.init.normal_(other.omega)
+        assert not torch.equal(other(features), network(features))
+        assert torch.equal(network(features), torch.full((5,), 0.5))
+        assert torch.equal(torch.cat([part.flatten() for layer in other.layers for part in layer]), other.omega)
+
+
+def test_omega_starts_as_linear_layers_do():
+    torch.manual_seed(5)
+    network = RatioNetwork(6, (7,))
+    torch.manual_seed(5)
+    first = nn.Linear(6, 7)
+    assert torch.equal(network.layers[0][0], first.weight)
+    assert torch.equal(network.layers[0][1], first.bias)
+    assert not network.layers[1][0].any()
+
+
+def test_a_step_that_does_not_learn_has_no_graph_of_omega():
+    tgeo, student = prepared(every=2), Student()
+    attached = []
+    train(
+        tgeo, student, sgd(student.parameters()), [batch(N) for _ in range(4)], [batch(M)],
+        after_step=lambda step: attached.append(step.losses[0].alpha.requires_grad),
+    )  # fmt: skip
+    assert attached == [True, False, True, False]
+    b = batch(N)
+    assert tgeo.alpha(Signals(torch.randn(N, C), b.teacher_logits, b.target, TAU)).requires_grad  # outside of a step
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
+def test_many_steps_of_omega_are_those_of_torchs_adam(weight_decay):
+    torch.manual_seed(0)
+    ours = nn.Parameter(torch.randn(20, dtype=torch.float64))
+    theirs = nn.Parameter(ours.detach().clone())
+    adam, reference = Adam(ours, 0.03, weight_decay), torch.optim.Adam([theirs], lr=0.03, weight_decay=weight_decay)
+    for _ in range(50):
+        theirs.grad = torch.randn(20, dtype=torch.float64) * 10.0 ** float(torch.randint(-9, 3, ()))
+        adam.step(theirs.grad)
+        reference.step()
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+
+
+# ---- very many classes
+
+
+def many(c=40, kept=5, n=200):
+    means = ClassMeans(c, kept)
+    means.update((3 * torch.randn(n, c)).softmax(dim=-1), torch.arange(n) % c)
+    return means.compute()
+
+
+def test_sparse_class_means_are_used_as_the_coarsened_geometry(caplog):
+    torch.manual_seed(0)
+    table = many()
+    tgeo = TGeoKD()
+    with caplog.at_level("INFO", logger="tgeokd"):
+        tgeo.prepare(40, table)
+    assert caplog.messages == [
+        "geometry: for 40 classes on the label and the class mean's 5 largest others, the rest spread evenly"
+    ]
+    nn.init.normal_(tgeo.network.layers[-1][0])
+    z, t, y = torch.randn(N, 40), torch.randn(N, 40), torch.randint(40, (N,))
+    delta = trilateral(z.softmax(-1), t.softmax(-1), y, table, encoding="scalar")
+    torch.testing.assert_close(tgeo.alpha(Signals(z, t, y, TAU)), tgeo.network(delta))
+
+
+def test_omegas_size_and_features_do_not_depend_on_the_number_of_classes():
+    small, large = TGeoKD(), TGeoKD()
+    small.prepare(C, means())
+    large.prepare(40, many())
+    assert small.network.omega.shape == large.network.omega.shape
+
+
+@pytest.mark.parametrize("inter_sample", [True, False])
+def test_a_hundred_thousand_classes(inter_sample):
+    c = 100_000
+    tgeo = TGeoKD(inter_sample=inter_sample)
+    table = None
+    if inter_sample:
+        gathered = ClassMeans(c)
+        gathered.update(torch.full((2, c), 1 / c), torch.tensor([0, 1]))
+        with pytest.warns(UserWarning, match="no training sample"):
+            table = gathered.compute()
+    tgeo.prepare(c, table)
+    alpha = tgeo.alpha(Signals(torch.randn(3, c), torch.randn(3, c), torch.tensor([0, 5, c - 1]), TAU))
+    assert torch.equal(alpha, torch.full((3,), 0.5))
+    tgeo.learn(alpha, torch.ones(3))
+    assert tgeo.network.omega.isfinite().all()
+
+
+@pytest.mark.parametrize("options", [{}, {"inter_sample": False}])
+def test_the_vector_encoding_does_not_go_with_very_many_classes(options, monkeypatch):
+    monkeypatch.setattr(tgeo_module, "DENSE_CLASSES", 20)
+    with pytest.raises(InputError, match="does not go with 40 of them; use encoding='scalar'"):
+        TGeoKD(encoding="vector", **options).prepare(40, None if options else many())
+
+
+def test_state_with_sparse_class_means_goes_round_through_a_file(tmp_path):
+    torch.manual_seed(0)
+    first, second = TGeoKD(), TGeoKD()
+    first.prepare(40, many())
+    second.prepare(40, many())
+    signals = Signals(torch.randn(N, 40), torch.randn(N, 40), torch.randint(40, (N,)), TAU)
+    first.learn(first.alpha(signals), torch.randn(N))
+    nn.init.normal_(first.network.layers[-1][0])
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert torch.equal(second.alpha(signals), first.alpha(signals))
+    stored = (tmp_path / "state.pt").stat().st_size
+    assert stored < 40 * 6 * 4 + 40 * 7 * 4 + 3 * 4 * first.network.omega.numel() + 8000
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])

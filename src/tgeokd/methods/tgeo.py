@@ -30,7 +30,8 @@ class TGeoKD(Method):
     ``d L_val / d omega = sum_i (d L_val / d alpha_i) (d alpha_i / d omega)``.
 
     Args:
-        encoding: ``"scalar"`` (at most 16 numbers, whatever C is) or ``"vector"`` (9C numbers, the paper's kind).
+        encoding: ``"scalar"`` (at most 16 numbers, whatever C is) or ``"vector"`` (9C numbers, the paper's kind; not for more
+            than :data:`tgeokd.class_means.DENSE_CLASSES` classes).
         vertices: ablation: include the vertices.
         edges: ablation: include the edges.
         angles: ablation: include the angles; by default on for ``scalar``, off for ``vector``.
@@ -122,10 +123,10 @@ class TGeoKD(Method):
             self.class_means = Support.of(table) if coarse else table
         if coarse:
             kept = self.class_means.ids.shape[-1] - 1 if isinstance(self.class_means, Support) else KEPT
-            seen = "the class mean's" if self.needs_class_means else "the teacher's"
+            whose = "class mean's" if self.needs_class_means else "teacher's"
             logger.info(
-                "geometry: for %d classes on the label, %s %d largest others and one bin of all the rest",
-                num_classes, seen, kept,
+                "geometry: for %d classes on the label and the %s %d largest others, the rest spread evenly",
+                num_classes, whose, kept,
             )  # fmt: skip
         self.network = RatioNetwork(num_features(num_classes, **self.switches), self.hidden).to(device)
         self.optimizer = Adam(self.network.omega, self.lr, self.weight_decay)
