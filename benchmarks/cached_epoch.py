@@ -75,7 +75,8 @@ def figures(runs: int) -> list[Figure]:
     for name in reversed(TEACHERS):
         saved = median[name] - median["cached"]
         absolute = f"{median['cached']:.2f} s / {median[name]:.2f} s an epoch of {SAMPLES} samples, batch {BATCH}"
-        cost = f"; asking it in {VIEWS} views took {asking:.1f} s, paid back after {asking / saved:.1f} epochs"
+        back = f"paid back after {asking / saved:.1f} epochs" if saved > 0 else "never paid back"
+        cost = f"; asking it in {VIEWS} views took {asking:.1f} s, {back}"
         found.append(
             Figure.of(
                 f"epoch with cached teacher / epoch with teacher computed ({_shown(name)} -> {_shown(STUDENT)}, augmented)",
