@@ -638,7 +638,7 @@ def test_other_precisions_run_and_agree(method, precision, tolerance):
     assert_close(*runs, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("hypergradient", ["auto", "forward", "finite_difference", "last_layer"])
+@pytest.mark.parametrize("hypergradient", ["auto", "exact", "forward", "finite_difference", "last_layer"])
 @pytest.mark.parametrize(
     "precision",
     [

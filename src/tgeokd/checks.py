@@ -81,7 +81,7 @@ class FiniteGuard:
                 self._stop(whose, step)
             return
         finite = torch.isfinite(logits).all()
-        never = torch.tensor(-1, device=self._device)
+        never = torch.full((), -1, device=self._device)  # not torch.tensor, whose copy would be waited for
         first = self._first_bad.get(whose, never)
         self._first_bad[whose] = torch.where((first < 0) & ~finite, step, first)
         if step % self._interval == self._interval - 1:

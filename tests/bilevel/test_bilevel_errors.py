@@ -31,7 +31,7 @@ def loop(case, **changes):
 
 @pytest.mark.parametrize("form", [pure, loop])
 def test_unknown_method(form):
-    names = "auto, forward, finite_difference, last_layer, unrolled"
+    names = "auto, exact, forward, finite_difference, last_layer, unrolled"
     with pytest.raises(InputError, match=f"hypergradient must be one of {names}, not 'backward'"):
         form(make_case(), method="backward")
 

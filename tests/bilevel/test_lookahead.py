@@ -58,7 +58,7 @@ def test_equals_the_pure_function_before_the_step(method, optimizer, clip, accum
 def test_equals_the_pure_function_for_every_student(student):
     case = make_case(student, "nesterov", steps=2)
     expected = ratio_gradient(case.student, case.optimizer, **case.data, accumulate=2)
-    lookahead = lookahead_of(case, "auto")
+    lookahead = lookahead_of(case, "exact")
     take_step(case, lookahead, accumulate=2)
     assert relative_error(ask(case, lookahead), expected) <= 1e-10
 
@@ -200,13 +200,13 @@ def test_evaluating_between_step_and_question_does_not_matter():
     assert torch.equal(ask(case, lookahead), expected)
 
 
-# ---- auto
+# ---- exact, auto
 
 
 @pytest.mark.parametrize("student", ["mlp", "encoder_layer", "direct_attention", "mixed", "recurrent"])
-def test_auto_takes_forward_mode_where_it_can(student, caplog):
+def test_exact_takes_forward_mode_where_it_can(student, caplog):
     case = make_case(student, "momentum")
-    lookahead = lookahead_of(case, "auto")
+    lookahead = lookahead_of(case, "exact")
     with caplog.at_level(logging.INFO, logger=LOGGER):
         for _ in range(3):
             take_step(case, lookahead)
@@ -216,9 +216,9 @@ def test_auto_takes_forward_mode_where_it_can(student, caplog):
 
 
 @pytest.mark.parametrize("student", ["embedding_bag", "custom_function", "weight_norm"])
-def test_auto_falls_back_to_finite_differences_and_says_so_once(student, caplog):
+def test_exact_falls_back_to_finite_differences_and_says_so_once(student, caplog):
     case = make_case(student, "momentum")
-    lookahead = lookahead_of(case, "auto")
+    lookahead = lookahead_of(case, "exact")
     with caplog.at_level(logging.INFO, logger=LOGGER):
         for _ in range(3):
             expected = ratio_gradient(case.student, case.optimizer, **case.data, method="finite_difference")
@@ -279,3 +279,38 @@ def test_a_parameter_replaced_between_two_steps_is_noticed():
     expected = ratio_gradient(case.student, case.optimizer, **case.data)
     take_step(case, lookahead)
     assert relative_error(ask(case, lookahead), expected) < 1e-10
+
+
+def test_auto_takes_the_head_where_there_is_one_and_says_so_once(caplog):
+    case = make_case("mlp", "momentum")
+    lookahead = lookahead_of(case, "auto")
+    with caplog.at_level(logging.INFO, logger=LOGGER):
+        for _ in range(3):
+            expected = ratio_gradient(case.student, case.optimizer, **case.data, method="last_layer")
+            take_step(case, lookahead)
+            assert relative_error(ask(case, lookahead), expected) <= 1e-10
+    assert lookahead.method == "last_layer"
+    assert [r.getMessage() for r in caplog.records if "classifier head" in r.getMessage()] == [
+        f"hypergradient: the part of the classifier head, {list(case.student)[-1]}"
+    ]
+
+
+def _frozen_head(case):
+    for param in list(case.student)[-1].parameters():
+        param.requires_grad_(False)
+
+
+def _head_left_out(case):
+    case.optimizer.param_groups[0]["params"] = list(case.student.parameters())[:-2]
+
+
+@pytest.mark.parametrize("change", [_frozen_head, _head_left_out])
+def test_auto_is_exact_where_the_head_is_not_trained(change):
+    case = make_case("mlp", "sgd")
+    change(case)
+    expected = ratio_gradient(case.student, case.optimizer, **case.data, method="forward")
+    assert float(expected.abs().max()) > 0
+    lookahead = lookahead_of(case, "auto")
+    take_step(case, lookahead)
+    assert relative_error(ask(case, lookahead), expected) <= 1e-10
+    assert lookahead.method == "forward"

@@ -26,7 +26,8 @@ def logit_derivatives(
     moved = {name: d for name, d in direction.items() if name in params}
     with torch.no_grad():
         length = torch.cat([d.flatten() for d in moved.values()]).norm()
-        size = torch.cat([params[name][d != 0] for name, d in moved.items()]).norm()
+        # `where` rather than a mask, which an accelerator would have to be waited for
+        size = torch.cat([torch.where(d != 0, params[name], 0.0).flatten() for name, d in moved.items()]).norm()
         precision = torch.finfo(length.dtype).eps
         # along the zero vector every derivative is zero, whatever the step
         h = torch.where(length > 0, precision ** (1 / 3) * size.clamp(min=1e-4) / length, 1.0)

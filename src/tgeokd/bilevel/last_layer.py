@@ -26,8 +26,15 @@ def find_head(student: nn.Module, part: MicroBatch) -> nn.Linear:
     """The linear layer whose outputs are the student's logits, found by running one micro-batch again.
 
     Raises:
-        ValueError: where the logits do not come straight out of an ``nn.Linear``.
+        ValueError: where the logits do not come straight out of an ``nn.Linear`` that is trained and used once.
     """
+
+    def refused(why: str) -> InputError:
+        return InputError(
+            "hypergradient='last_layer' needs a trainable classifier head, an nn.Linear whose outputs are the logits; "
+            f"this student's {why}: use 'forward' or 'exact'"
+        )
+
     outputs: list[tuple[nn.Linear, Tensor]] = []
     handles = [
         module.register_forward_hook(lambda m, _, output: outputs.append((m, output)))
@@ -43,11 +50,12 @@ def find_head(student: nn.Module, part: MicroBatch) -> nn.Linear:
     for module, output in reversed(outputs):
         own = _of_head(logits, module)
         if output.shape == own.shape and torch.equal(output.to(own.dtype), own):
+            if not module.weight.requires_grad:
+                raise refused("is frozen")
+            if sum(each is module for each, _ in outputs) > 1:
+                raise refused("is used more than once in a forward pass")
             return module
-    raise InputError(
-        "hypergradient='last_layer' needs a student whose logits are the output of an nn.Linear, and this one's are not; "
-        "use 'forward' or 'auto'"
-    )
+    raise refused("logits are the output of none")
 
 
 @contextmanager
@@ -74,7 +82,9 @@ def ratio_gradient(step: InnerStep, val_inputs: Any, val_target: Tensor) -> Tens
     names = {id(param): name for name, param in trainable(step.student).items()}
     weight_name, bias_name = names.get(id(head.weight)), names.get(id(head.bias))
     if weight_name is None:
-        raise InputError("hypergradient='last_layer' needs a trainable classifier head, and this student's is frozen")
+        raise InputError(
+            "hypergradient='last_layer' needs a trainable classifier head, and this student's has been frozen since"
+        )
     with torch.no_grad():
         with capture(head) as captured:
             val_logits = step.outer_logits(val_inputs)

@@ -36,13 +36,14 @@ from tgeokd.bilevel.inner_step import (
     signal_difference_slope,
     slopes,
 )
+from tgeokd.bilevel.optimizers import unwrapped
 from tgeokd.errors import InputError
 from tgeokd.losses import check_ratios, fuse, gt_loss, kd_loss
 from tgeokd.modules import class_logits, module_device, random_state, replayed, sliced
 
 __all__ = ["Hypergradient", "Lookahead", "logits_along", "new_part", "ratio_gradient"]
 
-Hypergradient = Literal["auto", "forward", "finite_difference", "last_layer", "unrolled"]
+Hypergradient = Literal["auto", "exact", "forward", "finite_difference", "last_layer", "unrolled"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +59,10 @@ class Lookahead:
         temperature: ``tau`` of the teacher term.
         method: how to get the hypergradient. ``"forward"``: forward-mode AD, exact. ``"finite_difference"``: two more
             forward passes, exact to O(h^2). ``"last_layer"``: the classifier head's part alone, in closed form.
-            ``"unrolled"``: through the step with a second-order graph, the slow reference. ``"auto"``: ``"forward"``, or
-            ``"finite_difference"`` where the student has an operation without a forward-mode derivative (logged once).
+            ``"unrolled"``: through the step with a second-order graph, the slow reference. ``"exact"``: ``"forward"``, or
+            ``"finite_difference"`` where the student has an operation without a forward-mode derivative. ``"auto"``:
+            ``"last_layer"``, or ``"exact"`` where the student's logits do not come out of a trainable ``nn.Linear``. What
+            was chosen is logged once.
         clip_norm: clip the gradient to this norm before the optimizer's step.
         assume_sgd: accept any other optimizer and treat its step as plain SGD's (an approximation).
 
@@ -114,10 +117,9 @@ class Lookahead:
         self._step = None
         if not record:
             return class_logits(self.student, inputs)
-        to_replay = self.method != "last_layer" or self._head is None
-        part = new_part(self.student, self.method, inputs, target, teacher_logits, to_replay=to_replay)
-        if self.method == "last_layer" and self._head is None:
-            self._head = last_layer.find_head(self.student, part)
+        part = new_part(self.student, self.method, inputs, target, teacher_logits, to_replay=self._head is None)
+        if self._head is None and self.method in ("auto", "last_layer"):
+            self.method, self._head = _with_head(self.student, self.optimizer, part, self.method)
         self._parts.append(part)
         return _run_part(part, self._head, lambda: class_logits(self.student, inputs))
 
@@ -241,8 +243,8 @@ def ratio_gradient(
         for rows in _even_slices(len(target), accumulate):
             x = sliced(inputs, rows)
             part = new_part(student, method, x, target[rows], teacher_logits[rows], buffers)
-            if method == "last_layer" and head is None:
-                head = last_layer.find_head(student, part)
+            if head is None and method in ("auto", "last_layer"):
+                method, head = _with_head(student, optimizer, part, method)
             logits = _run_part(part, head, lambda x=x: functional_logits(student, values, buffers, x))  # type: ignore[misc]
             kd, gt = kd_loss(logits, part.teacher_logits, temperature), gt_loss(logits, part.target)
             losses.append(fuse(kd, gt, alpha[rows].detach()))
@@ -326,13 +328,32 @@ def logits_along(
         if method == "forward":
             raise NotImplementedError(
                 f"the student has an operation that forward-mode AD does not cover ({reason}); "
-                "use hypergradient 'finite_difference' or 'auto'"
+                "use hypergradient 'finite_difference' or 'exact'"
             ) from error
         logger.warning("hypergradient: finite differences, because the student is beyond forward mode: %s", reason)
         return finite_difference.logit_derivatives(student, parts, params, direction), "finite_difference"
-    if method == "auto":
+    if method == "exact":
         logger.info("hypergradient: forward mode, which covers every operation of the student")
     return result, "forward"
+
+
+def _with_head(
+    student: nn.Module, optimizer: Optimizer, part: MicroBatch, method: Hypergradient
+) -> tuple[Hypergradient, nn.Linear | None]:
+    """The student's classifier head, and the way that ``auto`` or ``last_layer`` comes to."""
+    try:
+        head = last_layer.find_head(student, part)
+    except InputError as error:
+        if method == "last_layer":
+            raise
+        logger.info("hypergradient: the exact one, because this student's %s", str(error).split("student's ")[1])
+        return "exact", None
+    if method == "auto":
+        if not any(param is head.weight for group in unwrapped(optimizer).param_groups for param in group["params"]):
+            logger.info("hypergradient: the exact one, because the optimizer does not hold the student's head")
+            return "exact", None
+        logger.info("hypergradient: the part of the classifier head, %s", head)
+    return "last_layer", head
 
 
 def new_part(
@@ -357,7 +378,7 @@ def new_part(
         random_state(device),
         kept,
         modes(student) if to_replay else [],
-        PassContext.current(device, math_attention=method in ("auto", "forward", "unrolled")),
+        PassContext.current(device, math_attention=method not in ("finite_difference", "last_layer")),
     )
 
 

@@ -33,7 +33,7 @@ class ReweightingKD(Method):
         delta: smallest weight; a sample whose two terms both hurt gets alpha = 0.5.
         outer: where held-out batches come from: ``"holdout"``, ``"union"`` or ``"train"``.
         outer_batch_size: samples in a held-out batch; by default the held-out loader's batches as they are.
-        hypergradient: ``"auto"``, ``"forward"`` or ``"finite_difference"``.
+        hypergradient: ``"exact"``, ``"forward"`` or ``"finite_difference"``.
 
     Reference:
         Lu, Ghaddar, Rashid, Rezagholizadeh, Ghodsi and Langlais, "RW-KD: Sample-wise Loss Terms Re-Weighting for Knowledge
@@ -50,13 +50,13 @@ class ReweightingKD(Method):
         delta: float = 1e-8,
         outer: Outer = "holdout",
         outer_batch_size: int | None = None,
-        hypergradient: Hypergradient = "auto",
+        hypergradient: Hypergradient = "exact",
     ) -> None:
         check_outer(outer, outer_batch_size)
         if not (beta > 0 and delta > 0):
             raise InputError(f"beta and delta must be > 0, not {beta} and {delta}")
-        if hypergradient not in ("auto", "forward", "finite_difference"):
-            raise InputError(f"hypergradient must be auto, forward or finite_difference for rw, not {hypergradient!r}")
+        if hypergradient not in ("exact", "forward", "finite_difference"):
+            raise InputError(f"hypergradient must be exact, forward or finite_difference for rw, not {hypergradient!r}")
         self.beta, self.delta = beta, delta
         self.outer, self.outer_batch_size = outer, outer_batch_size
         self.hypergradient = hypergradient
