@@ -70,8 +70,8 @@ def markdown(described: dict[str, Any], figures: list[Figure]) -> str:
     lines = [
         "# Benchmark results",
         "",
-        "Made by `make bench`. Every value is a median over runs taken in turn (A B A B ...) in one process; what each means, why",
-        "it is what it is and what would lower it is in [docs/speed.md](../docs/speed.md).",
+        "Made by `make bench`. Every value is a median over runs taken in turn (A B A B ...) in one process; what each",
+        "means, why it is what it is and what would lower it is in [docs/speed.md](../docs/speed.md).",
         "",
         f"Machine: {shown}.",
         "",

@@ -610,7 +610,7 @@ def test_outer_samples_come_from_where_they_should():
         student.register_forward_pre_hook(
             lambda module, inputs, seen=seen: None if module.training else seen.extend(inputs[0].tolist())
         )
-        distiller = distiller_of(TGeoKD(outer=outer, hypergradient="last_layer"), student=student)
+        distiller = distiller_of(TGeoKD(outer=outer, every=1, hypergradient="last_layer"), student=student)
         distiller.fit(DataLoader(ArrayDataset(*data(24)), 8), None if outer == "train" else held_out(), epochs=1)
         drawn[outer] = seen
     x_train, x_held = data(24)[0].tolist(), data(12, seed=7)[0].tolist()

@@ -633,3 +633,17 @@ def test_nothing_moves_on_the_cpu_or_where_it_cannot():
     data, listed = Pairs(3), Rows(3)
     assert resident(data, torch.device("cpu")) is data
     assert resident(listed, torch.device("cuda")) is listed
+
+
+@pytest.mark.parametrize(("batch_size", "most", "size"), [(None, 3, 3), (None, 30, 8), (None, None, 8), (5, 3, 5)])
+def test_the_outer_batch_has_at_most_so_many_samples_unless_its_size_is_asked_for(batch_size, most, size):
+    source = DataLoader(ArrayDataset(torch.zeros(20, 2), torch.zeros(20, dtype=torch.int64)), 8)
+    stream = OuterStream(source, batch_size, seed=0, most=most)
+    stream.start_epoch(0)
+    assert len(next(stream)[1]) == size
+
+
+def test_a_source_that_cannot_be_batched_anew_is_taken_as_it_is():
+    stream = OuterStream([(torch.zeros(8, 2), torch.zeros(8))], None, seed=0, most=3)
+    stream.start_epoch(0)
+    assert len(next(stream)[1]) == 8

@@ -149,6 +149,8 @@ LAYERS = [
         "runfolder",
         "modules",
         "checks",
+        "compiling",
+        "arrays",
         "loaders",
         "ratios",
         "metrics",

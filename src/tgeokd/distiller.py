@@ -21,6 +21,7 @@ from tgeokd.bilevel import Lookahead
 from tgeokd.bilevel.optimizers import unwrapped
 from tgeokd.callbacks import Callback, EarlyStopping, ProgressBar
 from tgeokd.checks import FiniteGuard, check_classes_held_out, check_same_classes, check_target
+from tgeokd.compiling import check_compiler, compiled
 from tgeokd.errors import InputError
 from tgeokd.geometry import ClassMeans
 from tgeokd.loaders import OuterStream, group, set_view, union_loader, views_of
@@ -78,6 +79,8 @@ class Distiller:
         callbacks: see :class:`~tgeokd.callbacks.Callback`.
         accelerator: as in Lightning Fabric: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
         precision: as in Lightning Fabric: ``"32-true"``, ``"bf16-mixed"``, ``"64-true"``, ...; not ``"16-mixed"``.
+        compile: compile the training pass of the student, and a teacher that is a module, with ``torch.compile``. The first
+            steps take a minute or so longer; evaluation and the hypergradient's extra passes stay as they are.
         progress: show a progress bar.
 
     Attributes:
@@ -113,6 +116,7 @@ class Distiller:
         callbacks: Sequence[Callback] = (),
         accelerator: str = "auto",
         precision: Any = "32-true",
+        compile: bool = False,
         progress: bool = True,
     ) -> None:
         if accumulate < 1:
@@ -154,9 +158,13 @@ class Distiller:
         if self.cache_teacher is not None and isinstance(teacher, StoredPredictions):
             logger.info("the teacher is stored predictions already: cache_teacher changes nothing")
             self.cache_teacher = None
+        if compile:
+            check_compiler(self.device)
+        self._run_teacher = teacher
         if isinstance(teacher, nn.Module):
             self.fabric.setup_module(teacher)
             teacher.eval()
+            self._run_teacher = compiled(teacher) if compile else teacher
         self._lookahead = Lookahead(
             self.student,
             self.optimizer,
@@ -164,6 +172,7 @@ class Distiller:
             method=self.method.hypergradient,
             clip_norm=clip_norm,
             assume_sgd=assume_sgd or not self.method.looks_ahead,
+            compile=compile,
         )
         self.history = History()
         self.resumed_at = 0
@@ -375,7 +384,7 @@ class Distiller:
             return None
         source = train_loader if self.method.outer == "train" else val_loader
         assert source is not None
-        return OuterStream(source, self.method.outer_batch_size, seed)
+        return OuterStream(source, self.method.outer_batch_size, seed, most=self.method.outer_batch_most)
 
     def _prepare(self, train_loader: Loader, val_loader: Loader | None) -> None:
         """Look at the data once, before anything is written or trained, leaving the random state as it was."""
@@ -515,7 +524,8 @@ class Distiller:
         sums: list[Tensor] = []
         for batch in step.batches:
             if batch.teacher_logits is None:
-                logits = self._student_logits(batch.inputs)
+                with self._autocast():
+                    logits = class_logits(self._lookahead.run, batch.inputs)
             else:
                 with self._autocast():
                     logits = self._lookahead.forward(batch.inputs, batch.target, batch.teacher_logits, record=record)
@@ -594,7 +604,7 @@ class Distiller:
     def _asked(self, inputs: Any) -> Tensor:
         with torch.no_grad():
             with self._autocast():
-                outputs = (class_probs if self.teacher_probs else class_logits)(self._teacher, inputs)
+                outputs = (class_probs if self.teacher_probs else class_logits)(self._run_teacher, inputs)
             return logits_from_probs(outputs) if self.teacher_probs else outputs
 
     def _student_logits(self, inputs: Any) -> Tensor:

@@ -220,14 +220,15 @@ class OuterStream:
     Args:
         source: where batches come from. A ``DataLoader`` over a map-style data set is re-batched and shuffled; any other
             iterable is repeated as it is.
-        batch_size: samples in an outer batch.
+        batch_size: samples in an outer batch; None for those of the source's batches.
         seed: of the orders.
+        most: with None, no more samples than this where the source can be re-batched.
 
     Raises:
         ValueError: where ``batch_size`` is given for a source that cannot be re-batched.
     """
 
-    def __init__(self, source: Iterable[Any], batch_size: int | None, seed: int) -> None:
+    def __init__(self, source: Iterable[Any], batch_size: int | None, seed: int, *, most: int | None = None) -> None:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"outer_batch_size must be >= 1, not {batch_size}")
         self._seed = seed
@@ -235,7 +236,8 @@ class OuterStream:
         self._loader = source
         self._iterator: Iterator[Any] = iter(())
         if isinstance(source, DataLoader) and _rebatchable(source):
-            size = min(batch_size or source.batch_size or 1, len(source.dataset))  # type: ignore[arg-type]
+            size = batch_size or min(source.batch_size or 1, most or len(source.dataset))  # type: ignore[arg-type]
+            size = min(size, len(source.dataset))  # type: ignore[arg-type]
             self._loader = _like(source, source.dataset, size, drop_last=True, generator=self._generator)
         elif batch_size is not None:
             raise InputError("outer_batch_size needs a torch DataLoader over a map-style data set to draw from")

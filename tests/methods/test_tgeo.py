@@ -103,7 +103,7 @@ def test_omega_moves_and_learns_whom_to_trust(encoding):
             centres[truth] + 0.3 * torch.randn(n, WIDTH), label, 4.0 * F.one_hot(believed, C)
         ), teacher_is_wrong
 
-    tgeo = TGeoKD(encoding=encoding, lr=0.02)
+    tgeo = TGeoKD(encoding=encoding, lr=0.02, every=1)
     tgeo.prepare(C, torch.full((C, C), 1 / C))
     first = copy.deepcopy(tgeo.network.layers)
     check, teacher_is_wrong = samples(64, clean=False)
@@ -622,3 +622,19 @@ def test_logits_in_another_precision_than_omegas(dtype):
     tgeo, b = prepared(), batch(N)
     alpha = tgeo.alpha(Signals(torch.randn(N, C, dtype=dtype), b.teacher_logits.to(dtype), b.target, TAU))
     assert torch.equal(alpha, torch.full_like(alpha, 0.5))
+
+
+def test_a_sample_of_the_batch_teaches_omega_as_its_own_gradient_says():
+    torch.manual_seed(0)
+    data, held_out = [batch(N)], [batch(M)]
+    moved = {}
+    for count in (None, N // 2):
+        torch.manual_seed(1)
+        tgeo, student = prepared(hypergradient="forward", every=1, inner_samples=count), Student()
+        asked = []
+        tgeo.learn = lambda alpha, gradient, asked=asked: asked.append(gradient)
+        train(tgeo, student, sgd(student.parameters()), data, held_out)
+        (moved[count],) = asked
+    half = moved[N // 2]
+    torch.testing.assert_close(half[: N // 2], 2 * moved[None][: N // 2])
+    assert not half[N // 2 :].any()

@@ -37,6 +37,7 @@ from tgeokd.bilevel.inner_step import (
     slopes,
 )
 from tgeokd.bilevel.optimizers import unwrapped
+from tgeokd.compiling import compiled
 from tgeokd.errors import InputError
 from tgeokd.losses import check_ratios, fuse, gt_loss, kd_loss
 from tgeokd.modules import class_logits, module_device, random_state, replayed, sliced
@@ -65,6 +66,7 @@ class Lookahead:
             was chosen is logged once.
         clip_norm: clip the gradient to this norm before the optimizer's step.
         assume_sgd: accept any other optimizer and treat its step as plain SGD's (an approximation).
+        compile: compile the training pass (not the extra passes, which swap parameters and need forward-mode derivatives).
 
     Raises:
         ValueError: for an unknown method, an optimizer without a known derivative, or a student with nothing to train.
@@ -89,10 +91,12 @@ class Lookahead:
         method: Hypergradient = "auto",
         clip_norm: float | None = None,
         assume_sgd: bool = False,
+        compile: bool = False,
     ) -> None:
         _check(method, temperature, clip_norm)
         _held(student, optimizer, assume_sgd=assume_sgd)
         self.student = student
+        self.run: Callable[..., Any] = compiled(student) if compile else student  # the training pass
         self.optimizer = optimizer
         self.temperature = temperature
         self.clip_norm = clip_norm
@@ -116,12 +120,12 @@ class Lookahead:
         """
         self._step = None
         if not record:
-            return class_logits(self.student, inputs)
+            return class_logits(self.run, inputs)
         part = new_part(self.student, self.method, inputs, target, teacher_logits, to_replay=self._head is None)
         if self._head is None and self.method in ("auto", "last_layer"):
             self.method, self._head = _with_head(self.student, self.optimizer, part, self.method)
         self._parts.append(part)
-        return _run_part(part, self._head, lambda: class_logits(self.student, inputs))
+        return _run_part(part, self._head, lambda: class_logits(self.run, inputs))
 
     def forget(self) -> None:
         """Drop what a broken-off step left behind."""

@@ -99,6 +99,7 @@ def build_distiller(
         metrics=data.metrics,
         accelerator=config.accelerator,
         precision=config.precision,
+        compile=config.compile,
         progress=progress,
     )
 
@@ -115,6 +116,7 @@ def fit(
     resume: bool = False,
 ) -> None:
     """Train by a recipe."""
+    data = data.on(distiller.device)
     distiller.fit(
         data.training_loader(recipe.batch_size, with_held_out=with_held_out),
         data.ordered_loader(data.held_out, recipe.held_out_batch_size),

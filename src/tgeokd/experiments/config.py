@@ -160,6 +160,7 @@ class RunConfig:
         seed: of everything random: split, noise, weights, order.
         accelerator: as in Lightning Fabric.
         precision: as in Lightning Fabric.
+        compile: compile the training passes with ``torch.compile``; worth it for long runs on a GPU.
         threads: torch threads of a run on the CPU; None leaves torch's choice.
     """
 
@@ -177,6 +178,7 @@ class RunConfig:
     seed: int = 0
     accelerator: str = "auto"
     precision: str = "32-true"
+    compile: bool = False
     threads: int | None = None
 
     def __post_init__(self) -> None:

@@ -119,6 +119,7 @@ class Method:
         looks_ahead: whether it differentiates through the optimizer's step, whose derivative must then be known.
         outer_needs_teacher: whether held-out batches must come with the teacher's logits.
         outer_batch_size: samples in a held-out batch; None for the size of the loader's.
+        outer_batch_most: bound of that size where ``outer_batch_size`` is None and the loader can be re-batched.
         hypergradient: how the loop's lookahead differentiates.
     """
 
@@ -130,6 +131,7 @@ class Method:
     looks_ahead: bool = False
     outer_needs_teacher: bool = False
     outer_batch_size: int | None = None
+    outer_batch_most: int | None = None
     hypergradient: Hypergradient = "auto"
 
     def prepare(self, num_classes: int, class_means: Tensor | None, device: torch.device | None = None) -> None:

@@ -40,9 +40,13 @@ class TGeoKD(Method):
         hidden: widths of f_omega's hidden layers.
         outer: where outer samples come from. ``"holdout"``: held-out data the student never trains on (the paper's protocol).
             ``"union"``: the held-out data, on which the student trains too. ``"train"``: the training data.
-        outer_batch_size: samples in an outer batch; by default the held-out loader's batches as they are.
+        outer_batch_size: samples in an outer batch; by default those of the held-out loader's batches, at most 128 (where
+            the loader is a ``DataLoader`` over a map-style data set; any other is taken as it is).
         hypergradient: how ``d L_val / d alpha`` is found; see :class:`tgeokd.bilevel.Lookahead`.
-        every: update omega in every k-th step.
+        every: update omega in every k-th step. The default costs an eighth of every step and gives the same accuracy; see
+            docs/speed.md for that and for the other defaults.
+        inner_samples: of a step's training samples, how many are asked about the hypergradient; see
+            :meth:`tgeokd.bilevel.Lookahead.ratio_gradient`. By default all.
         lr: learning rate of omega's Adam.
         weight_decay: weight decay of omega's Adam.
 
@@ -53,6 +57,7 @@ class TGeoKD(Method):
     name: ClassVar[str] = "tgeo"
     search_space: ClassVar[dict[str, tuple[Any, ...]]] = {"encoding": ("scalar", "vector"), "lr": (1e-3, 3e-3, 1e-2)}
     looks_ahead = True
+    outer_batch_most = 128
 
     def __init__(
         self,
@@ -67,7 +72,8 @@ class TGeoKD(Method):
         outer: Outer = "holdout",
         outer_batch_size: int | None = None,
         hypergradient: Hypergradient = "auto",
-        every: int = 1,
+        every: int = 8,
+        inner_samples: int | None = None,
         lr: float = 1e-2,
         weight_decay: float = 0.0,
     ) -> None:
@@ -91,7 +97,7 @@ class TGeoKD(Method):
         self.needs_class_means = inter_sample
         self.hidden = tuple(hidden)
         self.outer, self.outer_batch_size = outer, outer_batch_size
-        self.hypergradient, self.every = hypergradient, every
+        self.hypergradient, self.every, self.inner_samples = hypergradient, every, inner_samples
         self.lr, self.weight_decay = lr, weight_decay
         self.network: RatioNetwork | None = None
         self.optimizer: Adam | None = None
@@ -160,7 +166,10 @@ class TGeoKD(Method):
             held_out = step.outer()
             parts = [loss.alpha for loss in step.losses if loss.alpha is not None]
             alpha = torch.cat(parts) if len(parts) > 1 else parts[0]
-            self.learn(alpha, step.lookahead.ratio_gradient(held_out.inputs, held_out.target, alpha))
+            gradient = step.lookahead.ratio_gradient(
+                held_out.inputs, held_out.target, alpha, inner_samples=self.inner_samples
+            )
+            self.learn(alpha, gradient)
         self._learns = True
 
     def learn(self, alpha: Tensor, gradient: Tensor) -> None:
