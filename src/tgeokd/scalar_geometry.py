@@ -36,7 +36,7 @@ class Support(NamedTuple):
     """Class means as seen on a few classes of each row, the table of the coarsened geometry.
 
     Attributes:
-        ids: the class itself and its K largest others, int32, shape (C, K + 1).
+        ids: the class itself and its K largest others, int64 as `gather` wants them, shape (C, K + 1).
         probs: the mean probabilities of these, then the coordinate of all other classes (:func:`_coarse`), shape (C, K + 2).
     """
 
@@ -62,8 +62,17 @@ class Support(NamedTuple):
                 kept = torch.cat([probs[own].unsqueeze(-1), others], dim=-1)
                 rest = (1 - kept.sum(dim=-1, keepdim=True)).clamp(min=0) * max(num_classes - kept.shape[-1], 1) ** -0.5
                 ids = torch.cat([classes, ids[~own].view(num_classes, -1)], dim=-1)
-                return cls(ids.int(), torch.cat([kept, rest], dim=-1))
+                return cls(ids, torch.cat([kept, rest], dim=-1))
         raise InputError("sparse class_means need the same number of entries in each row, among them the class itself")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What to store: the ids in half the room."""
+        return {"ids": self.ids.int(), "probs": self.probs}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Tensor]) -> Support:
+        """From what :meth:`state_dict` gave."""
+        return cls(state["ids"].long(), state["probs"])
 
 
 class _Plan(NamedTuple):
@@ -74,6 +83,7 @@ class _Plan(NamedTuple):
     order: Tensor
     scale: Tensor
     minus_one: Tensor
+    first: Tensor
     shortest: float
 
 
@@ -92,7 +102,7 @@ def scalar_from_logits(
     """
     S, T = student_logits.detach(), teacher_logits.detach()  # nothing below has a graph
     if isinstance(class_means, Support):
-        ids = class_means.ids.index_select(0, target).long()
+        ids = class_means.ids.index_select(0, target)
         return _coarse(S.log_softmax(-1), T.log_softmax(-1), ids, class_means.probs.index_select(0, target), parts)
     if class_means is None and S.shape[-1] > DENSE_CLASSES:
         return _coarse(S.log_softmax(-1), T.log_softmax(-1), _teachers_largest(T, target), None, parts)
@@ -108,11 +118,13 @@ def scalar_from_probs(
 ) -> Tensor:
     """As :func:`scalar_from_logits`, from probabilities of shape (N, C)."""
     S, T = student_probs.detach(), teacher_probs.detach()
-    if isinstance(class_means, Support):
-        ids = class_means.ids.index_select(0, target).long()
-        return _coarse(S.log(), T.log(), ids, class_means.probs.index_select(0, target), parts)
-    if class_means is None and S.shape[-1] > DENSE_CLASSES:
-        return _coarse(S.log(), T.log(), _teachers_largest(T, target), None, parts)
+    if isinstance(class_means, Support) or (class_means is None and S.shape[-1] > DENSE_CLASSES):
+        smallest = torch.finfo(S.dtype).tiny  # stands for 0, whose log is not finite
+        logs = (S.clamp_min(smallest).log(), T.clamp_min(smallest).log())
+        if class_means is None:
+            return _coarse(*logs, _teachers_largest(T, target), None, parts)
+        ids = class_means.ids.index_select(0, target)
+        return _coarse(*logs, ids, class_means.probs.index_select(0, target), parts)
     points = torch.stack((T, S))
     entropy = torch.xlogy(points, points).sum(dim=-1, keepdim=True)
     return _encode(_with_means(points, class_means, target), entropy, target, parts, S.shape[-1])
@@ -147,28 +159,29 @@ def _coarse(
     """
     classes = student_log_probs.shape[-1]
     others = max(classes - ids.shape[-1], 1)
-    kept = torch.stack((teacher_log_probs.gather(-1, ids), student_log_probs.gather(-1, ids))).exp_()
+    log = torch.stack((teacher_log_probs.gather(-1, ids), student_log_probs.gather(-1, ids)))
+    kept = log.exp()
     rest = (1 - kept.sum(dim=-1, keepdim=True)).clamp_(min=0)
-    entropy = torch.xlogy(kept, kept).sum(dim=-1, keepdim=True).add_(torch.xlogy(rest, rest / others))
+    entropy = log.mul_(kept).sum(dim=-1, keepdim=True).add_(torch.xlogy(rest, rest / others))
     points = torch.cat((kept, rest.mul_(others**-0.5)), dim=-1)
     if means is not None:
         points = torch.cat((points, means.to(points.dtype).unsqueeze(0)))
-    return _encode(points, entropy, torch.zeros_like(ids[:, 0]), parts, classes)
+    return _encode(points, entropy, None, parts, classes)
 
 
-def _encode(points: Tensor, entropy: Tensor, index: Tensor, parts: Parts, classes: int) -> Tensor:
+def _encode(points: Tensor, entropy: Tensor, index: Tensor | None, parts: Parts, classes: int) -> Tensor:
     """The encoding from the points themselves.
 
     Args:
         points: T, S and, with the triangle across samples, Tbar; shape (2 or 3, N, coordinates).
         entropy: of T and S, in nats, with the sign turned, shape (2, N, 1).
-        index: the label's coordinate, shape (N,).
+        index: the label's coordinate, shape (N,); None for the first.
         parts: what is included.
         classes: C.
     """
     plan = _plan(parts, classes, points.device, points.dtype)
-    shape = (len(points), len(index), 1)
-    label = index.view(1, -1, 1).expand(shape)
+    shape = (*points.shape[:2], 1)
+    label = (plan.first if index is None else index.unsqueeze(-1)).expand(shape)
     to_label = points.scatter_add(-1, label, plan.minus_one.expand(shape))  # T-G, S-G, (Tbar-G)
     edges = torch.cat((to_label, points.diff(dim=0)))  # and S-T, (Tbar-S)
     lengths = torch.linalg.vector_norm(edges, dim=-1, keepdim=True)
@@ -220,5 +233,6 @@ def _plan(parts: Parts, classes: int, device: torch.device, dtype: torch.dtype) 
         order=positions(list(wanted), made),
         scale=torch.tensor(list(wanted.values()), dtype=dtype, device=device).view(-1, 1, 1),
         minus_one=torch.tensor(-1.0, dtype=dtype, device=device),
+        first=torch.tensor(0, dtype=torch.int64, device=device),
         shortest=math.sqrt(torch.finfo(dtype).tiny),
     )
