@@ -128,7 +128,7 @@ class TGeoKD(Method):
             table = class_means.detach().to(device)
             self.class_means = Support.of(table) if coarse else table
         if coarse:
-            kept = self.class_means.ids.shape[-1] - 1 if isinstance(self.class_means, Support) else KEPT
+            kept = self.class_means.kept if isinstance(self.class_means, Support) else KEPT
             whose = "class mean's" if self.needs_class_means else "teacher's"
             logger.info(
                 "geometry: for %d classes on the label and the %s %d largest others, the rest spread evenly",
@@ -192,7 +192,7 @@ class TGeoKD(Method):
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "class_means": self.class_means.state_dict() if isinstance(self.class_means, Support) else self.class_means,
+            "class_means": self.class_means._asdict() if isinstance(self.class_means, Support) else self.class_means,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -202,4 +202,4 @@ class TGeoKD(Method):
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         means = state["class_means"]
-        self.class_means = Support.of_state(means) if isinstance(means, dict) else means
+        self.class_means = Support(**means) if isinstance(means, dict) else means
