@@ -174,6 +174,7 @@ class Distiller:
             assume_sgd=assume_sgd or not self.method.looks_ahead,
             compile=compile,
         )
+        self._same_shares: tuple[Any, Tensor] | None = None
         self.history = History()
         self.resumed_at = 0
         self.epoch = 0
@@ -530,15 +531,21 @@ class Distiller:
                 with self._autocast():
                     logits = self._lookahead.forward(batch.inputs, batch.target, batch.teacher_logits, record=record)
             result = method.loss(self._signals(batch, logits))
-            result.loss.backward(torch.full_like(result.loss, 1 / total))
+            result.loss.backward(self._shares(result.loss, total))
             sums.append(result.loss.detach().sum())
             guard.see_step(sums[-1], logits, batch.teacher_logits, self.step)
             step.losses.append(result)
             if result.alpha is not None and batch.teacher_logits is not None:
-                ratios.add(result.alpha, logits.detach(), batch.teacher_logits, batch.target)
+                ratios.add(result.alpha, logits, batch.teacher_logits, batch.target)
         self._lookahead.step()
         method.after_update(step)
         return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+
+    def _shares(self, losses: Tensor, total: int) -> Tensor:
+        """What each sample's loss counts for in the mean over a step of ``total`` samples; kept from one step to the next."""
+        if self._same_shares is None or self._same_shares[0] != (losses.shape, losses.dtype, total):
+            self._same_shares = (losses.shape, losses.dtype, total), torch.full_like(losses, 1 / total)
+        return self._same_shares[1]
 
     def _signals(self, batch: Batch, logits: Tensor) -> Signals:
         epochs = max(self.epochs, 1)
