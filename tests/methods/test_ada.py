@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tgeokd.class_means import ClassMeans
 from tgeokd.errors import InputError
 from tgeokd.methods import AdaptiveKD, Signals
 
@@ -70,3 +71,16 @@ def test_class_level_without_class_means_says_what_is_missing():
 def test_an_unknown_level_is_refused():
     with pytest.raises(InputError, match="level must be one of sample, class, not 'batch'"):
         AdaptiveKD(level="batch")
+
+
+def test_class_margins_of_a_sparse_table_are_those_of_the_full_one():
+    torch.manual_seed(0)
+    probs, target = torch.rand(400, 40, dtype=torch.float64).softmax(dim=-1), torch.arange(400) % 40
+    found = []
+    for kept in (None, 5):
+        means = ClassMeans(40, kept=kept)
+        means.update(probs, target)
+        method = AdaptiveKD(level="class")
+        method.prepare(40, means.compute())
+        found.append(method.alpha(signals_of(probs[:40], list(range(40)))))
+    torch.testing.assert_close(*found)

@@ -43,17 +43,24 @@ class AdaptiveKD(Method):
     def prepare(self, num_classes: int, class_means: Tensor | None, device: torch.device | None = None) -> None:
         """Take each class's average margin from the class means (the margin is linear in the prediction)."""
         if class_means is not None:
-            self._of_class = _margin(class_means, torch.arange(num_classes, device=class_means.device)).to(device)
+            own = class_means.diagonal() if not class_means.is_sparse else _own_entries(class_means)
+            self._of_class = _margin(own, num_classes).to(device)
 
     def alpha(self, signals: Signals) -> Tensor:
         """The clipped margin."""
         if self.level == "sample":
-            return _margin(signals.teacher.softmax(dim=-1), signals.target)
+            probs = signals.teacher.softmax(dim=-1)
+            return _margin(probs.gather(-1, signals.target.unsqueeze(-1)).squeeze(-1), probs.shape[-1])
         if self._of_class is None:
             raise RuntimeError("AdaptiveKD(level='class') needs prepare(...) with the teacher's class means first")
         return self._of_class[signals.target]
 
 
-def _margin(probs: Tensor, target: Tensor) -> Tensor:
-    of_label = probs.gather(-1, target.unsqueeze(-1)).squeeze(-1)
-    return (of_label - (1 - of_label) / (probs.shape[-1] - 1)).clamp(min=0.0)
+def _own_entries(sparse_means: Tensor) -> Tensor:
+    """The diagonal of a sparse table, which holds every class's own entry."""
+    rows, columns = sparse_means.indices()
+    return sparse_means.values()[rows == columns]
+
+
+def _margin(of_label: Tensor, num_classes: int) -> Tensor:
+    return (of_label - (1 - of_label) / (num_classes - 1)).clamp(min=0.0)
