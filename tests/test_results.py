@@ -51,7 +51,9 @@ def test_the_command_asks_for_what_was_run(file):
     words = shlex.split(tool.command_of(description))
     settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     config = override(preset(words[2], words[words.index("--preset") + 1]), settings)
-    assert config == from_mapping(RunConfig, description["config"])  # a setting that is newer than the file has its default
+    assert config == from_mapping(
+        RunConfig, description["config"]
+    )  # a setting that is newer than the file has its default
     rows = words[words.index("--methods") + 1].split(",")
     assert [parse_entry(row).label for row in rows] == [tool.Entry(**entry).label for entry in description["entries"]]
 

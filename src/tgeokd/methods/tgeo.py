@@ -141,7 +141,12 @@ class TGeoKD(Method):
         """``sigmoid(f_omega(Delta_i))``, detached from the student's graph and attached to omega's, in a step that learns."""
         if self.network is None:
             raise RuntimeError("TGeoKD needs prepare(num_classes, class_means) before its first batch")
-        alpha: Tensor = self.network(self._geometry(signals), learn=self._learns)
+        with torch.no_grad():  # spares every operation a look for a graph
+            features = self._geometry(signals)
+            if not self._learns:
+                unlearned: Tensor = self.network(features, learn=False)
+                return unlearned
+        alpha: Tensor = self.network(features)
         return alpha
 
     def _geometry(self, signals: Signals) -> Tensor:
