@@ -23,13 +23,13 @@ PARTS: list[tuple[str, Any, str]] = [
     ("teacher (or its cache)", Distiller, "_teacher_logits"),
     ("student forward", Lookahead, "forward"),
     ("ratios and loss", Method, "loss"),
-    ("f_omega and geometry", TGeoKD, "alpha"),
+    ("f_omega, geometry", TGeoKD, "alpha"),
     ("backward", torch.Tensor, "backward"),
     ("optimizer's step", Lookahead, "step"),
     ("hypergradient", Lookahead, "ratio_gradient"),
     ("omega's step", TGeoKD, "learn"),
 ]
-INSIDE = {"f_omega and geometry": "ratios and loss"}  # counted in another part already
+INSIDE = {"f_omega, geometry": "ratios and loss"}  # counted in another part already
 
 
 @contextmanager
@@ -48,6 +48,18 @@ def timed(totals: dict[str, float]) -> Iterator[None]:
                 totals[_name] += time.perf_counter() - started
 
         setattr(owner, attribute, wrapper)
+
+    step, warmed_up = Distiller._train_step, []
+
+    def train_step(*args: Any) -> Any:
+        result = step(*args)
+        if not warmed_up:  # what came before, and the first step, are not counted
+            warmed_up.append(True)
+            totals.clear()
+        return result
+
+    originals.append((Distiller, "_train_step", step))
+    Distiller._train_step = train_step  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -70,14 +82,12 @@ def table(work: Workload) -> None:
             totals: dict[str, float] = defaultdict(float)
             with timed(totals):
                 sums[name] = 1e3 * run()
-            # the survey before training asks the teacher once a batch too
-            totals["teacher (or its cache)"] /= 1 if name == "kd" else 2
-            columns[name] = {part: 1e3 * seconds / (work.steps + 1) for part, seconds in totals.items()}
+            columns[name] = {part: 1e3 * seconds / work.steps for part, seconds in totals.items()}
     print(f"\n{work.name}, ms a step\n{'part':26}" + "".join(f"{name:>10}" for name in ways))
     for part, _, _ in PARTS:
         label = f"  of it {part}" if part in INSIDE else part
-        print(f"{label:26.26}" + "".join(f"{columns[name].get(part, 0.0):10.3f}" for name in ways))
-    rest = [sums[n] - sum(v for p, v in columns[n].items() if p not in INSIDE and p != "omega's step") for n in ways]
+        print(f"{label:26}" + "".join(f"{columns[name].get(part, 0.0):10.3f}" for name in ways))
+    rest = [sums[n] - sum(v for p, v in columns[n].items() if p not in INSIDE) for n in ways]
     print(f"{'the rest of the loop':26}" + "".join(f"{value:10.3f}" for value in rest))
     print(f"{'in all':26}" + "".join(f"{sums[name]:10.3f}" for name in ways))
 
