@@ -110,7 +110,9 @@ def main() -> None:
         print(f"  [{name}: {time.perf_counter() - started:.0f} s]", flush=True)
 
     if not given.only:
-        limited, others = ([dataclasses.asdict(f) for f in figures if (f.limit is None) == free] for free in (False, True))
+        limited, others = (
+            [dataclasses.asdict(f) for f in figures if (f.limit is None) == free] for free in (False, True)
+        )
         content = {"machine": machine(), "figures": limited, "without_limit": others}
         (HERE / "results.json").write_text(json.dumps(content, indent=1) + "\n")
         (HERE / "results.md").write_text(markdown(content["machine"], figures))
