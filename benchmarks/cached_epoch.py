@@ -1,11 +1,10 @@
 """What a training epoch costs when the teacher was asked once, beside asking it in every step; augmentation on.
 
-Run: python benchmarks/cached_epoch.py [--runs N]
+Run: python benchmarks/bench.py --only cached_epoch
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -90,14 +89,3 @@ def figures(runs: int) -> list[Figure]:
 
 def _shown(model: str) -> str:
     return model.replace("resnet", "ResNet-")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--runs", type=int, default=3)
-    for figure in figures(parser.parse_args().runs):
-        print(f"{figure.name}: {figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f}); {figure.note}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,11 +1,10 @@
 """Whether data ever holds a student up: fetching a batch beside a training step, and how fast tables are read.
 
-Run: python benchmarks/loader.py [--runs N]
+Run: python benchmarks/bench.py --only loader
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -97,14 +96,3 @@ def figures(runs: int) -> list[Figure]:
             note=f"{ROWS} rows, 20 columns: read, split, encode; as many threads as polars takes",
         ),
     ]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--runs", type=int, default=5)
-    for figure in figures(parser.parse_args().runs):
-        print(f"{figure.name}: {figure.value:.4g} ({figure.low:.4g} to {figure.high:.4g}); {figure.note}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from quick import InlinePool, Outcome
+
+from tgeokd import cli
 
 settings.register_profile(
     "tgeokd", max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -16,3 +22,26 @@ settings.load_profile("tgeokd")
 def _one_thread():
     """The models are tiny: threads would only cost time, and one thread makes sums reproducible."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tgeokd_(monkeypatch, capsys, tmp_path):
+    """The command, run in this process from an empty folder."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tgeokd.experiments.workers.ProcessPoolExecutor", InlinePool)
+    logger = logging.getLogger("tgeokd")
+    level = logger.level
+
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", ["tgeokd", *map(str, argv)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code
+        return Outcome(code or 0, *capsys.readouterr())
+
+    yield run
+    logger.setLevel(level)

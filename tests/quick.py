@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tgeokd.experiments.config import RunConfig, override, preset
 
@@ -19,6 +19,14 @@ def short(*settings: str) -> RunConfig:
 def set_options(*settings: str) -> list[str]:
     """The same on the command line."""
     return [part for setting in (*SHORT, *settings) for part in ("--set", setting)]
+
+
+class Outcome(NamedTuple):
+    """What the command `tgeokd` came to."""
+
+    code: int
+    out: str
+    err: str
 
 
 class InlinePool:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import re
 import signal
@@ -10,11 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import yaml
-from quick import InlinePool, contents, set_options, short
+from quick import Outcome, contents, set_options, short
 from typer.testing import CliRunner
 
 import tgeokd
@@ -27,35 +25,6 @@ from tgeokd.methods import METHODS
 SCRIPT = Path(sys.executable).with_name("tgeokd")
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 RUN_FILES = {"config.yaml", "metrics.jsonl", "student.safetensors", "last.ckpt", "results.json", "report.html"}
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def tgeokd_(monkeypatch, capsys, tmp_path):
-    """The command, run in this process from an empty folder."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tgeokd.experiments.workers.ProcessPoolExecutor", InlinePool)
-    logger = logging.getLogger("tgeokd")
-    level = logger.level
-
-    def run(*argv):
-        monkeypatch.setattr(sys, "argv", ["tgeokd", *map(str, argv)])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code
-        return Outcome(code or 0, *capsys.readouterr())
-
-    yield run
-    logger.setLevel(level)
 
 
 def process(*argv, **options):

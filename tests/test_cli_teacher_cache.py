@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
-import sys
-from typing import NamedTuple
 
 import pytest
 import torch
-from quick import InlinePool, set_options, short
+from quick import set_options, short
 from safetensors.torch import load_file
 
-from tgeokd import cli
 from tgeokd.errors import InputError
 from tgeokd.experiments.build import load_data
 from tgeokd.experiments.config import load_config, override, preset
@@ -23,35 +19,6 @@ from tgeokd.teachers import TeacherCache, TeacherCacheOptions
 SHORT = set_options()
 
 
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """The command, run in this process from an empty folder."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tgeokd.experiments.workers.ProcessPoolExecutor", InlinePool)
-    logger = logging.getLogger("tgeokd")
-    level = logger.level
-
-    def run(*argv):
-        monkeypatch.setattr(sys, "argv", ["tgeokd", *map(str, argv)])
-        capsys.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code
-        return Outcome(code or 0, *capsys.readouterr())
-
-    yield run
-    logger.setLevel(level)
-
-
 def assert_refused(outcome, message):
     assert outcome.code == 2, outcome
     assert message in outcome.err
@@ -59,8 +26,8 @@ def assert_refused(outcome, message):
     assert len(outcome.err.splitlines()) == 1, outcome.err
 
 
-def test_a_teacher_is_asked_beforehand_and_training_on_it_ends_like_asking_it(command, tmp_path):
-    made = command("teacher-cache", "digits", *SHORT, "--dtype", "fp32", "--out", "asked")
+def test_a_teacher_is_asked_beforehand_and_training_on_it_ends_like_asking_it(tgeokd_, tmp_path):
+    made = tgeokd_("teacher-cache", "digits", *SHORT, "--dtype", "fp32", "--out", "asked")
     assert made.code == 0, made.err
     assert "train: 800 samples, 1 views, all 10 classes in fp32" in made.out
 
@@ -75,8 +42,8 @@ def test_a_teacher_is_asked_beforehand_and_training_on_it_ends_like_asking_it(co
 
     weights = ["--set", "teacher.weights=asked/teacher.safetensors"]
     again = [*SHORT, *weights, "--method", "kd"]
-    assert command("distill", "digits", *again, "--out", "computed").code == 0
-    assert command("distill", "digits", *again, "--set", "teacher_cache.folder=asked", "--out", "cached").code == 0
+    assert tgeokd_("distill", "digits", *again, "--out", "computed").code == 0
+    assert tgeokd_("distill", "digits", *again, "--set", "teacher_cache.folder=asked", "--out", "cached").code == 0
     assert not (tmp_path / "cached" / "teacher-cache").exists()
     assert load_config(tmp_path / "cached" / "config.yaml").teacher_cache.folder == str(tmp_path / "asked")
     ends = [load_file(tmp_path / run / "student.safetensors") for run in ("computed", "cached")]
@@ -85,19 +52,19 @@ def test_a_teacher_is_asked_beforehand_and_training_on_it_ends_like_asking_it(co
 
     # the same command again finds everything there; other settings do not get the old teacher
     before = (tmp_path / "asked" / "train" / "cache.json").stat().st_mtime_ns
-    assert command("teacher-cache", "digits", *SHORT, "--dtype", "fp32", "--out", "asked").code == 0
+    assert tgeokd_("teacher-cache", "digits", *SHORT, "--dtype", "fp32", "--out", "asked").code == 0
     assert (tmp_path / "asked" / "train" / "cache.json").stat().st_mtime_ns == before
-    other = command("teacher-cache", "digits", *SHORT, "--out", "asked", "--seed", 1)
+    other = tgeokd_("teacher-cache", "digits", *SHORT, "--out", "asked", "--seed", 1)
     assert_refused(other, "asked holds the teacher of other settings (config.yaml); choose another folder")
 
-    stale = command("distill", "digits", *SHORT, "--seed", 1, "--set", "teacher_cache.folder=asked", "--out", "stale")
+    stale = tgeokd_("distill", "digits", *SHORT, "--seed", 1, "--set", "teacher_cache.folder=asked", "--out", "stale")
     assert stale.code == 2
     assert stale.err.startswith("tgeokd: error: the teacher cache")
     assert "is stale, made with other teacher weights" in stale.err
     assert len(stale.err.splitlines()) == 1
 
 
-def test_a_comparison_asks_each_seeds_teacher_once(command, tmp_path, monkeypatch):
+def test_a_comparison_asks_each_seeds_teacher_once(tgeokd_, tmp_path, monkeypatch):
     rows = "ce,kd,tgeo,tgeo:outer=union,rw,kd@train+val"
     compare = ["compare", "digits", "--seeds", 2, *SHORT, "--methods", rows]
     asked = []
@@ -107,10 +74,10 @@ def test_a_comparison_asks_each_seeds_teacher_once(command, tmp_path, monkeypatc
         return answers(cls, folder, (asked.append(folder) or answer for answer in given), **options)
 
     monkeypatch.setattr(TeacherCache, "write", classmethod(counted))
-    computed = command(*compare, "--out", "computed")
+    computed = tgeokd_(*compare, "--out", "computed")
     assert computed.code == 0, computed.err
     assert not asked
-    cached = command(*compare, "--set", "teacher_cache={dtype: fp32}", "--out", "cached")
+    cached = tgeokd_(*compare, "--set", "teacher_cache={dtype: fp32}", "--out", "cached")
     assert cached.code == 0, cached.err
     caches = sorted(path.parent for path in tmp_path.rglob("cache.json"))
     teachers = tmp_path / "cached" / "default" / "teacher"
@@ -126,8 +93,8 @@ def test_a_comparison_asks_each_seeds_teacher_once(command, tmp_path, monkeypatc
     assert config.teacher_cache == TeacherCacheOptions(dtype="fp32")
 
 
-def test_without_a_folder_the_run_keeps_it(command, tmp_path):
-    assert command("distill", "digits", *SHORT, "--set", "teacher_cache={}", "--out", "run").code == 0
+def test_without_a_folder_the_run_keeps_it(tgeokd_, tmp_path):
+    assert tgeokd_("distill", "digits", *SHORT, "--set", "teacher_cache={}", "--out", "run").code == 0
     assert TeacherCache(tmp_path / "run" / "teacher-cache" / "train").dtype == "fp16"
 
 
@@ -140,8 +107,8 @@ def test_without_a_folder_the_run_keeps_it(command, tmp_path):
         (["--set", "teacher.model={name: random_forest}"], "this teacher is no network"),
     ],
 )
-def test_wrong_input_is_refused_before_anything_is_written(command, tmp_path, argv, message):
-    assert_refused(command("teacher-cache", "digits", *SHORT, "--out", "asked", *argv), message)
+def test_wrong_input_is_refused_before_anything_is_written(tgeokd_, tmp_path, argv, message):
+    assert_refused(tgeokd_("teacher-cache", "digits", *SHORT, "--out", "asked", *argv), message)
     assert not (tmp_path / "asked").exists()
 
 

@@ -380,10 +380,13 @@ class Distiller:
             raise InputError(f"method {self.method.name!r} with outer={self.method.outer!r} needs a val_loader")
         return union_loader(train_loader, val_loader) if self.method.outer == "union" else train_loader
 
+    def _outer_source(self, train_loader: Loader, val_loader: Loader | None) -> Loader | None:
+        return train_loader if self.method.outer == "train" else val_loader
+
     def _outer_stream(self, train_loader: Loader, val_loader: Loader | None, seed: int) -> OuterStream | None:
         if self.method.outer is None:
             return None
-        source = train_loader if self.method.outer == "train" else val_loader
+        source = self._outer_source(train_loader, val_loader)
         assert source is not None
         return OuterStream(source, self.method.outer_batch_size, seed, most=self.method.outer_batch_most)
 
@@ -428,7 +431,7 @@ class Distiller:
             ask,
             self.cache_teacher,
             folder,
-            precision=self.fabric.strategy.precision.precision,
+            precision=self._precision,
             probs=self.teacher_probs,
             device=self.device,
         )
@@ -477,7 +480,7 @@ class Distiller:
             self._cached.start_epoch(self.epoch)
         if outer is not None:
             outer.start_epoch(self.epoch)
-        outer_source = train_loader if self.method.outer == "train" else val_loader
+        outer_source = self._outer_source(train_loader, val_loader)
 
         def draw() -> Batch:
             assert outer is not None

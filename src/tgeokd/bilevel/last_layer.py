@@ -19,22 +19,30 @@ from tgeokd.bilevel.inner_step import InnerStep, MicroBatch, signal_difference_s
 from tgeokd.errors import InputError
 from tgeokd.losses import gt_slope
 
-__all__ = ["capture", "find_head", "ratio_gradient"]
+__all__ = ["NoHeadError", "capture", "find_head", "ratio_gradient"]
+
+
+class NoHeadError(InputError):
+    """The student has no classifier head to restrict the hypergradient to.
+
+    Attributes:
+        reason: why not, a sentence about the student without its subject.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            "hypergradient='last_layer' needs a trainable classifier head, an nn.Linear whose outputs are the logits; "
+            f"this student's {reason}: use 'forward' or 'exact'"
+        )
 
 
 def find_head(student: nn.Module, part: MicroBatch) -> nn.Linear:
     """The linear layer whose outputs are the student's logits, found by running one micro-batch again.
 
     Raises:
-        ValueError: where the logits do not come straight out of an ``nn.Linear`` that is trained and used once.
+        NoHeadError: where the logits do not come straight out of an ``nn.Linear`` that is trained and used once.
     """
-
-    def refused(why: str) -> InputError:
-        return InputError(
-            "hypergradient='last_layer' needs a trainable classifier head, an nn.Linear whose outputs are the logits; "
-            f"this student's {why}: use 'forward' or 'exact'"
-        )
-
     outputs: list[tuple[nn.Linear, Tensor]] = []
     handles = [
         module.register_forward_hook(lambda m, _, output: outputs.append((m, output)))
@@ -51,11 +59,11 @@ def find_head(student: nn.Module, part: MicroBatch) -> nn.Linear:
         own = _of_head(logits, module)
         if output.shape == own.shape and torch.equal(output.to(own.dtype), own):
             if not module.weight.requires_grad:
-                raise refused("is frozen")
+                raise NoHeadError("is frozen")
             if sum(each is module for each, _ in outputs) > 1:
-                raise refused("is used more than once in a forward pass")
+                raise NoHeadError("is used more than once in a forward pass")
             return module
-    raise refused("logits are the output of none")
+    raise NoHeadError("logits are the output of none")
 
 
 @contextmanager

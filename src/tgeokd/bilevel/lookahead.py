@@ -36,7 +36,6 @@ from tgeokd.bilevel.inner_step import (
     signal_difference_slope,
     slopes,
 )
-from tgeokd.bilevel.optimizers import unwrapped
 from tgeokd.compiling import compiled
 from tgeokd.errors import InputError
 from tgeokd.losses import check_ratios, fuse, gt_loss, kd_loss
@@ -347,13 +346,13 @@ def _with_head(
     """The student's classifier head, and the way that ``auto`` or ``last_layer`` comes to."""
     try:
         head = last_layer.find_head(student, part)
-    except InputError as error:
+    except last_layer.NoHeadError as error:
         if method == "last_layer":
             raise
-        logger.info("hypergradient: the exact one, because this student's %s", str(error).split("student's ")[1])
+        logger.info("hypergradient: the exact one, because this student's %s", error.reason)
         return "exact", None
     if method == "auto":
-        if not any(param is head.weight for group in unwrapped(optimizer).param_groups for param in group["params"]):
+        if not held_by(optimizer, {"weight": head.weight}, assume_sgd=True):
             logger.info("hypergradient: the exact one, because the optimizer does not hold the student's head")
             return "exact", None
         logger.info("hypergradient: the part of the classifier head, %s", head)

@@ -163,15 +163,16 @@ def _open(plan: Plan, *, resume: bool) -> RunFolder:
 
 def _teacher_job(config: RunConfig, path: Path) -> dict[str, float]:
     """Make a teacher, and ask it where it is asked once, unless that is done already; runs in a worker process."""
-    results = path.with_suffix(".json")
+    results, data = path.with_suffix(".json"), None
     if results.exists():
         metrics: dict[str, float] = json.loads(results.read_text())
     else:
-        metrics = make_teacher(config, load_data(config), path)
+        data = load_data(config)
+        metrics = make_teacher(config, data, path)
         RunFolder(path.parent, resume=True, checkpoint_needed=False).write_json(results.name, metrics)
     options = _sharing_answers(config, path).teacher_cache
     if options is not None and options.folder is not None:
-        store_answers(config, load_data(config), path, Path(options.folder))
+        store_answers(config, data or load_data(config), path, Path(options.folder))
     return metrics
 
 

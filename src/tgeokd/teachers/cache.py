@@ -143,8 +143,7 @@ class TeacherCache:
 
         It does not wait for the device, and so cannot say that an id is not stored: see :meth:`check_samples` before.
         """
-        by_id, rows = self.ids.sort()
-        by_id, rows = by_id.to(device), rows.to(device)
+        by_id, rows = self._index.ascending.to(device), self._index.order.to(device)
         logits, classes, others = (part if part is None else part.to(device) for part in self._of(view))
         assert logits is not None
         return lambda ids: self._dense(rows[torch.searchsorted(by_id, ids)], logits, classes, others)

@@ -17,6 +17,7 @@ from tgeokd.loaders import BatchLoader, set_view, views_of
 from tgeokd.modules import random_state, replayed
 from tgeokd.teachers.cache import TeacherCache, TeacherCacheOptions
 from tgeokd.teachers.cachekey import Samples, samples_of, teacher_digest, transforms_of
+from tgeokd.teachers.ids import first_rows
 
 __all__ = ["DEFAULT_VIEWS", "CachedTeacher"]
 
@@ -292,11 +293,11 @@ def _each_once(samples: Samples) -> tuple[Tensor, list[int] | None]:
 
     None stands for all rows.
     """
-    ids, place = samples.ids.unique(return_inverse=True)
-    n = len(samples.ids)
-    if len(ids) == n or samples.digests is None:
-        return (samples.ids if len(ids) == n else ids), None
-    first = torch.full((len(ids),), n).scatter_reduce(0, place, torch.arange(n), "amin")
+    first, place = first_rows(samples.ids)
+    if len(first) == len(samples.ids):
+        return samples.ids, None
+    if samples.digests is None:
+        return samples.ids[first], None
     wrong = (samples.digests != samples.digests[first][place]).nonzero()
     if len(wrong):
         twice = int(samples.ids[int(wrong[0])])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tgeokd.errors import InputError
 
-__all__ = ["IdIndex"]
+__all__ = ["IdIndex", "first_rows"]
 
 DENSE = 4
 """Ids that fill at least one in so many places between the first and the last are found by a table, others by search."""
@@ -20,6 +20,10 @@ class IdIndex:
         ids: of the rows, whole numbers, each once, in any order, shape (M,), at least one.
         what: what the table is called in messages.
 
+    Attributes:
+        ascending: the ids in ascending order, int64, shape (M,).
+        order: the row of each of these.
+
     Raises:
         InputError: for another shape or type, no id at all, or one that occurs twice.
     """
@@ -30,17 +34,17 @@ class IdIndex:
         if not len(ids):
             raise InputError(f"{what} hold no samples")
         self.ids, self.what = ids.detach().to("cpu", torch.int64), what
-        self._sorted, self._rows = self.ids.sort()
-        repeated = (self._sorted[1:] == self._sorted[:-1]).nonzero()
+        self.ascending, self.order = self.ids.sort()
+        repeated = (self.ascending[1:] == self.ascending[:-1]).nonzero()
         if len(repeated):
-            twice = int(self._sorted[int(repeated[0])])
+            twice = int(self.ascending[int(repeated[0])])
             rows = (self.ids == twice).nonzero().flatten().tolist()
             raise InputError(f"{what} hold sample {twice} more than once: rows {rows[0]} and {rows[1]}")
-        self.first, self.last = int(self._sorted[0]), int(self._sorted[-1])
+        self.first, self.last = int(self.ascending[0]), int(self.ascending[-1])
         self._table: Tensor | None = None
         if self.last - self.first < DENSE * len(ids):
             self._table = torch.full((self.last - self.first + 1,), -1, dtype=torch.int64)
-            self._table[self._sorted - self.first] = self._rows
+            self._table[self.ascending - self.first] = self.order
             self._full = len(self._table) == len(ids)
 
     def __len__(self) -> int:
@@ -78,8 +82,15 @@ class IdIndex:
         return rows if self._full or not len(rows) or int(rows.min()) >= 0 else None
 
     def _searched(self, wanted: Tensor) -> Tensor | None:
-        places = torch.searchsorted(self._sorted, wanted).clamp_(max=len(self) - 1)
-        return self._rows[places] if torch.equal(self._sorted[places], wanted) else None
+        places = torch.searchsorted(self.ascending, wanted).clamp_(max=len(self) - 1)
+        return self.order[places] if torch.equal(self.ascending[places], wanted) else None
+
+
+def first_rows(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each different id stands first, (M,), and for each of the N rows which of these M it is, (N,); int64."""
+    known, place = ids.unique(return_inverse=True)
+    n = len(ids)
+    return torch.full((len(known),), n).scatter_reduce(0, place, torch.arange(n), "amin"), place
 
 
 def _whole_numbers(ids: Tensor) -> bool:

@@ -14,7 +14,7 @@ from tgeokd.errors import InputError
 from tgeokd.losses import logits_from_probs, to_class_logits
 from tgeokd.modules import class_logits, eval_mode, module_device, random_state, replayed
 from tgeokd.teachers.formats import read_predictions, write_predictions
-from tgeokd.teachers.ids import IdIndex
+from tgeokd.teachers.ids import IdIndex, first_rows
 
 __all__ = ["StoredPredictions"]
 
@@ -145,10 +145,9 @@ def _asked(teacher: Any, loaders: Iterable[Iterable[Any]], device: torch.device 
 
 def _each_once(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """The first answer for each id. Those for a repeated id may differ by rounding, not by more."""
-    known, place = ids.unique(return_inverse=True)
-    if len(known) == len(ids):
+    first, place = first_rows(ids)
+    if len(first) == len(ids):
         return logits, ids
-    first = torch.full((len(known),), len(ids)).scatter_reduce(0, place, torch.arange(len(ids)), "amin")
     apart = (logits - logits[first][place]).abs().amax(dim=-1)
     wrong = apart > 1e-2 * logits.abs().amax(dim=-1).clamp(min=1)
     if bool(wrong.any()):
