@@ -72,7 +72,7 @@ Settings = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Change one setting, with dots into nested ones, e.g. [b]--set data.noise=0.3[/b], "
-        "[b]--set student.optimizer.lr=0.05[/b], [b]--set options.outer=union[/b]. Repeatable.",
+        "[b]--set student.optimizer.lr=0.05[/b], [b]--set options.outer=holdout[/b]. Repeatable.",
     ),
 ]
 

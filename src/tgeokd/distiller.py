@@ -223,6 +223,11 @@ class Distiller:
             raise InputError(f"epochs must be >= 1, not {epochs}")
         if val_loader is None and (patience is not None or isinstance(self.scheduler, ReduceLROnPlateau)):
             raise InputError("early stopping and ReduceLROnPlateau watch the held-out loss and need a val_loader")
+        if self.method.outer == "union" and (patience is not None or isinstance(self.scheduler, ReduceLROnPlateau)):
+            raise InputError(
+                "early stopping and ReduceLROnPlateau watch the held-out loss, and outer='union' trains on the held-out "
+                f"samples: give method {self.method.name!r} outer='holdout'"
+            )
         if checkpoint_every < 1:
             raise InputError(f"checkpoint_every must be >= 1, not {checkpoint_every}")
         if resume and out is None:
@@ -378,7 +383,12 @@ class Distiller:
             return train_loader
         if val_loader is None:
             raise InputError(f"method {self.method.name!r} with outer={self.method.outer!r} needs a val_loader")
-        return union_loader(train_loader, val_loader) if self.method.outer == "union" else train_loader
+        if self.method.outer == "holdout":
+            return train_loader
+        logger.info(
+            "outer='union': the student trains on the held-out samples too, so what it scores on them says nothing"
+        )
+        return union_loader(train_loader, val_loader)
 
     def _outer_source(self, train_loader: Loader, val_loader: Loader | None) -> Loader | None:
         return train_loader if self.method.outer == "train" else val_loader

@@ -199,7 +199,7 @@ SITUATIONS = [
 
 def situation(make_optimizer, parts, encoding, *, zero_start):
     torch.manual_seed(3)
-    tgeo = prepared(encoding=encoding, hidden=(6, 5), hypergradient="forward")
+    tgeo = prepared(encoding=encoding, hidden=(6, 5), hypergradient="forward", average=0.0, fixed_length=False)
     if not zero_start:
         nn.init.normal_(tgeo.network.layers[-1][0])
         nn.init.normal_(tgeo.network.layers[-1][1])

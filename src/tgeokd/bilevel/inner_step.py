@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
+from tgeokd.bilevel.direction import OuterDirection
 from tgeokd.bilevel.functional import Tensors, functional_logits, modes, trainable
 from tgeokd.bilevel.optimizers import Slope, UpdateRule, rule_of, unwrapped
 from tgeokd.losses import gt_slope, kd_slope
@@ -172,6 +173,7 @@ class InnerStep:
         held: the optimizer's view of the parameters before the step; read by `unrolled` alone.
         buffers: the student's buffers after the step, by name, where they are not those it holds.
         head: the classifier head, for `last_layer`.
+        gradient: of the training loss in the step, by name, of the parameters the hypergradient asks about.
     """
 
     student: nn.Module
@@ -183,6 +185,13 @@ class InnerStep:
     held: list[Held] = field(default_factory=list)
     buffers: Tensors = field(default_factory=dict)
     head: nn.Linear | None = None
+    gradient: Tensors = field(default_factory=dict)
+
+    def direction(self, v: Tensors, outer: OuterDirection | None) -> Tensors:
+        """``J^T v``, or what stands for it (:class:`~tgeokd.bilevel.direction.OuterDirection`)."""
+        if outer is None:
+            return self.pullback(v)
+        return outer.at_fixed_length(self.pullback(outer.averaged(v)), self.gradient)
 
     @property
     def size(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tgeokd.bilevel.direction import OuterDirection
 from tgeokd.bilevel.functional import trainable
 from tgeokd.bilevel.inner_step import InnerStep, MicroBatch, signal_difference_slope
 from tgeokd.errors import InputError
@@ -77,13 +78,16 @@ def capture(head: nn.Linear) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def ratio_gradient(step: InnerStep, val_inputs: Any, val_target: Tensor) -> Tensor:
+def ratio_gradient(
+    step: InnerStep, val_inputs: Any, val_target: Tensor, direction: OuterDirection | None = None
+) -> Tensor:
     """``d L_val / d alpha_i`` restricted to the head, shape (N,).
 
     Args:
         step: the finished training step; it knows the head, and its micro-batches hold features.
         val_inputs: held-out inputs.
         val_target: held-out labels, shape (M,).
+        direction: what stands for the held-out gradient; by default that itself.
     """
     head = step.head
     assert head is not None
@@ -102,7 +106,7 @@ def ratio_gradient(step: InnerStep, val_inputs: Any, val_target: Tensor) -> Tens
         v = {weight_name: residual.T @ val_features.to(dtype)}
         if bias_name is not None:
             v[bias_name] = residual.sum(dim=0)
-        direction = step.pullback(v)
+        along = step.direction(v, direction)
 
         products = []
         for part in step.parts:
@@ -111,10 +115,10 @@ def ratio_gradient(step: InnerStep, val_inputs: Any, val_target: Tensor) -> Tens
             difference = _of_head(slope, head).to(dtype)
             # a tensor that the optimizer does not hold has no direction: it does not move, whatever alpha is
             moved = torch.zeros_like(difference)
-            if weight_name in direction:
-                moved += part.features.to(dtype) @ direction[weight_name].T
-            if bias_name in direction:
-                moved += direction[bias_name]
+            if weight_name in along:
+                moved += part.features.to(dtype) @ along[weight_name].T
+            if bias_name in along:
+                moved += along[bias_name]
             products.append((difference * moved).sum(dim=-1))
         return -torch.cat(products) / step.size
 

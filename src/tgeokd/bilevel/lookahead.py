@@ -23,6 +23,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
 from tgeokd.bilevel import finite_difference, forward, last_layer, unrolled
+from tgeokd.bilevel.direction import OuterDirection
 from tgeokd.bilevel.functional import Tensors, current_buffers, functional_logits, modes, trainable
 from tgeokd.bilevel.inner_step import (
     Clip,
@@ -157,10 +158,18 @@ class Lookahead:
         held = [h.snapshot() for h in held] if self.method == "unrolled" else []
         self.optimizer.step()
         torch.clear_autocast_cache()  # or a loop inside one autocast block would see the weights from before the step
-        self._step = InnerStep(self.student, self.temperature, parts, before, None, pullback, held, head=self._head)
+        self._step = InnerStep(
+            self.student, self.temperature, parts, before, None, pullback, held, head=self._head, gradient=gradients
+        )
 
     def ratio_gradient(
-        self, val_inputs: Any, val_target: Tensor, alpha: Tensor, *, inner_samples: int | None = None
+        self,
+        val_inputs: Any,
+        val_target: Tensor,
+        alpha: Tensor,
+        *,
+        inner_samples: int | None = None,
+        direction: OuterDirection | None = None,
     ) -> Tensor:
         """``d L_val / d alpha_i`` of the step just taken.
 
@@ -173,6 +182,8 @@ class Lookahead:
             inner_samples: find the derivative for about this many of the step's samples alone, the first of each
                 micro-batch, multiplied by their share of all, and give the others 0. Where batches are shuffled this is an
                 unbiased estimate of whatever is summed over the samples. For the ways that run the student again.
+            direction: what stands for the held-out gradient, with its memory of earlier steps; by default that gradient
+                itself. Not for ``"unrolled"``. Ask before the step's gradients are zeroed.
 
         Returns:
             Shape (N,).
@@ -184,7 +195,9 @@ class Lookahead:
         """
         if self._step is None:
             raise RuntimeError("ratio_gradient needs a finished step: forward(...), backward() and step() come first")
-        result, self.method = _differentiate(self._step, self.method, alpha, val_inputs, val_target, inner_samples)
+        result, self.method = _differentiate(
+            self._step, self.method, alpha, val_inputs, val_target, inner_samples, direction
+        )
         return result
 
 
@@ -273,16 +286,19 @@ def _differentiate(
     val_inputs: Any,
     val_target: Tensor,
     inner_samples: int | None = None,
+    outer: OuterDirection | None = None,
 ) -> tuple[Tensor, Hypergradient]:
     """The hypergradient, and the way it was found (which says what ``auto`` became)."""
     _check_alpha(alpha, step.size)
     parts = step.parts if inner_samples is None else _first_samples(step, method, inner_samples)
     if method == "last_layer":
-        return last_layer.ratio_gradient(step, val_inputs, val_target), method
+        return last_layer.ratio_gradient(step, val_inputs, val_target, outer), method
     if method == "unrolled":
+        if outer is not None:
+            raise InputError("hypergradient='unrolled' differentiates the held-out loss itself: average=0, fixed_length=False")
         return unrolled.ratio_gradient(step, alpha, val_inputs, val_target), method
 
-    direction = step.pullback(step.outer_gradient(val_inputs, val_target))
+    direction = step.direction(step.outer_gradient(val_inputs, val_target), outer)
     moved, method = logits_along(step.student, parts, step.params, direction, method)
     along = [
         (signal_difference_slope(logits, part, step.temperature) * tangent).sum(dim=-1)

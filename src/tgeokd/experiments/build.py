@@ -77,7 +77,7 @@ def method_of(config: RunConfig) -> Method:
     method = build_method(config.method, **config.options)
     if config.train_on == "train+val" and method.outer is not None:
         raise InputError(
-            f"method {config.method!r} needs held-out samples; train_on=train+val leaves none (use outer=union)"
+            f"method {config.method!r} needs held-out samples; train_on=train+val leaves none (outer=union trains on them too)"
         )
     return method
 

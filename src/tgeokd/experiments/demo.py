@@ -20,7 +20,8 @@ DEMO_ROWS: list[Entry] = [
         "wls",
         "rw",
         "tgeo",
-        "tgeo:outer=union",
+        "tgeo:outer=holdout",
+        "tgeo:paper=true",
         # Controls: what the held-out samples are worth as plain training samples.
         "ce@train+val",
         "kd:alpha=0.5@train+val",

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import yaml
 
 from tgeokd.errors import InputError
+from tgeokd.experiments.build import method_of
 from tgeokd.experiments.config import RunConfig, TrainOn
 from tgeokd.experiments.search import Trial, trials
 from tgeokd.metrics import higher_is_better
@@ -53,7 +54,7 @@ class Setting:
 
 
 def parse_entry(text: str) -> Entry:
-    """A row from ``METHOD[:key=value...][@train+val]``, for example ``kd:alpha=0.5`` or ``tgeo:outer=union``."""
+    """A row from ``METHOD[:key=value...][@train+val]``, for example ``kd:alpha=0.5`` or ``tgeo:outer=holdout``."""
     rest, _, train_on = text.strip().partition("@")
     method, *settings = rest.split(":")
     options = {}
@@ -108,6 +109,11 @@ class Plan:
     def trial_path(self, setting: str, row: str, k: int) -> Path:
         """Where the score of a trial is."""
         return self.out / slug(setting) / slug(row) / f"trial-{k}.json"
+
+    def trains_on_held_out(self, row: str) -> bool:
+        """Whether a row's student trains on the held-out samples too, so that its score on them means nothing."""
+        entry = self.entry(row)
+        return entry.train_on == "train+val" or method_of(entry.apply(self.shared)).outer == "union"
 
     def trials(self, row: str) -> list[Trial]:
         """The settings to try for a row."""
@@ -201,7 +207,7 @@ class Schedule:
                 metrics = self.results[Job(setting, seed)]
                 records.teachers.append({"setting": setting, "seed": seed, "metrics": metrics})
             for row in plan.rows:
-                of = {"setting": setting, "method": row}
+                of = {"setting": setting, "method": row, "trains_on_held_out": plan.trains_on_held_out(row)}
                 for seed in plan.seeds:
                     result = self.results[Job(setting, seed, row)]
                     records.runs.append({**of, "seed": seed, **dataclasses.asdict(result)})
@@ -210,5 +216,5 @@ class Schedule:
                     pairs = zip(plan.trials(row), scores, strict=True)
                     made = [dataclasses.asdict(trial) | dataclasses.asdict(score) for trial, score in pairs]
                     chosen = dataclasses.asdict(self.chosen[setting, row])
-                    records.tuning.append({**of, "chosen": chosen, "trials": made})
+                    records.tuning.append({"setting": setting, "method": row, "chosen": chosen, "trials": made})
         return records

@@ -43,6 +43,7 @@ def summarise(runs: Iterable[dict[str, Any]], tuning: Iterable[dict[str, Any]] =
             values = [record["metrics"][metric] for record in records if metric in record["metrics"]]
             row[f"{metric}_mean"] = statistics.mean(values)
             row[f"{metric}_std"] = statistics.stdev(values) if len(values) > 1 else None
+        row["trains_on_held_out"] = records[0]["trains_on_held_out"]
         row["best_epoch_mean"] = mean(key, "best_epoch")
         kd = _first(grouped, key[0], "kd")
         for name, short in (("seconds", "seconds"), ("peak_memory_mb", "memory")):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tgeokd.bilevel import Hypergradient
+from tgeokd.bilevel import Hypergradient, OuterDirection
 from tgeokd.class_means import DENSE_CLASSES, KEPT
 from tgeokd.errors import InputError
 from tgeokd.geometry import Encoding, num_features, trilateral
@@ -21,6 +21,29 @@ __all__ = ["RatioNetwork", "TGeoKD"]
 
 logger = logging.getLogger(__name__)
 
+LR = 3e-3
+DEFAULTS: dict[str, Any] = {
+    "encoding": "scalar", "outer": "union", "hypergradient": "auto", "every": 4, "average": 0.9, "fixed_length": True,
+}  # fmt: skip
+"""What did best on held-out data; docs/why-it-works.md says how it was chosen."""
+
+PAPER: dict[str, Any] = {
+    "encoding": "vector", "outer": "holdout", "hypergradient": "exact", "every": 1, "average": 0.0, "fixed_length": False,
+}  # fmt: skip
+"""What the paper does. Of the hypergradient any exact way will do."""
+
+
+def _settings(paper: bool, **options: Any) -> dict[str, Any]:
+    """The options, by :data:`DEFAULTS` or :data:`PAPER` where they are None."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if not paper:
+        return DEFAULTS | given
+    for name, value in given.items():
+        exact = name == "hypergradient" and value in ("exact", "forward", "finite_difference", "unrolled")
+        if value != PAPER[name] and not exact:
+            raise InputError(f"paper=True is the published method, which has {name}={PAPER[name]!r}, not {value!r}")
+    return PAPER | given
+
 
 class TGeoKD(Method):
     """TGeo-KD: learn, for every sample, how much to trust the teacher and how much the label.
@@ -29,7 +52,14 @@ class TGeoKD(Method):
     (:func:`tgeokd.geometry.trilateral`) and ``f_omega`` is trained so that the student's step lowers the held-out loss:
     ``d L_val / d omega = sum_i (d L_val / d alpha_i) (d alpha_i / d omega)``.
 
+    The defaults are not the paper's: they are what did best on held-out data (docs/why-it-works.md). By default the student
+    trains **on the held-out samples too** (``outer="union"``), which is said in the log; give ``outer="holdout"`` where these
+    samples are to tell how good the student is.
+
     Args:
+        paper: the method exactly as published: ``encoding="vector"``, ``outer="holdout"``, the exact hypergradient in every
+            step, and none of the extensions. Options that the paper leaves open (``hidden``, ``lr``, the ablations, ...) can
+            still be given.
         encoding: ``"scalar"`` (at most 16 numbers, whatever C is) or ``"vector"`` (9C numbers, the paper's kind; not for more
             than :data:`tgeokd.class_means.DENSE_CLASSES` classes).
         vertices: ablation: include the vertices.
@@ -38,8 +68,8 @@ class TGeoKD(Method):
         student_teacher_edge: ablation: include the edge between student and teacher.
         inter_sample: ablation: include the teacher's class average.
         hidden: widths of f_omega's hidden layers.
-        outer: where outer samples come from. ``"holdout"``: held-out data the student never trains on (the paper's protocol).
-            ``"union"``: the held-out data, on which the student trains too. ``"train"``: the training data.
+        outer: where outer samples come from. ``"union"``: the held-out data, on which the student trains too.
+            ``"holdout"``: held-out data the student never trains on (the paper's protocol). ``"train"``: the training data.
         outer_batch_size: samples in an outer batch; by default those of the held-out loader's batches, at most 128 (where
             the loader is a ``DataLoader`` over a map-style data set; any other is taken as it is).
         hypergradient: how ``d L_val / d alpha`` is found; see :class:`tgeokd.bilevel.Lookahead`.
@@ -47,6 +77,10 @@ class TGeoKD(Method):
             docs/speed.md for that and for the other defaults.
         inner_samples: of a step's training samples, how many are asked about the hypergradient; see
             :meth:`tgeokd.bilevel.Lookahead.ratio_gradient`. By default all.
+        average: extension: decay of a moving average that stands for the held-out gradient, from one update of omega to the
+            next; 0 takes the gradient of one step alone. See :class:`tgeokd.bilevel.OuterDirection`.
+        fixed_length: extension: learn from what a ratio does to the direction of the step, not from what it does to its
+            length.
         lr: learning rate of omega's Adam.
         weight_decay: weight decay of omega's Adam.
 
@@ -62,21 +96,34 @@ class TGeoKD(Method):
     def __init__(
         self,
         *,
-        encoding: Encoding = "scalar",
+        paper: bool = False,
+        encoding: Encoding | None = None,
         vertices: bool = True,
         edges: bool = True,
         angles: bool | None = None,
         student_teacher_edge: bool = True,
         inter_sample: bool = True,
         hidden: tuple[int, ...] = (32, 16),
-        outer: Outer = "holdout",
+        outer: Outer | None = None,
         outer_batch_size: int | None = None,
-        hypergradient: Hypergradient = "auto",
-        every: int = 8,
+        hypergradient: Hypergradient | None = None,
+        every: int | None = None,
         inner_samples: int | None = None,
-        lr: float = 1e-2,
+        average: float | None = None,
+        fixed_length: bool | None = None,
+        lr: float = LR,
         weight_decay: float = 0.0,
     ) -> None:
+        chosen = _settings(
+            paper,
+            encoding=encoding,
+            outer=outer,
+            hypergradient=hypergradient,
+            every=every,
+            average=average,
+            fixed_length=fixed_length,
+        )
+        encoding, outer, every = chosen["encoding"], chosen["outer"], chosen["every"]
         check_outer(outer, outer_batch_size)
         if lr < 0 or weight_decay < 0:
             raise InputError(f"lr and weight_decay must be >= 0, not {lr} and {weight_decay}")
@@ -97,7 +144,11 @@ class TGeoKD(Method):
         self.needs_class_means = inter_sample
         self.hidden = tuple(hidden)
         self.outer, self.outer_batch_size = outer, outer_batch_size
-        self.hypergradient, self.every, self.inner_samples = hypergradient, every, inner_samples
+        self.hypergradient, self.every, self.inner_samples = chosen["hypergradient"], every, inner_samples
+        self.average, self.fixed_length = chosen["average"], chosen["fixed_length"]
+        if self.hypergradient == "unrolled" and (self.average or self.fixed_length):
+            raise InputError("hypergradient='unrolled' goes with average=0 and fixed_length=False alone")
+        self._new_direction()  # an impossible average is refused here
         self.lr, self.weight_decay = lr, weight_decay
         self.network: RatioNetwork | None = None
         self.optimizer: Adam | None = None
@@ -136,6 +187,11 @@ class TGeoKD(Method):
             )  # fmt: skip
         self.network = RatioNetwork(num_features(num_classes, **self.switches), self.hidden).to(device)
         self.optimizer = Adam(self.network.omega, self.lr, self.weight_decay)
+        self._new_direction()
+
+    def _new_direction(self) -> None:
+        plain = not self.average and not self.fixed_length
+        self.direction = None if plain else OuterDirection(self.average, fixed_length=self.fixed_length)
 
     def alpha(self, signals: Signals) -> Tensor:
         """``sigmoid(f_omega(Delta_i))``, detached from the student's graph and attached to omega's, in a step that learns."""
@@ -172,7 +228,7 @@ class TGeoKD(Method):
             parts = [loss.alpha for loss in step.losses if loss.alpha is not None]
             alpha = torch.cat(parts) if len(parts) > 1 else parts[0]
             gradient = step.lookahead.ratio_gradient(
-                held_out.inputs, held_out.target, alpha, inner_samples=self.inner_samples
+                held_out.inputs, held_out.target, alpha, inner_samples=self.inner_samples, direction=self.direction
             )
             self.learn(alpha, gradient)
         self._learns = True
@@ -191,20 +247,25 @@ class TGeoKD(Method):
         self.optimizer.step(omega.grad)
 
     def state_dict(self) -> dict[str, Any]:
-        """Omega, its optimizer and the class means."""
+        """Omega, its optimizer, the averages it learns from and the class means."""
         assert self.network is not None
         assert self.optimizer is not None
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "direction": None if self.direction is None else self.direction.state_dict(),
             "class_means": self.class_means._asdict() if isinstance(self.class_means, Support) else self.class_means,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over omega, its optimizer and the class means, after :meth:`prepare`."""
+        """Take over what :meth:`state_dict` gave, after :meth:`prepare`."""
         assert self.network is not None
         assert self.optimizer is not None
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if (self.direction is None) != (state["direction"] is None):
+            raise InputError("the run to resume had another average or fixed_length")
+        if self.direction is not None:
+            self.direction.load_state_dict(state["direction"])
         means = state["class_means"]
         self.class_means = Support(**means) if isinstance(means, dict) else means
