@@ -238,7 +238,7 @@ def test_other_methods_share_a_folder_and_the_teacher_is_not_asked_again(tmp_pat
     distiller.store_teacher(DataLoader(everything, 10), DataLoader(held_out(), 6), folder=shared.folder, epochs=9)
     assert teacher.asked >= (N + HELD_OUT) * 4 + HELD_OUT
     asked = teacher.asked
-    for method in ("kd", "ada", "tgeo", build_method("tgeo", outer="union"), "rw"):
+    for method in ("kd", "ada", "tgeo", build_method("tgeo", outer="holdout"), "rw"):
         fit(distiller_of(method, shared, teacher), train(), epochs=2)
     fit(distiller_of("kd", shared, teacher), everything, epochs=2)
     assert teacher.asked <= asked + 6 * 8  # the first batch of each, for checks
@@ -342,7 +342,7 @@ def test_what_cannot_be_recognised_later_is_kept_for_one_training(tmp_path, kind
     teacher = (lambda x: module(x)) if kind == "teacher" else network(1)
 
     def go(cache, **options):
-        distiller = distiller_of("tgeo", cache, teacher)
+        distiller = distiller_of(TGeoKD(outer="holdout"), cache, teacher)
         if kind != "list":
             return fit(distiller, dataset, **options)
         batches = list(DataLoader(dataset, 8))

@@ -438,7 +438,7 @@ def test_demo_tells_the_whole_story(tgeokd_, tmp_path, monkeypatch):
     for text in (
         "digits, clean",
         "digits, noise 30 %",
-        "tgeo (outer=union)",
+        "tgeo (outer=holdout)",
         "ce (train+val)",
         "report: here/report.html",
     ):

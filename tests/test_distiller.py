@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from types import SimpleNamespace
 
@@ -65,6 +66,8 @@ def mlp(seed, *, classes=CLASSES, norm=False, dropout=False):
 
 
 def distiller_of(method="kd", *, student=None, teacher=None, lr=0.1, momentum=0.0, weight_decay=0.0, **options):
+    if method == "tgeo, holdout":  # of loaders that outer="union" cannot mix
+        method = TGeoKD(outer="holdout")
     student = mlp(1) if student is None else student
     teacher = mlp(2) if teacher is None else teacher
     optimizer = SGD(student.parameters(), lr, momentum=momentum, weight_decay=weight_decay)
@@ -372,7 +375,7 @@ class OfTwo(nn.Module):
         return SimpleNamespace(logits=logits) if self.wrap else logits
 
 
-@pytest.mark.parametrize("method", ["kd", "tgeo", "rw"])
+@pytest.mark.parametrize("method", ["kd", "tgeo, holdout", "rw"])
 @pytest.mark.parametrize("kind", ["dict", "tuple", "dict with .logits"])
 def test_inputs_of_several_parts(method, kind):
     def split(batches):
@@ -866,7 +869,13 @@ BAD = {
     "late label": ("kd", {}, lambda: bad_label(20, 3), held_out, "training loader has label 3 but the student has 3"),
     "late label, tgeo": ("tgeo", {}, lambda: bad_label(20, 3), held_out, "training loader has label 3 but the"),
     "held-out label": ("kd", {}, loader, lambda: bad_label(9, 5, 12), "has label 5 but the student has 3 classes"),
-    "held-out label, tgeo": ("tgeo", {}, loader, lambda: bad_label(9, 5, 12), "held-out loader has label 5 but the"),
+    "held-out label, tgeo": (
+        "tgeo, holdout",
+        {},
+        loader,
+        lambda: bad_label(9, 5, 12),
+        "held-out loader has label 5 but the",
+    ),
     "float labels": ("ce", {}, lambda: with_labels(torch.zeros(24)), held_out, "dtype int64, not torch.float32"),
     "2-D labels": ("ce", {}, lambda: with_labels(torch.zeros(24, 3)), held_out, r"shape \(N,\), not shape \(8, 3\)"),
     "labels in a list": ("ce", {}, lambda: [(data(2)[0], [0, 1])], held_out, r"shape \(N,\), not list"),
@@ -928,7 +937,7 @@ BAD = {
     "empty held-out": ("tgeo", {}, loader, empty, "the held-out loader is empty"),
     "empty held-out list": ("rw", {}, loader, list, "the held-out loader is empty"),
     "empty held-out, kd": ("kd", {}, loader, empty, "the held-out loader is empty"),
-    "no held-out": ("tgeo", {}, loader, lambda: None, "method 'tgeo' with outer='holdout' needs a val_loader"),
+    "no held-out": ("tgeo", {}, loader, lambda: None, "method 'tgeo' with outer='union' needs a val_loader"),
     "held-out lacks a class": (
         "tgeo",
         {},
@@ -1050,11 +1059,11 @@ def test_a_training_class_the_teacher_never_saw_is_named_once():
     with pytest.warns(
         UserWarning, match="no training sample of class 1: its teacher mean is taken to be uniform"
     ) as caught:
-        distiller_of("tgeo").fit(DataLoader(TensorDataset(x[keep], y[keep]), 8), held_out(), epochs=2)
+        distiller_of("tgeo, holdout").fit(DataLoader(TensorDataset(x[keep], y[keep]), 8), held_out(), epochs=2)
     assert len([w for w in caught if "no training sample" in str(w.message)]) == 1
 
 
-@pytest.mark.parametrize("method", ["kd", "tgeo"])
+@pytest.mark.parametrize("method", ["kd", "tgeo, holdout"])
 def test_held_out_labels_that_are_no_tensor_are_refused(method):
     with pytest.raises(InputError, match=r"shape \(N,\), not list"):
         distiller_of(method).fit(loader(), [(data(3)[0], [0, 1, 2])], epochs=1)
@@ -1224,7 +1233,7 @@ def test_stored_predictions_need_ids(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("method", ["kd", "tgeo"])
+@pytest.mark.parametrize("method", ["kd", "tgeo, holdout"])
 def test_a_sample_that_is_not_stored_is_named(tmp_path, method):
     x, y = data()
     stored = StoredPredictions(torch.zeros(36, CLASSES), torch.arange(36))
@@ -1279,3 +1288,29 @@ def test_predictions_come_in_the_loader_s_order():
     torch.testing.assert_close(logits, distiller.student(x).detach()[order])
     assert logits.shape == (24, CLASSES)
     assert logits.std(dim=0).min() > 0.01  # rows that can be told apart
+
+
+# ---- training on the held-out samples too
+
+
+@pytest.mark.parametrize("options", [{"patience": 2}, {"scheduler": lambda o: ReduceLROnPlateau(o)}])
+def test_what_watches_the_held_out_loss_is_refused_where_the_student_trains_on_it(tmp_path, options):
+    patience = options.pop("patience", None)
+    for method, refused in ((TGeoKD(), True), (TGeoKD(outer="holdout"), False)):
+        distiller = distiller_of(method, **options)
+        if not refused:
+            assert len(distiller.fit(loader(), held_out(), epochs=1, patience=patience)) == 1
+            continue
+        with pytest.raises(
+            InputError, match="outer='union' trains on the held-out samples: give method 'tgeo' outer='holdout'"
+        ):
+            distiller.fit(loader(), held_out(), epochs=1, patience=patience, out=tmp_path / "run")
+        assert out_is_clean(tmp_path / "run")
+
+
+def test_that_the_student_trains_on_held_out_samples_is_said(caplog):
+    with caplog.at_level(logging.INFO, logger="tgeokd.distiller"):
+        distiller_of(TGeoKD(outer="holdout")).fit(loader(), held_out(), epochs=1)
+        assert "held-out samples too" not in caplog.text
+        distiller_of(TGeoKD()).fit(loader(), held_out(), epochs=1)
+    assert caplog.text.count("the student trains on the held-out samples too") == 1

@@ -89,8 +89,10 @@ def batch():
     return Batch(torch.empty(N, 2, 4, 4, device=META), target, torch.empty(N, C, device=META))
 
 
-OPTIONS = [(name, {}) for name in METHODS if name != "tgeo"] + [
-    ("tgeo", {"hypergradient": way}) for way in ("forward", "finite_difference", "last_layer", "unrolled")
+OPTIONS = [
+    *((name, {}) for name in METHODS if name != "tgeo"),
+    *(("tgeo", {"hypergradient": way}) for way in ("forward", "finite_difference", "last_layer")),
+    ("tgeo", {"hypergradient": "unrolled", "average": 0.0, "fixed_length": False}),
 ]
 
 
@@ -101,7 +103,9 @@ def optimizers():
     }
 
 
-@pytest.mark.parametrize(("method", "options"), OPTIONS, ids=lambda v: v if isinstance(v, str) else "".join(v.values()))
+@pytest.mark.parametrize(
+    ("method", "options"), OPTIONS, ids=lambda v: v if isinstance(v, str) else v.get("hypergradient", "")
+)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_no_step_of_any_method_reads_anything_back(method, options, optimizer, clip, on_meta, made):

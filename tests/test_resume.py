@@ -124,7 +124,7 @@ def make_killed(callback=None):
     def scheduler(optimizer):
         return CosineAnnealingLR(optimizer, 60)
 
-    method = TGeoKD(outer="union", every=2, outer_batch_size=5)
+    method = TGeoKD(outer="holdout", every=2, outer_batch_size=5)
     return distiller_of(method, callback, scheduler=scheduler, scheduler_every="step", clip_norm=1.0)
 
 
@@ -359,7 +359,7 @@ def test_the_step_count_of_a_loader_without_length_goes_on(tmp_path):
         distiller.fit(Unsized(train_loader()), held_out(), epochs=EPOCHS, **options)
 
     def make(callback):
-        return distiller_of(TGeoKD(every=2, hypergradient="last_layer"), callback)
+        return distiller_of(TGeoKD(outer="holdout", every=2, hypergradient="last_layer"), callback)
 
     resumed, whole = cut_off_and_resumed(tmp_path, make, fit, 3 * 3 + 1)
     assert resumed.step == whole.step

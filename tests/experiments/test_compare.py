@@ -362,6 +362,7 @@ def record(setting, method, seed, accuracy, seconds, **more):
     return {
         "setting": setting,
         "method": method,
+        "trains_on_held_out": False,
         "seed": seed,
         "metrics": {"accuracy": accuracy},
         "seconds": seconds,

@@ -17,7 +17,8 @@ def test_the_demo_has_every_method_and_every_control():
         Entry("ce"),
         *(Entry("kd", {"alpha": alpha}) for alpha in (0.1, 0.3, 0.5, 0.7, 0.9)),
         *(Entry(method) for method in ("anl", "ada", "wls", "rw", "tgeo")),
-        Entry("tgeo", {"outer": "union"}),
+        Entry("tgeo", {"outer": "holdout"}),
+        Entry("tgeo", {"paper": True}),
         Entry("ce", train_on="train+val"),
     ]
     assert [entry for entry in wanted if entry not in DEMO_ROWS] == []
@@ -55,5 +56,5 @@ def test_the_whole_demo_runs(tmp_path, monkeypatch):
     for setting in ("clean", "noise 30 %"):
         kd = [nll[setting, f"kd (alpha={alpha})"] for alpha in (0.1, 0.3, 0.5, 0.7, 0.9)]
         assert len(set(kd)) == 5  # the options reach the method
-        assert nll[setting, "tgeo"] != nll[setting, "tgeo (outer=union)"]
+        assert nll[setting, "tgeo"] != nll[setting, "tgeo (outer=holdout)"]
         assert nll[setting, "ce"] != nll[setting, "ce (train+val)"]

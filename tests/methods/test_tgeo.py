@@ -300,7 +300,8 @@ def test_alpha_reaches_omega_even_in_a_block_without_gradients():
 def test_without_a_rate_it_is_plain_distillation_bit_for_bit(hypergradient, parts):
     torch.manual_seed(0)
     data, held_out = [batch(N) for _ in range(6)], [batch(M), batch(M)]
-    ours, theirs = prepared(lr=0.0, hypergradient=hypergradient), VanillaKD(alpha=0.5)
+    plain = {"average": 0.0, "fixed_length": False} if hypergradient == "unrolled" else {}
+    ours, theirs = prepared(lr=0.0, hypergradient=hypergradient, **plain), VanillaKD(alpha=0.5)
     students = [Student(), None]
     students[1] = copy.deepcopy(students[0])
     states = []
@@ -639,3 +640,81 @@ def test_a_sample_of_the_batch_teaches_omega_as_its_own_gradient_says():
     half = moved[N // 2]
     torch.testing.assert_close(half[: N // 2], 2 * moved[None][: N // 2])
     assert not half[N // 2 :].any()
+
+
+# ---- the paper's method, and the extensions
+
+
+def test_the_papers_method_has_no_extension():
+    paper = TGeoKD(paper=True, lr=0.01, hidden=(8,))
+    assert (paper.outer, paper.every, paper.hypergradient) == ("holdout", 1, "exact")
+    assert (paper.switches["encoding"], paper.direction) == ("vector", None)
+    assert TGeoKD(paper=True, hypergradient="unrolled").hypergradient == "unrolled"  # exact as well
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"outer": "union"}, {"every": 2}, {"average": 0.9}, {"fixed_length": True}, {"encoding": "scalar"},
+        {"hypergradient": "last_layer"}, {"hypergradient": "auto"},
+    ],
+)  # fmt: skip
+def test_what_is_not_in_the_paper_is_refused_with_it(option):
+    (name,) = option
+    with pytest.raises(InputError, match=f"paper=True is the published method, which has {name}="):
+        TGeoKD(paper=True, **option)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("make_optimizer", "parts", "clip_norm", "encoding"), SITUATIONS[:2])
+def test_the_papers_method_follows_the_true_gradient(make_optimizer, parts, clip_norm, encoding):
+    torch.manual_seed(3)
+    tgeo = prepared(paper=True, hidden=(6, 5))
+    nn.init.normal_(tgeo.network.layers[-1][0])
+    student = Student()
+    args = (tgeo, student, make_optimizer(student.parameters()), [batch(N)], batch(M), clip_norm)
+    if make_optimizer is adam:  # Adam's first step hardly depends on the gradient
+        student(batch(N).inputs).square().sum().backward()
+        args[2].step()
+    found = omegas_gradient(*args)
+    own = torch.Generator().manual_seed(0)
+    anywhere = {name: torch.randn(g.shape, generator=own) for name, g in found.items()}
+    along = sum((found[name] * d).sum() for name, d in anywhere.items()).item()
+    assert along == pytest.approx(brute_force(*args, anywhere), rel=1e-6)
+
+
+def test_each_extension_changes_what_omega_learns():
+    """From the second update on: an average of one gradient is that gradient."""
+    found = {}
+    for name, options in {
+        "plain": {"average": 0.0, "fixed_length": False},
+        "average": {"average": 0.9, "fixed_length": False},
+        "fixed length": {"average": 0.0, "fixed_length": True},
+    }.items():
+        torch.manual_seed(0)
+        tgeo, student = prepared(every=1, **options), Student()
+        data, held_out = [batch(N) for _ in range(2)], [batch(M), batch(M)]
+        after = []
+        train(tgeo, student, sgd(student.parameters()), data, held_out,
+              after_step=lambda step, tgeo=tgeo, after=after: after.append(tgeo.network.omega.grad.clone()))  # fmt: skip
+        found[name] = after
+    assert torch.equal(found["average"][0], found["plain"][0])
+    assert not torch.allclose(found["average"][1], found["plain"][1], rtol=1e-2)
+    assert not torch.allclose(found["fixed length"][0], found["plain"][0], rtol=1e-2)
+
+
+@pytest.mark.parametrize("average", [-1, 1])
+def test_an_impossible_average(average):
+    with pytest.raises(InputError, match="average must lie in"):
+        TGeoKD(average=average)
+
+
+def test_the_unrolled_reference_goes_with_no_extension():
+    with pytest.raises(InputError, match="average=0 and fixed_length=False"):
+        TGeoKD(hypergradient="unrolled")
+
+
+def test_a_state_of_other_extensions_is_refused():
+    state = prepared().state_dict()
+    with pytest.raises(InputError, match="another average or fixed_length"):
+        prepared(average=0.0, fixed_length=False).load_state_dict(state)

@@ -20,8 +20,8 @@ from tgeokd.experiments.run import run
 from tgeokd.experiments.teacher import make_teacher
 from tgeokd.report.build import build_report
 
-ROWS = ["ce", "kd:alpha=0.5", "rw", "tgeo", "tgeo:outer=union", "ce@train+val"]
-LABELS = ["ce", "kd (alpha=0.5)", "rw", "tgeo", "tgeo (outer=union)", "ce (train+val)"]
+ROWS = ["ce", "kd:alpha=0.5", "rw", "tgeo", "tgeo:outer=holdout", "ce@train+val"]
+LABELS = ["ce", "kd (alpha=0.5)", "rw", "tgeo", "tgeo (outer=holdout)", "ce (train+val)"]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_the_report_of_a_comparison_names_every_row_and_holds_every_figure(compa
     assert path == compared / "report.html"
     page = path.read_text()
     assert_is_self_contained(page)
-    tgeo = ["tgeo", "tgeo (outer=union)"]
+    tgeo = ["tgeo", "tgeo (outer=holdout)"]
     paired = [f"{reference} - {other}" for reference in tgeo for other in LABELS if other != reference]
     assert [row[0] for row in cells(page)] == 2 * ["method", *LABELS, "", *paired]
     pictures = images(page)
@@ -83,10 +83,10 @@ def test_the_report_of_a_comparison_names_every_row_and_holds_every_figure(compa
             *(
                 f"alpha-by-group-{setting}-{row}.png"
                 for setting in ("clean", "noise-30")
-                for row in ("tgeo", "tgeo-outer=union")
+                for row in ("tgeo", "tgeo-outer=holdout")
             ),
             "alpha-by-label-noise-30-tgeo.png",
-            "alpha-by-label-noise-30-tgeo-outer=union.png",
+            "alpha-by-label-noise-30-tgeo-outer=holdout.png",
         ]
     )
     for name, picture in pictures.items():
@@ -116,7 +116,7 @@ def test_the_paired_differences_of_a_comparison_are_its_results(compared):
 def test_the_report_of_a_comparison_holds_its_settings(compared):
     page = build_report(compared).read_text()
     assert html.escape("name: noise 30 %") in page
-    assert "outer: union" in page
+    assert "outer: holdout" in page
 
 
 def test_the_report_of_a_run(ran):

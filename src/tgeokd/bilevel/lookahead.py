@@ -152,8 +152,9 @@ class Lookahead:
         gradients = {name: p.grad.detach() for name, p in moved.items() if p.grad is not None}
         held = held_by(self.optimizer, moved, assume_sgd=self.assume_sgd)
         pullback = Pullback(slopes(held, moved, gradients), clip)
+        gradients = {name: g.clone() for name, g in gradients.items()}  # the loop may zero them before it asks
         if clip is not None:
-            pullback.clipped_gradients = {name: g.clone() for name, g in gradients.items()}
+            pullback.clipped_gradients = gradients
         before = {} if self._head is not None else {name: p.detach().clone() for name, p in own.items()}
         held = [h.snapshot() for h in held] if self.method == "unrolled" else []
         self.optimizer.step()
@@ -183,7 +184,7 @@ class Lookahead:
                 micro-batch, multiplied by their share of all, and give the others 0. Where batches are shuffled this is an
                 unbiased estimate of whatever is summed over the samples. For the ways that run the student again.
             direction: what stands for the held-out gradient, with its memory of earlier steps; by default that gradient
-                itself. Not for ``"unrolled"``. Ask before the step's gradients are zeroed.
+                itself. Not for ``"unrolled"``.
 
         Returns:
             Shape (N,).
@@ -295,7 +296,9 @@ def _differentiate(
         return last_layer.ratio_gradient(step, val_inputs, val_target, outer), method
     if method == "unrolled":
         if outer is not None:
-            raise InputError("hypergradient='unrolled' differentiates the held-out loss itself: average=0, fixed_length=False")
+            raise InputError(
+                "hypergradient='unrolled' differentiates the held-out loss itself: average=0, fixed_length=False"
+            )
         return unrolled.ratio_gradient(step, alpha, val_inputs, val_target), method
 
     direction = step.direction(step.outer_gradient(val_inputs, val_target), outer)

@@ -69,7 +69,7 @@ def comparison_table(
         cells = [row["method"]]
         cells += [formatted(name, row.get(f"{name}_mean"), row.get(f"{name}_std")) for name in (primary, *others)]
         # the held-out value of a row that trained on these samples means nothing
-        trained_on = row["trains_on_held_out"]
+        trained_on = row.get("trains_on_held_out", "train+val" in row["method"])  # older files do not say
         cells.append("-" if trained_on else formatted(primary, row[f"val_{primary}_mean"]))
         cells += [f"{row['seconds_mean']:.2f}", _ratio(row["seconds_vs_kd"])]
         if not brief:
