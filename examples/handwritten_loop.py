@@ -38,7 +38,8 @@ for _ in range(600):
     optimizer.zero_grad()
     loss.mean().backward()
     lookahead.step()  # in place of optimizer.step()
-    tgeo.learn(alpha, lookahead.ratio_gradient(held_out.inputs[outer], held_out.target[outer], alpha))
+    x, y = held_out.inputs[outer], held_out.target[outer]
+    tgeo.learn(alpha, lookahead.ratio_gradient(x, y, alpha, direction=tgeo.direction))
 
 right = (student(test.inputs).argmax(dim=-1) == test.target).float().mean()
 print(f"test accuracy {100 * right:.1f} %; last batch: alpha from {alpha.min():.2f} to {alpha.max():.2f}")

@@ -124,12 +124,12 @@ def make_killed(callback=None):
     def scheduler(optimizer):
         return CosineAnnealingLR(optimizer, 60)
 
-    method = TGeoKD(outer="holdout", every=2, outer_batch_size=5)
+    method = TGeoKD(outer="union", every=2, outer_batch_size=5)
     return distiller_of(method, callback, scheduler=scheduler, scheduler_every="step", clip_norm=1.0)
 
 
 def fit_killed(distiller, **options):
-    return distiller.fit(train_loader(generator_seed=3), held_out(), epochs=EPOCHS, seed=2, patience=4, **options)
+    return distiller.fit(train_loader(generator_seed=3), held_out(), epochs=EPOCHS, seed=2, **options)
 
 
 def wait_to_be_killed():

@@ -122,9 +122,8 @@ last epoch on the test set, mean ± standard deviation over the seeds (0, 1, ...
 - `train+val`: controls that train on the held-out samples too, as `outer=union` does.
 - "runs to tune": so many settings of each row were tried under a seed of their own, judged on the half of the held-out set
   that these trials did not see; the best one was then used for all seeds.
-- `tgeo` learned in every step, from the exact hypergradient (on images from the classifier head's part): the default when
-  these were made. Today's (`every=8`, the head's part) could not be told from it on three tasks; see [speed](speed.md). To
-  repeat a row as it was, give `tgeo:every=1:hypergradient=exact`.
+- `tgeo (plain)`: without the extensions that are on by default now; the commands say which options that is. The sections
+  `frozen-...` have today's default, which was chosen before any of them was run; see [why it works](why-it-works.md).
 - `DATA` is the folder of the data sets."""
 
 

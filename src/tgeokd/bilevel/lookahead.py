@@ -79,7 +79,8 @@ class Lookahead:
             optimizer.zero_grad()
             loss.mean().backward()
             lookahead.step()
-            tgeo.learn(alpha, lookahead.ratio_gradient(val_inputs, val_target, alpha))
+            gradient = lookahead.ratio_gradient(val_inputs, val_target, alpha, direction=tgeo.direction)
+            tgeo.learn(alpha, gradient)
     """
 
     def __init__(
