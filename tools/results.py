@@ -92,7 +92,8 @@ def _row(entry: Entry) -> str:
 def _changes(usual: dict[str, Any], given: dict[str, Any], path: str = "") -> Iterator[str]:
     """``key=value`` for each setting that is not the preset's."""
     for key, value in given.items():
-        if isinstance(value, dict) and isinstance(usual.get(key), dict):
+        # a dictionary that lacks one of the preset's keys (another model) can only be given whole
+        if isinstance(value, dict) and isinstance(usual.get(key), dict) and usual[key].keys() <= value.keys():
             yield from _changes(usual[key], value, f"{path}{key}.")
         elif key not in usual or value != usual[key]:
             yield f"{path}{key}={value if isinstance(value, str) else json.dumps(value)}"
