@@ -21,6 +21,30 @@ from tgeokd.experiments.teacher import load_teacher, make_teacher
 from tgeokd.methods import Signals, TrainingStep
 
 
+def agreement(step: TrainingStep, alpha: torch.Tensor) -> tuple[float, float]:
+    """Of the two gradients of the step about to be taken: their correlation, and the share of samples with the same sign."""
+    (batch,), outer, look = step.batches, step.outer(), step.lookahead
+    assert batch.teacher_logits is not None
+    exact, head = (
+        ratio_gradient(
+            look.student,
+            look.optimizer,
+            inputs=batch.inputs,
+            target=batch.target,
+            teacher_logits=batch.teacher_logits,
+            alpha=alpha,
+            val_inputs=outer.inputs,
+            val_target=outer.target,
+            temperature=look.temperature,
+            clip_norm=look.clip_norm,
+            method=method,
+        )
+        for method in ("forward", "last_layer")
+    )
+    correlation = float(torch.corrcoef(torch.stack([exact, head]))[0, 1])
+    return correlation, float((exact.sign() == head.sign()).float().mean())
+
+
 class Probe(TGeoKD):
     """TGeo-KD that compares the two gradients in every 20th step, from the same point on the same batches."""
 
@@ -32,29 +56,14 @@ class Probe(TGeoKD):
     def before_forward(self, step: TrainingStep) -> None:
         if step.index % 20:
             return
-        (batch,), outer, look = step.batches, step.outer(), step.lookahead
+        (batch,), look = step.batches, step.lookahead
         assert batch.teacher_logits is not None
         with torch.no_grad():
             signals = Signals(look.student(batch.inputs), batch.teacher_logits, batch.target, look.temperature)
             alpha = self.alpha(signals).detach()
-        exact, head = (
-            ratio_gradient(
-                look.student,
-                look.optimizer,
-                inputs=batch.inputs,
-                target=batch.target,
-                teacher_logits=batch.teacher_logits,
-                alpha=alpha,
-                val_inputs=outer.inputs,
-                val_target=outer.target,
-                temperature=look.temperature,
-                clip_norm=look.clip_norm,
-                method=method,
-            )
-            for method in ("forward", "last_layer")
-        )
-        self.correlations.append(float(torch.corrcoef(torch.stack([exact, head]))[0, 1]))
-        self.same_sign.append(float((exact.sign() == head.sign()).float().mean()))
+        correlation, same_sign = agreement(step, alpha)
+        self.correlations.append(correlation)
+        self.same_sign.append(same_sign)
 
 
 def train(config: RunConfig, method: TGeoKD, teacher_path: Path) -> float:

@@ -154,7 +154,6 @@ def main() -> None:
     run.add_argument("--tasks", nargs="+", default=STUDIED, choices=TASKS)
     run.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW")
     collect = commands.add_parser("collect", help="write experiments/causes.json")
-    collect.add_argument("--prefix", default="", help="what the labels of the runs begin with, if anything")
     for command in (run, collect):
         command.add_argument("--out", type=Path, default=Path("runs/causes"), help="folder of the runs")
     commands.add_parser("table", help="print a table for every cause")
@@ -165,7 +164,7 @@ def main() -> None:
         for line in run_all(rows, given.tasks, given.seeds, given.out, given.data_dir, given.jobs):
             print(line, flush=True)
     elif given.command == "collect":
-        report.collect(given.out, STUDIED, ROWS, COLLECTED, prefix=given.prefix)
+        report.collect(given.out, STUDIED, ROWS, COLLECTED)
     elif given.command == "table":
         print(report.tables(CAUSES, report.read(COLLECTED)))
     else:

@@ -25,15 +25,14 @@ Seeds = dict[str, dict[str, float]]  # by seed: score, alpha, ...
 Found = dict[str, dict[str, Seeds]]  # by task and row
 
 
-def collect(runs: Path, tasks: Sequence[str], labels: Collection[str], path: Path, *, prefix: str = "") -> None:
+def collect(runs: Path, tasks: Sequence[str], labels: Collection[str], path: Path) -> None:
     """Write what the study needs of the runs of some rows: a line a row, the score and what the ratios were by seed."""
     found: Found = {}
     for name in tasks:
         for file in sorted((runs / name).rglob("*.json")):
             run = json.loads(file.read_text())
-            label = str(run.get("label", ""))
-            if label.startswith(prefix) and label.removeprefix(prefix) in labels:
-                row = found.setdefault(name, {}).setdefault(label.removeprefix(prefix), {})
+            if run["label"] in labels:
+                row = found.setdefault(name, {}).setdefault(run["label"], {})
                 row[str(run["seed"])] = _essence(run, TASKS[name].metric)
     blocks = [
         f" {json.dumps(name)}: {{\n"

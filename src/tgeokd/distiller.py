@@ -221,9 +221,10 @@ class Distiller:
         """
         if epochs < 1:
             raise InputError(f"epochs must be >= 1, not {epochs}")
-        if val_loader is None and (patience is not None or isinstance(self.scheduler, ReduceLROnPlateau)):
+        watches_held_out = patience is not None or isinstance(self.scheduler, ReduceLROnPlateau)
+        if val_loader is None and watches_held_out:
             raise InputError("early stopping and ReduceLROnPlateau watch the held-out loss and need a val_loader")
-        if self.method.outer == "union" and (patience is not None or isinstance(self.scheduler, ReduceLROnPlateau)):
+        if self.method.outer == "union" and watches_held_out:
             raise InputError(
                 "early stopping and ReduceLROnPlateau watch the held-out loss, and outer='union' trains on the held-out "
                 f"samples: give method {self.method.name!r} outer='holdout'"

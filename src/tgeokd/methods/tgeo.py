@@ -73,8 +73,8 @@ class TGeoKD(Method):
         outer_batch_size: samples in an outer batch; by default those of the held-out loader's batches, at most 128 (where
             the loader is a ``DataLoader`` over a map-style data set; any other is taken as it is).
         hypergradient: how ``d L_val / d alpha`` is found; see :class:`tgeokd.bilevel.Lookahead`.
-        every: update omega in every k-th step. The default costs an eighth of every step and gives the same accuracy; see
-            docs/speed.md for that and for the other defaults.
+        every: update omega in every k-th step, by default every fourth; docs/speed.md and docs/why-it-works.md say what that
+            costs and why.
         inner_samples: of a step's training samples, how many are asked about the hypergradient; see
             :meth:`tgeokd.bilevel.Lookahead.ratio_gradient`. By default all.
         average: extension: decay of a moving average that stands for the held-out gradient, from one update of omega to the

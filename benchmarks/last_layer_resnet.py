@@ -1,6 +1,6 @@
 """How well the classifier head's part of the hypergradient stands for the whole, along the training of a small ResNet.
 
-    python experiments/correlation.py --data-dir data --seeds 0 1 2
+    python benchmarks/last_layer_resnet.py --data-dir data --seeds 0 1 2
 
 Small CIFAR-100 with 40 % symmetric noise, a student that trains by `kd` with alpha 0.5; in every 25th step both gradients of
 the step about to be taken are found, on the same held-out batch. A line a seed.
@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 import torch
+from last_layer import agreement
 
-from tgeokd.bilevel import ratio_gradient
 from tgeokd.experiments.build import build_distiller, build_student, fit, load_data
 from tgeokd.experiments.config import RunConfig, override, preset
 from tgeokd.experiments.teacher import load_teacher, make_teacher
@@ -39,24 +39,9 @@ class BothWays(VanillaKD):
     def before_forward(self, step: TrainingStep) -> None:
         if step.index % EVERY:
             return
-        batch, held_out, lookahead = step.batches[0], step.outer(), step.lookahead
-        assert batch.teacher_logits is not None
-        case = {"inputs": batch.inputs, "target": batch.target, "teacher_logits": batch.teacher_logits}
-        exact, head = (
-            ratio_gradient(
-                lookahead.student,
-                lookahead.optimizer,
-                **case,
-                alpha=torch.full((len(batch.target),), self.constant),
-                val_inputs=held_out.inputs,
-                val_target=held_out.target,
-                temperature=lookahead.temperature,
-                method=method,
-            )
-            for method in ("forward", "last_layer")
-        )
-        self.correlations.append(float(torch.corrcoef(torch.stack([exact, head]))[0, 1]))
-        self.same_sign.append(float((exact.sign() == head.sign()).float().mean()))
+        correlation, same_sign = agreement(step, torch.full((len(step.batches[0].target),), self.constant))
+        self.correlations.append(correlation)
+        self.same_sign.append(same_sign)
 
 
 def measured(config: RunConfig) -> BothWays:
