@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from tgeokd import Distiller
 from tgeokd.data import InputSpec
 from tgeokd.data.augment import TrainTransform
-from tgeokd.loaders import ArrayDataset, BatchLoader
+from tgeokd.data.loaders import ArrayDataset, BatchLoader
 from tgeokd.models import build_model
 from tgeokd.teachers import TeacherCacheOptions
 

@@ -23,8 +23,8 @@ def memory(name: str) -> float:
 
 
 def measure(rows: int, folder: Path) -> dict[str, float]:
-    from tgeokd.data.criteo.generator import generate
-    from tgeokd.data.criteo.store import StoreSettings, open_store
+    from tgeokd.data.tasks.criteo.generator import generate
+    from tgeokd.data.tasks.criteo.store import StoreSettings, open_store
 
     path = folder / f"{rows}.txt"
     start = time.perf_counter()
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--generate", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.generate:
-        from tgeokd.data.criteo.generator import generate
+        from tgeokd.data.tasks.criteo.generator import generate
 
         generate(given.folder / f"{given.generate}.txt", given.generate)
     elif given.measure:

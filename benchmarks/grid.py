@@ -1,7 +1,7 @@
 """One run with a learned ratio beside what it replaces: five runs with a constant one, of which the best is kept.
 
 Both see half of the held-out samples (the learned ratio as its outer samples) and are judged on the other half, which neither
-has seen: the rule by which :func:`tgeokd.experiments.run.trial` chooses hyper-parameters. The test set is not looked at.
+has seen: the rule by which :func:`tgeokd.runs.single.trial` chooses hyper-parameters. The test set is not looked at.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 
 from harness import Figure
 
-from tgeokd.experiments.build import load_data
-from tgeokd.experiments.config import RunConfig, preset
-from tgeokd.experiments.run import Score, trial
-from tgeokd.experiments.teacher import make_teacher
 from tgeokd.methods.kd import VanillaKD
+from tgeokd.runs.build import load_data
+from tgeokd.runs.config import RunConfig, preset
+from tgeokd.runs.single import Score, trial
+from tgeokd.runs.teacher import make_teacher
 
 __all__ = ["figures"]
 

@@ -15,10 +15,10 @@ import torch
 
 from tgeokd import TGeoKD
 from tgeokd.bilevel import ratio_gradient
-from tgeokd.experiments.build import build_distiller, build_student, fit, load_data
-from tgeokd.experiments.config import RunConfig, preset
-from tgeokd.experiments.teacher import load_teacher, make_teacher
 from tgeokd.methods import Signals, TrainingStep
+from tgeokd.runs.build import build_distiller, build_student, fit, load_data
+from tgeokd.runs.config import RunConfig, preset
+from tgeokd.runs.teacher import load_teacher, make_teacher
 
 
 def agreement(step: TrainingStep, alpha: torch.Tensor) -> tuple[float, float]:

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from last_layer import agreement
 
-from tgeokd.experiments.build import build_distiller, build_student, fit, load_data
-from tgeokd.experiments.config import RunConfig, override, preset
-from tgeokd.experiments.teacher import load_teacher, make_teacher
 from tgeokd.methods import TrainingStep, VanillaKD
+from tgeokd.runs.build import build_distiller, build_student, fit, load_data
+from tgeokd.runs.config import RunConfig, override, preset
+from tgeokd.runs.teacher import load_teacher, make_teacher
 
 EVERY = 25
 NOISE = ["data.noise=symmetric", "data.noise_rate=0.4", "data.checksum=any"]

@@ -18,8 +18,8 @@ from workloads import MLP, handwritten
 
 from tgeokd.data import InputSpec, TaskData
 from tgeokd.data.augment import TrainTransform
-from tgeokd.data.tabular import tabular
-from tgeokd.loaders import ArrayDataset
+from tgeokd.data.loaders import ArrayDataset
+from tgeokd.data.tasks.tabular import tabular
 
 SAMPLES = 20_000
 ROWS = 1_000_000

@@ -23,7 +23,7 @@ from peers import PEERS, Problem
 from workloads import ALPHA, RESNET, distilled
 
 from tgeokd import TGeoKD, VanillaKD
-from tgeokd.memory import PeakMemory
+from tgeokd.utils.memory import PeakMemory
 
 __all__ = ["figures"]
 

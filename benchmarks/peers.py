@@ -12,7 +12,7 @@ from torch import Tensor
 from workloads import MLP, RESNET, Workload
 
 from tgeokd.bilevel import Lookahead
-from tgeokd.losses import fuse, gt_loss, kd_loss
+from tgeokd.core.losses import fuse, gt_loss, kd_loss
 
 __all__ = ["PEERS", "Problem", "figures"]
 

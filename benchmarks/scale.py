@@ -24,11 +24,11 @@ from harness import Figure, interleaved, ratios, seconds_of, threads
 from torch import Tensor, nn
 
 from tgeokd import Distiller, TGeoKD
-from tgeokd.class_means import ClassMeans
-from tgeokd.loaders import ArrayDataset
-from tgeokd.losses import fuse, gt_loss, kd_loss
-from tgeokd.memory import PeakMemory
-from tgeokd.scalar_geometry import Parts, Support, scalar_from_logits
+from tgeokd.core.geometry.class_means import ClassMeans
+from tgeokd.core.geometry.scalar import Parts, Support, scalar_from_logits
+from tgeokd.core.losses import fuse, gt_loss, kd_loss
+from tgeokd.data.loaders import ArrayDataset
+from tgeokd.utils.memory import PeakMemory
 
 __all__ = ["figures"]
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from tgeokd import Distiller
-from tgeokd.callbacks import Callback
 from tgeokd.data.base import InputSpec
-from tgeokd.loaders import ArrayDataset
+from tgeokd.data.loaders import ArrayDataset
 from tgeokd.methods import Method
 from tgeokd.models import build_model
 from tgeokd.teachers import StoredPredictions
+from tgeokd.training.callbacks import Callback
 
 __all__ = ["ALPHA", "MLP", "RESNET", "Workload", "distilled", "handwritten"]
 

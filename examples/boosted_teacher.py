@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from tgeokd import Distiller
-from tgeokd.data.nsl_kdd import nsl_kdd
+from tgeokd.data.tasks.nsl_kdd import nsl_kdd
 from tgeokd.models import build_model
 from tgeokd.teachers import StoredPredictions, fit_classifier
 

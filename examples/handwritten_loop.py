@@ -8,8 +8,8 @@ from torch import nn
 
 from tgeokd import Signals, TGeoKD
 from tgeokd.bilevel import Lookahead
+from tgeokd.core.geometry.vector import class_means
 from tgeokd.data import TASKS
-from tgeokd.geometry import class_means
 
 torch.manual_seed(0)
 data = TASKS["digits"](seed=0, noise=0.3)  # 30 % of the training labels are wrong

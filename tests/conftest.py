@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from quick import InlinePool, Outcome
 
-from tgeokd import cli
+from tgeokd.cli import main as cli
 
 settings.register_profile(
     "tgeokd", max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -29,7 +29,7 @@ def tgeokd_(monkeypatch, capsys, tmp_path):
     """The command, run in this process from an empty folder."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tgeokd.experiments.workers.ProcessPoolExecutor", InlinePool)
+    monkeypatch.setattr("tgeokd.runs.executors.ProcessPoolExecutor", InlinePool)
     logger = logging.getLogger("tgeokd")
     level = logger.level
 

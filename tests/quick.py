@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tgeokd.experiments.config import RunConfig, override, preset
+from tgeokd.runs.config import RunConfig, override, preset
 
 SHORT = ["student.epochs=2", "teacher.epochs=2", "teacher.patience=null"]
 

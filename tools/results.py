@@ -17,10 +17,10 @@ from typing import Any
 
 import yaml
 
-from tgeokd.experiments.config import preset, presets
-from tgeokd.experiments.plan import Entry
 from tgeokd.report.tables import comparison_table, formatted, title
-from tgeokd.runfolder import slug
+from tgeokd.runs.config import preset, presets
+from tgeokd.runs.plan import Entry
+from tgeokd.utils.files import slug
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "results.md"

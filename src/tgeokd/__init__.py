@@ -1,7 +1,6 @@
 """Knowledge distillation that learns, for every sample, how much to trust the teacher and how much the label."""
 
 from tgeokd import bilevel, geometry, losses
-from tgeokd.distiller import Distiller, History
 from tgeokd.methods import (
     AdaptiveKD,
     AnnealingKD,
@@ -16,6 +15,7 @@ from tgeokd.methods import (
     WeightedSoftLabelKD,
     build_method,
 )
+from tgeokd.training.distiller import Distiller, History
 
 __version__ = "0.1.0"
 

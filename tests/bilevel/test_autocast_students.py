@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tgeokd.bilevel import Lookahead
+from tgeokd.core.losses import fuse, gt_loss, kd_loss
 from tgeokd.data import InputSpec
-from tgeokd.losses import fuse, gt_loss, kd_loss
 from tgeokd.models import build_model
 
 N, M, C, TAU = 48, 32, 10, 4.0

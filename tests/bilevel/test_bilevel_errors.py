@@ -10,7 +10,7 @@ from students import make_case, relative_error
 from torch.optim import SGD, Adam, RMSprop
 
 from tgeokd.bilevel import Lookahead, ratio_gradient
-from tgeokd.errors import InputError
+from tgeokd.utils.errors import InputError
 
 
 class MySGD(SGD):

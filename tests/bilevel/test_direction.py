@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from students import call, clip_bound, derivative, gt_of, kd_of, make_case, relative_error
 
 from tgeokd.bilevel import Lookahead, OuterDirection
-from tgeokd.errors import InputError
-from tgeokd.losses import fuse, gt_loss, kd_loss
+from tgeokd.core.losses import fuse, gt_loss, kd_loss
+from tgeokd.utils.errors import InputError
 
 
 def answer(case, direction, *, method="forward", clip_norm=None):

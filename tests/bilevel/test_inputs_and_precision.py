@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from tgeokd.bilevel import Lookahead, ratio_gradient
-from tgeokd.losses import fuse, gt_loss, kd_loss
+from tgeokd.core.losses import fuse, gt_loss, kd_loss
 
 METHODS = ("forward", "finite_difference", "unrolled")
 

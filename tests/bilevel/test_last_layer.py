@@ -8,7 +8,7 @@ from students import WIDTH, C, brute_force, clip_bound, make_case, relative_erro
 from torch import nn
 
 from tgeokd.bilevel import Lookahead, ratio_gradient
-from tgeokd.errors import InputError
+from tgeokd.utils.errors import InputError
 
 
 def both(case, **settings):

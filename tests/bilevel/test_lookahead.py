@@ -10,8 +10,8 @@ import torch
 from students import FORWARD, OPTIMIZERS, call, clip_bound, make_case, pieces, plain_step, relative_error, rows
 
 from tgeokd.bilevel import Lookahead, ratio_gradient
-from tgeokd.errors import InputError
-from tgeokd.losses import fuse, gt_loss, kd_loss
+from tgeokd.core.losses import fuse, gt_loss, kd_loss
+from tgeokd.utils.errors import InputError
 
 METHODS = ("forward", "finite_difference", "last_layer", "unrolled")
 LOGGER = "tgeokd.bilevel.lookahead"

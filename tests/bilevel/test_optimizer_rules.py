@@ -13,7 +13,7 @@ from students import derivative
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
-from tgeokd.bilevel.optimizers import rule_of, unwrapped
+from tgeokd.bilevel.optimizer_rules import rule_of, unwrapped
 
 rates = st.floats(1e-4, 1.0)
 decays = st.sampled_from([0.0, 0.01, 0.3])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tgeokd.data import InputSpec, TaskData
-from tgeokd.loaders import ArrayDataset, BlockShuffle
+from tgeokd.data.loaders import ArrayDataset, BlockShuffle
 
 
 def part(n, start, transform=None):

@@ -18,12 +18,13 @@ import torchvision
 import yaml
 from realdata import data_dir
 
-from tgeokd.data import TASKS, cifar, cifar_archive
-from tgeokd.data.cifar import CIFAR10, CIFAR100, cifar10, cifar100
-from tgeokd.errors import InputError
-from tgeokd.experiments.config import RunConfig
+from tgeokd.data import TASKS
+from tgeokd.data.tasks import cifar, cifar_archive
+from tgeokd.data.tasks.cifar import CIFAR10, CIFAR100, cifar10, cifar100
 from tgeokd.models import MODELS
-from tgeokd.typed import from_mapping
+from tgeokd.runs.config import RunConfig
+from tgeokd.utils.errors import InputError
+from tgeokd.utils.typed import from_mapping
 
 CLASSES, PER_CLASS, TEST_PER_CLASS = 5, 20, 6
 N, N_TEST = CLASSES * PER_CLASS, CLASSES * TEST_PER_CLASS
@@ -458,7 +459,9 @@ def test_the_registry_names_the_tasks():
 
 
 def test_every_recipe_names_options_and_models_that_exist():
-    files = [file for task in ("cifar100", "cifar10") for file in resources.files(f"tgeokd.presets.{task}").iterdir()]
+    files = [
+        file for task in ("cifar100", "cifar10") for file in resources.files(f"tgeokd.runs.presets.{task}").iterdir()
+    ]
     recipes = [yaml.safe_load(file.read_text()) for file in files if file.name.endswith(".yaml")]
     assert len(recipes) == 5
     for recipe in recipes:

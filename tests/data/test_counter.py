@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
-from tgeokd.data.counter import below, random_bits
+from tgeokd.data.tables.counter import below, random_bits
 
 MASK = 2**64 - 1
 

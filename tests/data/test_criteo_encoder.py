@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tgeokd.data.base import InputSpec
-from tgeokd.data.criteo import CriteoEncoder
-from tgeokd.data.criteo.counting import ValueCounts
-from tgeokd.errors import InputError
+from tgeokd.data.tasks.criteo import CriteoEncoder
+from tgeokd.data.tasks.criteo.counting import ValueCounts
+from tgeokd.utils.errors import InputError
 
 ROWS = make_rows(600, seed=1)
 

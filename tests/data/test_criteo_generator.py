@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from criteo_rows import COLUMNS
 
-from tgeokd.data.criteo import generator
-from tgeokd.data.criteo.generator import MISSING, PAIRED, SIZES, ClickModel, generate, probability_file
+from tgeokd.data.tasks.criteo import generator
+from tgeokd.data.tasks.criteo.generator import MISSING, PAIRED, SIZES, ClickModel, generate, probability_file
 
 ROWS = 70_000  # more than a chunk
 

@@ -9,8 +9,8 @@ from criteo_rows import COLUMNS, make_rows, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tgeokd.data.criteo.reader import CATEGORIES, INTEGERS, RawFile
-from tgeokd.errors import InputError
+from tgeokd.data.tasks.criteo.reader import CATEGORIES, INTEGERS, RawFile
+from tgeokd.utils.errors import InputError
 
 ROWS = make_rows(400)
 BLOCK = 6000  # bytes: some twenty rows

@@ -12,12 +12,12 @@ from criteo_rows import COLUMNS, encode, make_rows, write
 from scipy.stats import chisquare
 from torch.utils.data import ConcatDataset, DataLoader
 
-from tgeokd.data.criteo import store as store_module
-from tgeokd.data.criteo.rowhash import _mix, row_uniform
-from tgeokd.data.criteo.rows import StoredRows, StoredSplit
-from tgeokd.data.criteo.store import SPLITS, StoreSettings, open_store
-from tgeokd.errors import InputError
-from tgeokd.loaders import ArrayDataset, shuffling
+from tgeokd.data.loaders import ArrayDataset, shuffling
+from tgeokd.data.tasks.criteo import store as store_module
+from tgeokd.data.tasks.criteo.rowhash import _mix, row_uniform
+from tgeokd.data.tasks.criteo.rows import StoredRows, StoredSplit
+from tgeokd.data.tasks.criteo.store import SPLITS, StoreSettings, open_store
+from tgeokd.utils.errors import InputError
 
 ROWS = make_rows(900, seed=2)
 SETTINGS = StoreSettings(seed=3, min_count=4)

@@ -10,10 +10,10 @@ from criteo_rows import make_rows, write
 from sklearn.metrics import log_loss, roc_auc_score
 
 from tgeokd.data import TASKS
-from tgeokd.data.criteo import CriteoEncoder, criteo
-from tgeokd.data.criteo.generator import GENERATOR_VERSION
-from tgeokd.errors import InputError
+from tgeokd.data.tasks.criteo import CriteoEncoder, criteo
+from tgeokd.data.tasks.criteo.generator import GENERATOR_VERSION
 from tgeokd.models import build_model
+from tgeokd.utils.errors import InputError
 
 ROWS = make_rows(900, seed=2)
 

@@ -9,9 +9,9 @@ from scipy.stats import chi2_contingency, chisquare
 from sklearn.datasets import load_digits
 
 from tgeokd.data import TASKS, InputSpec, TaskData
-from tgeokd.data.digits import digits
 from tgeokd.data.noise import symmetric_noise
-from tgeokd.errors import InputError
+from tgeokd.data.tasks.digits import digits
+from tgeokd.utils.errors import InputError
 
 SOURCE = load_digits()
 ROW_OF = {row.tobytes(): i for i, row in enumerate(SOURCE.data)}  # all 1,797 images differ

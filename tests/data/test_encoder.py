@@ -15,8 +15,8 @@ from hypothesis.extra.numpy import arrays
 from realdata import data_dir
 from sklearn.preprocessing import StandardScaler
 
-from tgeokd.data.encoder import FeatureEncoder
-from tgeokd.errors import InputError
+from tgeokd.data.tables.encoder import FeatureEncoder
+from tgeokd.utils.errors import InputError
 
 FRAME = pl.DataFrame(
     {

@@ -11,8 +11,8 @@ import pytest
 import torch
 from realdata import data_dir
 
-from tgeokd.data.hil import FEATURES, hil
-from tgeokd.errors import InputError
+from tgeokd.data.tasks.hil import FEATURES, hil
+from tgeokd.utils.errors import InputError
 
 PARTS = 15
 NATURAL, QUIET = [*range(1, 7), 13, 14], [41]

@@ -16,13 +16,13 @@ from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 from torchvision import transforms
 
 from tgeokd.data import TASKS
-from tgeokd.data.cifar import CIFAR100
-from tgeokd.data.cifar_archive import find_archive, read_archive
-from tgeokd.data.imagenet import UnreadableImageError, imagenet
-from tgeokd.errors import InputError
-from tgeokd.experiments.config import RunConfig
-from tgeokd.loaders import joined
-from tgeokd.typed import from_mapping
+from tgeokd.data.loaders import joined
+from tgeokd.data.tasks.cifar import CIFAR100
+from tgeokd.data.tasks.cifar_archive import find_archive, read_archive
+from tgeokd.data.tasks.imagenet import UnreadableImageError, imagenet
+from tgeokd.runs.config import RunConfig
+from tgeokd.utils.errors import InputError
+from tgeokd.utils.typed import from_mapping
 
 CLASSES, PER_CLASS, VAL_PER_CLASS = 6, 8, 2
 N = CLASSES * PER_CLASS
@@ -234,7 +234,7 @@ def test_the_error_of_a_worker_process_is_one_line_too(folder):
 
 
 def test_recipes_name_options_that_exist():
-    found = [file for file in resources.files("tgeokd.presets.imagenet").iterdir() if file.name.endswith(".yaml")]
+    found = [file for file in resources.files("tgeokd.runs.presets.imagenet").iterdir() if file.name.endswith(".yaml")]
     assert len(found) == 3
     for file in found:
         config = from_mapping(RunConfig, yaml.safe_load(file.read_text()))

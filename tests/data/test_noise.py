@@ -20,7 +20,7 @@ from tgeokd.data.noise import (
     read_human_labels,
     symmetric_noise,
 )
-from tgeokd.errors import InputError
+from tgeokd.utils.errors import InputError
 
 COUNTS = torch.tensor([[6, 3, 1], [0, 5, 5], [2, 0, 0]])
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from realdata import data_dir
 
-from tgeokd.data.nsl_kdd import CATEGORIES, nsl_kdd
-from tgeokd.errors import InputError
+from tgeokd.data.tasks.nsl_kdd import CATEGORIES, nsl_kdd
+from tgeokd.utils.errors import InputError
 
 # the first published row, whose values are known
 FIRST = "0,tcp,ftp_data,SF,491,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,2,2,0.00,0.00,0.00,0.00,1.00,0.00,0.00,150,25,"

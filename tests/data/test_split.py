@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tgeokd.data.split import oversample, stratified_split, subset
-from tgeokd.errors import InputError
+from tgeokd.utils.errors import InputError
 
 TARGET = np.repeat([0, 1, 2], [600, 300, 100])
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from realdata import data_dir
 
-from tgeokd.data.tablefile import read_table
-from tgeokd.data.tabular import adult, tabular
-from tgeokd.errors import InputError
-from tgeokd.experiments.config import preset, presets
+from tgeokd.data.tables.reader import read_table
+from tgeokd.data.tasks.tabular import adult, tabular
 from tgeokd.models import build_model
+from tgeokd.runs.config import preset, presets
+from tgeokd.utils.errors import InputError
 
 N = 400
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from tgeokd.class_means import ClassMeans
-from tgeokd.errors import InputError
+from tgeokd.core.geometry.class_means import ClassMeans
 from tgeokd.methods import AdaptiveKD, Signals
+from tgeokd.utils.errors import InputError
 
 
 def signals_of(teacher_probs, target):

@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tgeokd import Distiller
-from tgeokd.callbacks import Callback
-from tgeokd.errors import InputError
 from tgeokd.methods import AnnealingKD, Signals
+from tgeokd.training.callbacks import Callback
+from tgeokd.utils.errors import InputError
 
 
 def signals_at(epoch, epochs, student=None, teacher=None):

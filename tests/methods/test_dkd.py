@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import log_softmax, rel_entr, softmax
 
-from tgeokd.errors import InputError
-from tgeokd.losses import decoupled_kd, kd_loss
+from tgeokd.core.losses import decoupled_kd, kd_loss
 from tgeokd.methods import DecoupledKD, Signals
+from tgeokd.utils.errors import InputError
 
 LN2, LN3 = math.log(2), math.log(3)
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from tgeokd.errors import InputError
 from tgeokd.methods import Signals, VanillaKD
+from tgeokd.utils.errors import InputError
 
 LN3 = math.log(3)
 

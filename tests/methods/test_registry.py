@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import tgeokd
-from tgeokd.errors import InputError
 from tgeokd.methods import METHODS, Method, build_method
+from tgeokd.utils.errors import InputError
 
 
 def test_every_promised_method_is_there_under_its_name():

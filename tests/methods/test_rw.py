@@ -11,8 +11,8 @@ from torch import nn
 
 from tgeokd import ReweightingKD
 from tgeokd.bilevel import Lookahead
-from tgeokd.errors import InputError
 from tgeokd.methods.base import Batch, Signals, TrainingStep
+from tgeokd.utils.errors import InputError
 
 N, M, C, WIDTH, TAU = 6, 5, 4, 5, 2.5
 

@@ -16,11 +16,11 @@ from torch import nn
 
 from tgeokd import TGeoKD, VanillaKD
 from tgeokd.bilevel import Lookahead
-from tgeokd.errors import InputError
-from tgeokd.geometry import ClassMeans, num_features, trilateral
+from tgeokd.core.geometry import ClassMeans, num_features, trilateral
 from tgeokd.methods import tgeo as tgeo_module
 from tgeokd.methods.base import Batch, Signals, TrainingStep
-from tgeokd.methods.omega import Adam, RatioNetwork
+from tgeokd.methods.ratio_network import Adam, RatioNetwork
+from tgeokd.utils.errors import InputError
 
 N, M, C, WIDTH, TAU = 6, 5, 4, 5, 2.5
 

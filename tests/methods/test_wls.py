@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 
-from tgeokd.errors import InputError
 from tgeokd.methods import Signals, WeightedSoftLabelKD
+from tgeokd.utils.errors import InputError
 
 LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)
 

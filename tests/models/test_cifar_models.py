@@ -18,9 +18,9 @@ from torch import nn
 
 from tgeokd.bilevel import ratio_gradient
 from tgeokd.data.base import InputSpec
-from tgeokd.errors import InputError
 from tgeokd.models.cifar import CIFAR_MODELS
 from tgeokd.models.cifar.wide_stem_resnet import Bottleneck, WideStemResNet
+from tgeokd.utils.errors import InputError
 
 CIFAR = InputSpec("array", (3, 32, 32))
 PUBLISHED = json.loads((Path(__file__).parent / "cifar_tensors.json").read_text())

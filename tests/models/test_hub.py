@@ -11,8 +11,8 @@ import torch
 import torchvision
 
 from tgeokd.data.base import InputSpec
-from tgeokd.errors import InputError
 from tgeokd.models.hub import hub_model
+from tgeokd.utils.errors import InputError
 
 IMAGES = InputSpec("array", (3, 32, 32))
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from tgeokd.data.base import InputSpec
-from tgeokd.errors import InputError
 from tgeokd.models import MODELS, build_model
 from tgeokd.models.mlp import mlp
+from tgeokd.utils.errors import InputError
 
 FOUR, SIX = InputSpec("array", (4,)), InputSpec("array", (2, 3))
 

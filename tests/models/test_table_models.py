@@ -10,9 +10,9 @@ from torch import nn
 
 from tgeokd.bilevel import ratio_gradient
 from tgeokd.data.base import InputSpec
-from tgeokd.errors import InputError
 from tgeokd.models.bert import bert
 from tgeokd.models.table import CategoryEmbedding, table_mlp
+from tgeokd.utils.errors import InputError
 
 SPEC = InputSpec("table", (3,), (4, 7))
 BOTH, NUMBERS, CODES = SPEC, InputSpec("table", (3,)), InputSpec("table", (0,), (4, 7))

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tgeokd.data.base import InputSpec
-from tgeokd.errors import InputError
 from tgeokd.models.cifar import CIFAR_MODELS
 from tgeokd.models.weights import load_weights
+from tgeokd.utils.errors import InputError
 
 
 def net():

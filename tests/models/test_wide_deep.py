@@ -9,13 +9,13 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from tgeokd.bilevel import ratio_gradient
-from tgeokd.bilevel.last_layer import find_head
+from tgeokd.bilevel.estimators.last_layer import find_head
 from tgeokd.bilevel.lookahead import new_part
 from tgeokd.data import TASKS
 from tgeokd.data.base import InputSpec
-from tgeokd.errors import InputError
 from tgeokd.models import build_model
 from tgeokd.models.wide_deep import wide_deep
+from tgeokd.utils.errors import InputError
 
 TABLE = InputSpec("table", (3,), (4, 5, 7))
 

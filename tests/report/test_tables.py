@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tgeokd.experiments.statistics import paired_table
-from tgeokd.experiments.summary import summarise
 from tgeokd.report.tables import comparison_table, formatted, paired_differences, title
+from tgeokd.runs.statistics import paired_table
+from tgeokd.runs.summary import summarise
 
 
 def row(method="kd", **values):

@@ -14,9 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tgeokd.errors import InputError
 from tgeokd.teachers import TeacherCache, TeacherCacheOptions
-from tgeokd.teachers.cachekey import Samples
+from tgeokd.teachers.cache.key import Samples
+from tgeokd.utils.errors import InputError
 
 N, C, V = 12, 6, 3
 IDS = torch.arange(N) * 5 + 2
@@ -266,7 +266,7 @@ def test_a_writer_killed_with_signal_9_leaves_nothing_and_of_two_others_one_asks
 
 
 def test_without_locks_the_first_to_finish_wins(tmp_path, monkeypatch):
-    monkeypatch.setattr("tgeokd.teachers.cache.fcntl", None)
+    monkeypatch.setattr("tgeokd.teachers.cache.store.fcntl", None)
     folder = tmp_path / "cache"
 
     def interrupted():

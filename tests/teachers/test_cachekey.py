@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from tgeokd.data.augment import EvalTransform, TrainTransform
-from tgeokd.loaders import ArrayDataset
-from tgeokd.teachers.cachekey import row_digests, samples_of, teacher_digest, transforms_of
+from tgeokd.data.loaders import ArrayDataset
+from tgeokd.teachers.cache.key import row_digests, samples_of, teacher_digest, transforms_of
 
 NORMAL = ((0.5,), (0.25,))
 

@@ -13,11 +13,11 @@ from realdata import data_dir
 from torch.utils.data import TensorDataset
 
 from tgeokd.data.base import InputSpec, TaskData
-from tgeokd.data.digits import digits
-from tgeokd.errors import InputError
-from tgeokd.loaders import ArrayDataset
+from tgeokd.data.loaders import ArrayDataset
+from tgeokd.data.tasks.digits import digits
 from tgeokd.teachers import CLASSIFIERS, classifiers, fit_classifier
 from tgeokd.teachers.proba import as_columns
+from tgeokd.utils.errors import InputError
 
 QUICK = {
     "hist_gradient_boosting": {"max_iter": 20},

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tgeokd.errors import InputError
 from tgeokd.teachers.ids import IdIndex
+from tgeokd.utils.errors import InputError
 
 near = st.lists(st.integers(-20, 20), min_size=1, max_size=30, unique=True)
 far = st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=30, unique=True)

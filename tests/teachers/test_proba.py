@@ -13,12 +13,12 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.svm import LinearSVC
 from torch.utils.data import DataLoader
 
+from tgeokd.core.model_call import class_logits
 from tgeokd.data.base import InputSpec
-from tgeokd.errors import InputError
-from tgeokd.loaders import ArrayDataset
-from tgeokd.modules import class_logits
+from tgeokd.data.loaders import ArrayDataset
 from tgeokd.teachers import ProbaTeacher, StoredPredictions
 from tgeokd.teachers.proba import as_columns, categorical_columns
+from tgeokd.utils.errors import InputError
 
 X, Y = load_iris(return_X_y=True)
 X = X.astype(np.float32)

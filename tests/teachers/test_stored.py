@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from tgeokd.errors import InputError
-from tgeokd.loaders import ArrayDataset
+from tgeokd.data.loaders import ArrayDataset
 from tgeokd.teachers import StoredPredictions
+from tgeokd.utils.errors import InputError
 
 SUFFIXES = (".npz", ".safetensors", ".parquet")
 PROBS = [[0.5, 0.25, 0.25], [0.125, 0.75, 0.125], [1.0, 0.0, 0.0]]

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from tgeokd.modules import Modes, class_logits
+from tgeokd.core.model_call import Modes, class_logits
 
 __all__ = ["Tensors", "current_buffers", "functional_logits", "modes", "trainable"]
 
@@ -65,7 +65,7 @@ def functional_logits(student: nn.Module, params: Tensors, buffers: Tensors, inp
         student: the module; it holds its own tensors again afterwards.
         params: parameters by name. A tied one is given once, under its first name.
         buffers: likewise; brought up to date with what the forward pass makes of them.
-        inputs: as :func:`~tgeokd.modules.class_logits` takes them.
+        inputs: as :func:`~tgeokd.core.model_call.class_logits` takes them.
     """
     # torch.func.functional_call walks the module on every call, and with tied tensors leaves a module that is reachable
     # under two names with the wrong ones for good.

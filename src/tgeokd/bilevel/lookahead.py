@@ -22,10 +22,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
-from tgeokd.bilevel import finite_difference, forward, last_layer, unrolled
-from tgeokd.bilevel.direction import OuterDirection
+from tgeokd.bilevel.estimators import finite_difference, forward, last_layer, unrolled
 from tgeokd.bilevel.functional import Tensors, current_buffers, functional_logits, modes, trainable
-from tgeokd.bilevel.inner_step import (
+from tgeokd.bilevel.outer_direction import OuterDirection
+from tgeokd.bilevel.record import (
     Clip,
     Held,
     InnerStep,
@@ -37,10 +37,10 @@ from tgeokd.bilevel.inner_step import (
     signal_difference_slope,
     slopes,
 )
-from tgeokd.compiling import compiled
-from tgeokd.errors import InputError
-from tgeokd.losses import check_ratios, fuse, gt_loss, kd_loss
-from tgeokd.modules import class_logits, module_device, random_state, replayed, sliced
+from tgeokd.core.compiling import compiled
+from tgeokd.core.losses import check_ratios, fuse, gt_loss, kd_loss
+from tgeokd.core.model_call import class_logits, module_device, random_state, replayed, sliced
+from tgeokd.utils.errors import InputError
 
 __all__ = ["Hypergradient", "Lookahead", "logits_along", "new_part", "ratio_gradient"]
 
@@ -340,7 +340,7 @@ def logits_along(
 ) -> tuple[list[tuple[Tensor, Tensor]], Hypergradient]:
     """Logits and their derivative along a direction, and the way they were found (which says what ``auto`` became).
 
-    Arguments and result as in :func:`tgeokd.bilevel.forward.logit_derivatives`.
+    Arguments and result as in :func:`tgeokd.bilevel.estimators.forward.logit_derivatives`.
     """
     if method == "finite_difference":
         return finite_difference.logit_derivatives(student, parts, params, direction), method

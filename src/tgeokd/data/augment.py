@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tgeokd.data.counter import below, random_bits
+from tgeokd.data.tables.counter import below, random_bits
 
 __all__ = ["EvalTransform", "TrainTransform", "crop_and_flip", "normalised"]
 

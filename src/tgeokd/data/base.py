@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tgeokd.loaders import BatchLoader, joined, resident, shuffling
-from tgeokd.metrics import Metrics
+from tgeokd.core.metrics import Metrics
+from tgeokd.data.loaders import BatchLoader, joined, resident, shuffling
 
 if TYPE_CHECKING:
     import polars as pl
@@ -88,7 +88,7 @@ class TaskData:
     workers: int = 0
 
     def on(self, device: torch.device) -> TaskData:
-        """The same data with the splits that fit kept on a CUDA device, see :func:`~tgeokd.loaders.resident`."""
+        """The same data with the splits that fit kept on a CUDA device, see :func:`~tgeokd.data.loaders.resident`."""
         if self.workers:  # these fetch in processes of their own
             return self
         train, held_out, test = (resident(part, device) for part in (self.train, self.held_out, self.test))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tgeokd.errors import InputError, one_line
+from tgeokd.utils.errors import InputError, one_line
 
 __all__ = ["confusion_counts", "confusion_noise", "read_confusion_counts", "read_human_labels", "symmetric_noise"]
 

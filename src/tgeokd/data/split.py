@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from tgeokd.errors import InputError
+from tgeokd.utils.errors import InputError
 
 __all__ = ["Rows", "oversample", "stratified_split", "subset"]
 

@@ -10,12 +10,12 @@ from tgeokd.methods.base import Batch, Method, Outer, SampleLoss, Signals, Train
 from tgeokd.methods.ce import CrossEntropy
 from tgeokd.methods.dkd import DecoupledKD
 from tgeokd.methods.kd import VanillaKD
-from tgeokd.methods.ls import LogitStandardizationKD
+from tgeokd.methods.lskd import LogitStandardizationKD
 from tgeokd.methods.rw import ReweightingKD
 from tgeokd.methods.tgeo import RatioNetwork, TGeoKD
 from tgeokd.methods.wls import WeightedSoftLabelKD
-from tgeokd.names import look_up
-from tgeokd.typed import call_checked
+from tgeokd.utils.registry import look_up
+from tgeokd.utils.typed import call_checked
 
 __all__ = [
     "METHODS",

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tgeokd.errors import InputError
-from tgeokd.losses import regression_loss
+from tgeokd.core.losses import regression_loss
 from tgeokd.methods.base import Method, SampleLoss, Signals
+from tgeokd.utils.errors import InputError
 
 __all__ = ["AnnealingKD"]
 

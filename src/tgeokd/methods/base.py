@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tgeokd.bilevel import Hypergradient, Lookahead
-from tgeokd.errors import InputError
-from tgeokd.losses import fuse, gt_loss, kd_loss
+from tgeokd.core.losses import fuse, gt_loss, kd_loss
+from tgeokd.utils.errors import InputError
 
 __all__ = ["Batch", "Method", "Outer", "SampleLoss", "Signals", "TrainingStep"]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from tgeokd.errors import InputError
-from tgeokd.losses import decoupled_kd, standardise
+from tgeokd.core.losses import decoupled_kd, standardise
 from tgeokd.methods.base import Method, SampleLoss, Signals
+from tgeokd.utils.errors import InputError
 
 __all__ = ["DecoupledKD"]
 
 
 class DecoupledKD(Method):
-    """Decoupled KD: ``gt_i + w(e) (alpha TCKD_i + beta NCKD_i)``, the two parts of :func:`tgeokd.losses.decoupled_kd`.
+    """Decoupled KD: ``gt_i + w(e) (alpha TCKD_i + beta NCKD_i)``, the two parts of :func:`tgeokd.core.losses.decoupled_kd`.
 
     ``w(e) = min(e / warmup, 1)`` in the e-th epoch, counted from 1 as the authors' code does. The label always counts
     fully, so there is no fusion ratio.

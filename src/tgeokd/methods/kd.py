@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tgeokd.errors import InputError
 from tgeokd.methods.base import Method, Signals
+from tgeokd.utils.errors import InputError
 
 __all__ = ["VanillaKD"]
 

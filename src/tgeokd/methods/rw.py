@@ -9,12 +9,12 @@ from torch import Tensor
 
 from tgeokd.bilevel import Hypergradient
 from tgeokd.bilevel.functional import functional_logits, trainable
-from tgeokd.bilevel.inner_step import MicroBatch, held_by
 from tgeokd.bilevel.lookahead import logits_along, new_part
-from tgeokd.errors import InputError
-from tgeokd.losses import gt_loss, gt_slope, kd_loss, kd_slope, soft_ce_loss
+from tgeokd.bilevel.record import MicroBatch, held_by
+from tgeokd.core.losses import gt_loss, gt_slope, kd_loss, kd_slope, soft_ce_loss
+from tgeokd.core.model_call import eval_mode
 from tgeokd.methods.base import Method, Outer, SampleLoss, Signals, TrainingStep, check_outer
-from tgeokd.modules import eval_mode
+from tgeokd.utils.errors import InputError
 
 __all__ = ["ReweightingKD"]
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from tgeokd.bilevel import Hypergradient, OuterDirection
-from tgeokd.class_means import DENSE_CLASSES, KEPT
-from tgeokd.errors import InputError
-from tgeokd.geometry import Encoding, num_features, trilateral
+from tgeokd.core.geometry import Encoding, num_features, trilateral
+from tgeokd.core.geometry.class_means import DENSE_CLASSES, KEPT
+from tgeokd.core.geometry.scalar import Parts, Support, scalar_from_logits
 from tgeokd.methods.base import Method, Outer, Signals, TrainingStep, check_outer
-from tgeokd.methods.omega import Adam, RatioNetwork
-from tgeokd.scalar_geometry import Parts, Support, scalar_from_logits
+from tgeokd.methods.ratio_network import Adam, RatioNetwork
+from tgeokd.utils.errors import InputError
 
 __all__ = ["RatioNetwork", "TGeoKD"]
 
@@ -61,7 +61,7 @@ class TGeoKD(Method):
             step, and none of the extensions. Options that the paper leaves open (``hidden``, ``lr``, the ablations, ...) can
             still be given.
         encoding: ``"scalar"`` (at most 16 numbers, whatever C is) or ``"vector"`` (9C numbers, the paper's kind; not for more
-            than :data:`tgeokd.class_means.DENSE_CLASSES` classes).
+            than :data:`tgeokd.core.geometry.class_means.DENSE_CLASSES` classes).
         vertices: ablation: include the vertices.
         edges: ablation: include the edges.
         angles: ablation: include the angles; by default on for ``scalar``, off for ``vector``.

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from tgeokd.errors import InputError
-from tgeokd.losses import gt_loss, soft_ce_loss
+from tgeokd.core.losses import gt_loss, soft_ce_loss
 from tgeokd.methods.base import Method, SampleLoss, Signals
+from tgeokd.utils.errors import InputError
 
 __all__ = ["WeightedSoftLabelKD"]
 

@@ -12,8 +12,8 @@ from tgeokd.models.bert import bert
 from tgeokd.models.cifar import CIFAR_MODELS
 from tgeokd.models.mlp import mlp
 from tgeokd.models.wide_deep import wide_deep
-from tgeokd.names import look_up
-from tgeokd.typed import call_checked, checked
+from tgeokd.utils.registry import look_up
+from tgeokd.utils.typed import call_checked, checked
 
 __all__ = ["MODELS", "build_model"]
 

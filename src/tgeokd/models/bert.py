@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tgeokd.data.base import InputSpec
-from tgeokd.errors import InputError
+from tgeokd.utils.errors import InputError
 
 __all__ = ["bert"]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tgeokd.data.base import InputSpec
-from tgeokd.errors import InputError, first_line
 from tgeokd.models.cifar._parts import refuse_all_but_images
+from tgeokd.utils.errors import InputError, first_line
 
 __all__ = ["hub_model"]
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 from torch import nn
 
 from tgeokd.data.base import InputSpec
-from tgeokd.errors import InputError
 from tgeokd.models.table import table_mlp
+from tgeokd.utils.errors import InputError
 
 __all__ = ["mlp"]
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tgeokd.errors import InputError, first_line
+from tgeokd.utils.errors import InputError, first_line
 
 __all__ = ["load_weights"]
 

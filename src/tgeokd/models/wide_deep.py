@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tgeokd.data.base import InputSpec
-from tgeokd.errors import InputError
 from tgeokd.models.table import CategoryEmbedding
+from tgeokd.utils.errors import InputError
 
 __all__ = ["WideDeep", "wide_deep"]
 

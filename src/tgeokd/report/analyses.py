@@ -1,4 +1,4 @@
-"""Figures of the analyses of :mod:`tgeokd.experiments.reproduce`, each made from the analysis' data, as PNG."""
+"""Figures of the analyses of :mod:`tgeokd.paper`, each made from the analysis' data, as PNG."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from tgeokd.ratios import GROUPS
+from tgeokd.core.ratio_statistics import GROUPS
 
 __all__ = ["alpha_by_group", "alpha_by_label", "metric_by_method"]
 

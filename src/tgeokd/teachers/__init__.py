@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tgeokd.teachers.cache import TeacherCache, TeacherCacheOptions
-from tgeokd.teachers.caching import CachedTeacher
+from tgeokd.teachers.cache.store import TeacherCache, TeacherCacheOptions
+from tgeokd.teachers.cached import CachedTeacher
 from tgeokd.teachers.classifiers import CLASSIFIERS, fit_classifier
 from tgeokd.teachers.proba import ProbaTeacher
 from tgeokd.teachers.stored import StoredPredictions

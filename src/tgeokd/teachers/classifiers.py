@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from tgeokd.data.base import InputSpec, TaskData
-from tgeokd.errors import InputError
-from tgeokd.loaders import ArrayDataset
-from tgeokd.names import look_up
+from tgeokd.data.loaders import ArrayDataset
 from tgeokd.teachers.proba import ProbaTeacher, as_columns, categorical_columns
-from tgeokd.typed import call_checked
+from tgeokd.utils.errors import InputError
+from tgeokd.utils.registry import look_up
+from tgeokd.utils.typed import call_checked
 
 __all__ = [
     "CLASSIFIERS",

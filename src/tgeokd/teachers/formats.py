@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tgeokd.errors import InputError
-from tgeokd.names import look_up
-from tgeokd.runfolder import replace_file
+from tgeokd.utils.errors import InputError
+from tgeokd.utils.files import replace_file
+from tgeokd.utils.registry import look_up
 
 __all__ = ["Kind", "read_predictions", "write_predictions"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tgeokd.errors import InputError
+from tgeokd.utils.errors import InputError
 
 __all__ = ["IdIndex", "first_rows"]
 

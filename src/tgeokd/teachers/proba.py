@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tgeokd.core.losses import logits_from_probs
 from tgeokd.data.base import InputSpec
-from tgeokd.errors import InputError
-from tgeokd.losses import logits_from_probs
+from tgeokd.utils.errors import InputError
 
 __all__ = ["ProbaTeacher", "as_columns", "categorical_columns"]
 

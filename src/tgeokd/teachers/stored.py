@@ -10,11 +10,11 @@ import torch
 from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
-from tgeokd.errors import InputError
-from tgeokd.losses import logits_from_probs, to_class_logits
-from tgeokd.modules import class_logits, eval_mode, module_device, random_state, replayed
+from tgeokd.core.losses import logits_from_probs, to_class_logits
+from tgeokd.core.model_call import class_logits, eval_mode, module_device, random_state, replayed
 from tgeokd.teachers.formats import read_predictions, write_predictions
 from tgeokd.teachers.ids import IdIndex, first_rows
+from tgeokd.utils.errors import InputError
 
 __all__ = ["StoredPredictions"]
 

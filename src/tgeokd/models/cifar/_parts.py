@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from tgeokd.data.base import InputSpec
-from tgeokd.errors import InputError
+from tgeokd.utils.errors import InputError
 
 __all__ = ["conv1x1", "conv3x3", "global_average", "he_init", "image_model", "projection", "refuse_all_but_images"]
 

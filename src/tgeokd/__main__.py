@@ -1,0 +1,6 @@
+"""``python -m tgeokd``."""
+
+from tgeokd.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""What one optimizer step does to a parameter, and its derivative with respect to the gradient.
+
+For ``theta' = theta - update(g, state)`` the hypergradient needs ``D = d update / d g``. For the optimizers here ``D`` is
+diagonal: a number for SGD, a tensor of the parameter's shape for Adam and AdamW.
+
+Each rule is a pair of pure functions of (parameter, gradient, optimizer state *before* the step, parameter group). They
+follow the documented algorithms of ``torch.optim.SGD``, ``Adam`` and ``AdamW``, with every option of theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from tgeokd.utils.errors import InputError
+
+__all__ = ["Slope", "UpdateRule", "rule_of", "unwrapped"]
+
+State = Mapping[str, Any]
+Group = Mapping[str, Any]
+Slope = Tensor | float
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """One optimizer's step on one parameter.
+
+    Attributes:
+        new_value: the parameter after the step; differentiable with respect to the gradient.
+        slope: ``D``, the derivative of ``update`` with respect to the gradient, element by element.
+        moments: what ``slope`` reads of the state that has the parameter's shape; none where ``slope`` is one number.
+    """
+
+    new_value: Callable[[Tensor, Tensor, State, Group], Tensor]
+    slope: Callable[[Tensor, Tensor, State, Group], Slope]
+    moments: tuple[str, ...] = ()
+
+
+def rule_of(optimizer: Optimizer, *, assume_sgd: bool = False) -> UpdateRule:
+    """The update rule of an optimizer.
+
+    Args:
+        optimizer: ``torch.optim.SGD``, ``Adam`` or ``AdamW``.
+        assume_sgd: treat any other optimizer as plain SGD with its learning rate, ``D = lr``. The hypergradient is then
+            an approximation.
+
+    Raises:
+        ValueError: for another optimizer without ``assume_sgd``.
+    """
+    optimizer = unwrapped(optimizer)
+    if type(optimizer) in _RULES:  # exactly these: a subclass may step differently
+        return _RULES[type(optimizer)]
+    if assume_sgd:
+        return UpdateRule(lambda p, g, _, group: p - float(group["lr"]) * g, lambda p, g, _, group: float(group["lr"]))
+    raise InputError(
+        f"no derivative is known for the step of {type(optimizer).__name__}; use SGD, Adam or AdamW of torch.optim, "
+        "or pass assume_sgd=True to treat it as plain SGD with its learning rate (an approximation)"
+    )
+
+
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The torch optimizer inside a wrapper such as Lightning Fabric's."""
+    inner = getattr(optimizer, "optimizer", None)
+    return inner if isinstance(inner, Optimizer) else optimizer
+
+
+def _sgd_value(param: Tensor, grad: Tensor, state: State, group: Group) -> Tensor:
+    grad = _effective_gradient(param, grad, group, decay=float(group["weight_decay"]))
+    momentum = group["momentum"]
+    if momentum:
+        buffer = state.get("momentum_buffer")
+        # torch starts the buffer with the first gradient itself, undamped
+        buffer = grad if buffer is None else momentum * buffer + (1 - float(group["dampening"])) * grad
+        grad = grad + momentum * buffer if group["nesterov"] else buffer
+    value: Tensor = param - float(group["lr"]) * grad
+    return value
+
+
+def _sgd_slope(param: Tensor, grad: Tensor, state: State, group: Group) -> float:
+    slope = 1.0
+    momentum = float(group["momentum"])
+    if momentum:
+        into_buffer = 1.0 if state.get("momentum_buffer") is None else 1.0 - float(group["dampening"])
+        slope = 1.0 + momentum * into_buffer if group["nesterov"] else into_buffer
+    return _sign(group) * float(group["lr"]) * slope
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Adam's moments after the step's gradient has entered them."""
+
+    grad: Tensor  # after the sign of `maximize` and a coupled weight decay
+    first: Tensor
+    root: Tensor  # square root of the second moment (its maximum with amsgrad), bias-corrected
+    moving: Tensor | None  # with amsgrad: where the second moment of this step is the maximum
+    correction1: Slope
+    correction2: Slope
+
+
+def _moments(param: Tensor, grad: Tensor, state: State, group: Group) -> _Moments:
+    decay = 0.0 if _decoupled(group) else float(group["weight_decay"])
+    grad = _effective_gradient(param, grad, group, decay=decay)
+    beta1, beta2 = (float(beta) for beta in group["betas"])
+    step = state.get("step", 0.0) + 1.0
+    if isinstance(step, Tensor) and step.device.type == "cpu":
+        step = float(step)  # a number on another device stays there: reading it would wait for the device
+    first = state["exp_avg"].lerp(grad, 1 - beta1) if state else (1 - beta1) * grad
+    second = (1 - beta2) * grad.square()
+    if state:
+        second = torch.add(second, state["exp_avg_sq"], alpha=beta2)
+    moving = None
+    if group["amsgrad"] and state:
+        moving = second >= state["max_exp_avg_sq"]
+        second = torch.where(moving, second, state["max_exp_avg_sq"])
+    correction1, correction2 = 1 - beta1**step, 1 - beta2**step
+    # The root has no derivative at 0, and autograd would return nan there; a zero second moment means a gradient that has
+    # always been zero.
+    positive = second > 0
+    root = torch.where(positive, torch.where(positive, second, 1.0).sqrt(), 0.0) / correction2**0.5
+    return _Moments(grad, first, root, moving, correction1, correction2)
+
+
+def _adam_value(param: Tensor, grad: Tensor, state: State, group: Group) -> Tensor:
+    moments = _moments(param, grad, state, group)
+    lr = float(group["lr"])
+    if _decoupled(group):
+        param = param * (1 - lr * float(group["weight_decay"]))
+    return param - lr / moments.correction1 * moments.first / (moments.root + float(group["eps"]))
+
+
+def _adam_slope(param: Tensor, grad: Tensor, state: State, group: Group) -> Tensor:
+    moments = _moments(param, grad, state, group)
+    beta1, beta2 = (float(beta) for beta in group["betas"])
+    denominator = moments.root + float(group["eps"])
+    root_slope = torch.where(moments.root > 0, (1 - beta2) * moments.grad / (moments.root * moments.correction2), 0.0)
+    if moments.moving is not None:
+        root_slope = torch.where(moments.moving, root_slope, 0.0)
+    slope = (1 - beta1) / denominator - moments.first * root_slope / denominator.square()
+    return _sign(group) * float(group["lr"]) / moments.correction1 * slope
+
+
+def _effective_gradient(param: Tensor, grad: Tensor, group: Group, *, decay: float) -> Tensor:
+    grad = -grad if group["maximize"] else grad
+    return grad + decay * param if decay else grad
+
+
+def _sign(group: Group) -> float:
+    return -1.0 if group["maximize"] else 1.0
+
+
+def _decoupled(group: Group) -> bool:
+    return bool(group.get("decoupled_weight_decay", False))
+
+
+_ADAM_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+_RULES: dict[type[Optimizer], UpdateRule] = {
+    SGD: UpdateRule(_sgd_value, _sgd_slope),
+    Adam: UpdateRule(_adam_value, _adam_slope, _ADAM_MOMENTS),
+    AdamW: UpdateRule(_adam_value, _adam_slope, _ADAM_MOMENTS),
+}

@@ -1,0 +1,1 @@
+"""The command `tgeokd`: one file per command."""

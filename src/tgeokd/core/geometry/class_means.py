@@ -1,0 +1,200 @@
+"""The teacher's mean prediction for each class: a full table, or for very many classes the largest entries of each row."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from tgeokd.utils.errors import InputError
+
+__all__ = ["DENSE_CLASSES", "KEPT", "ClassMeans", "class_means"]
+
+DENSE_CLASSES = 8192  # a full float32 table of more classes would take over 256 MiB
+KEPT = 32  # entries a class beside its own where the table is not full
+
+
+class ClassMeans:
+    """The teacher's mean prediction for each class, gathered batch by batch.
+
+    For up to :data:`DENSE_CLASSES` classes the table is full. For more it is sparse: of each class the probability of the
+    class itself and the ``kept`` largest others. The probability of the class itself is exact. For the others twice as many
+    as are kept in the end are looked at in each sample and carried along for each class, and what falls out on the way counts
+    as the rest of the row. So a stored probability is never above the true mean (up to rounding), and exact where the samples
+    of a class together have no more than ``2 * kept`` classes with any probability.
+    Memory is in proportion to ``num_classes * kept``, whatever the number of samples.
+
+    Args:
+        num_classes: C.
+        kept: entries a class beside its own; by default all of them up to :data:`DENSE_CLASSES` classes, :data:`KEPT` above.
+
+    Example:
+        >>> means = ClassMeans(num_classes=10)
+        >>> for inputs, target in loader:                                        # doctest: +SKIP
+        ...     means.update(teacher(inputs).softmax(dim=-1), target)
+        >>> table = means.compute()                                              # shape (10, 10)  # doctest: +SKIP
+    """
+
+    def __init__(self, num_classes: int, kept: int | None = None) -> None:
+        if kept is None and num_classes > DENSE_CLASSES:
+            kept = KEPT
+        if kept is not None and not 1 <= kept < num_classes:
+            raise InputError(f"kept must be from 1 to {num_classes - 1} for {num_classes} classes, not {kept}")
+        self.num_classes = num_classes
+        self._counts = torch.zeros(num_classes, dtype=torch.float64)
+        self._rows = _FullRows(num_classes) if kept is None else _LargestEntries(num_classes, kept)
+        self._dtype = torch.get_default_dtype()
+
+    @property
+    def counts(self) -> Tensor:
+        """Samples seen of each class, shape (C,)."""
+        return self._counts
+
+    def update(self, teacher_probs: Tensor, target: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            teacher_probs: shape (N, C), softmax of the teacher's logits at temperature 1.
+            target: class indices, shape (N,).
+
+        Raises:
+            ValueError: where ``teacher_probs`` has another number of classes.
+        """
+        if teacher_probs.shape[-1] != self.num_classes:
+            raise InputError(f"teacher_probs has {teacher_probs.shape[-1]} classes, expected {self.num_classes}")
+        if self._counts.device != teacher_probs.device:
+            self._counts = self._counts.to(teacher_probs.device)
+        self._dtype = teacher_probs.dtype
+        self._rows.add(teacher_probs, target)
+        self._counts += torch.bincount(target, minlength=self.num_classes)
+
+    def compute(self) -> Tensor:
+        """The means, shape (C, C): row ``c`` for class ``c``.
+
+        A class without a sample gets the uniform distribution; one warning names all such classes.
+
+        Returns:
+            A full table, or a sparse COO tensor with 1 + ``kept`` entries in each row, among them the class itself. What a row
+            lacks to 1 is spread over the classes without an entry, how is not known.
+        """
+        empty = (self._counts == 0).nonzero().flatten().tolist()
+        if empty:
+            shown = ", ".join(map(str, empty[:20])) + (", ..." if len(empty) > 20 else "")
+            warnings.warn(f"no training sample of class {shown}: its teacher mean is taken to be uniform", stacklevel=2)
+        return self._rows.means(self._counts, self._dtype)
+
+
+def class_means(teacher_probs: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Mean of the teacher's predictions over the training samples of each class.
+
+    Use training samples only: held-out or test predictions in this table would leak into the fusion ratio.
+    :class:`ClassMeans` does the same batch by batch.
+
+    Args:
+        teacher_probs: shape (N, C), softmax of the teacher's logits at temperature 1.
+        target: class indices, shape (N,).
+        num_classes: C.
+
+    Returns:
+        Shape (C, C): row ``c`` is the mean for class ``c``, the uniform distribution where the class has no sample
+        (one warning names those classes). Sparse for very many classes: see :meth:`ClassMeans.compute`.
+    """
+    means = ClassMeans(num_classes)
+    means.update(teacher_probs, target)
+    return means.compute()
+
+
+class _FullRows:
+    """Sums of whole rows."""
+
+    def __init__(self, num_classes: int) -> None:
+        # float64 sums: a class mean must not depend on how the samples were cut into batches.
+        self._sums = torch.zeros(num_classes, num_classes, dtype=torch.float64)
+
+    def add(self, probs: Tensor, target: Tensor) -> None:
+        if self._sums.device != probs.device:
+            self._sums = self._sums.to(probs.device)
+        self._sums.index_add_(0, target, probs.double())
+
+    def means(self, counts: Tensor, dtype: torch.dtype) -> Tensor:
+        means = self._sums / counts.clamp(min=1).unsqueeze(-1)
+        means[counts == 0] = 1.0 / len(counts)
+        return means.to(dtype)
+
+
+class _LargestEntries:
+    """Sums of the largest entries of each row, kept on the CPU: sums there do not depend on the order of threads.
+
+    An entry is a pair: the key ``row * C + column`` and the sum. Batches are buffered and merged now and then.
+    """
+
+    def __init__(self, num_classes: int, kept: int) -> None:
+        self._num_classes, self._kept, self._carried = num_classes, kept, min(2 * kept, num_classes - 1)
+        self._own = torch.zeros(num_classes, dtype=torch.float64)
+        self._keys = torch.empty(0, dtype=torch.int64)
+        self._sums = torch.empty(0, dtype=torch.float64)
+        self._new: list[tuple[Tensor, Tensor]] = []
+        self._new_entries = 0
+
+    def add(self, probs: Tensor, target: Tensor) -> None:
+        label = target.unsqueeze(-1)
+        own = probs.gather(-1, label).squeeze(-1)
+        others = probs.scatter(-1, label, -1.0)  # the label below every probability
+        values, columns = others.topk(self._carried, dim=-1)
+        target = target.cpu()
+        self._own.index_add_(0, target, own.cpu().double())
+        self._new.append(((target.unsqueeze(-1) * self._num_classes + columns.cpu()).flatten(), values.cpu().flatten()))
+        self._new_entries += values.numel()
+        if self._new_entries >= self._num_classes * self._kept:
+            self._merge()
+
+    def means(self, counts: Tensor, dtype: torch.dtype) -> Tensor:
+        C, K = self._num_classes, self._kept
+        device, counts = counts.device, counts.cpu()
+        self._merge()
+        keys, sums = _largest_of_each_row(self._keys, self._sums, C, K)
+        # Every sample brought at least K different columns, so that a row has K entries now, or no sample at all.
+        classes, seen = torch.arange(C), counts > 0
+        columns = torch.arange(K).repeat(C, 1)
+        columns += columns >= classes.unsqueeze(-1)  # a row without a sample: any K columns but its own
+        probs = torch.full((C, K), 1.0 / C, dtype=torch.float64)
+        columns[seen] = keys.view(-1, K) % C
+        probs[seen] = sums.view(-1, K) / counts[seen].unsqueeze(-1)
+        own = torch.where(seen, self._own / counts.clamp(min=1), 1.0 / C)
+
+        columns, order = torch.cat([classes.unsqueeze(-1), columns], dim=-1).sort(dim=-1)
+        values = torch.cat([own.unsqueeze(-1), probs], dim=-1).to(dtype).gather(-1, order)
+        indices = torch.stack([classes.repeat_interleave(K + 1), columns.flatten()])
+        return torch.sparse_coo_tensor(indices, values.flatten(), (C, C), check_invariants=True, is_coalesced=True).to(
+            device
+        )
+
+    def _merge(self) -> None:
+        """Sum what belongs together and carry on the largest sums of each row, in the order of their keys."""
+        if not self._new:
+            return
+        keys = torch.cat([self._keys, *(keys for keys, _ in self._new)])
+        sums = torch.cat([self._sums, *(values.double() for _, values in self._new)])
+        self._new, self._new_entries = [], 0
+        keys, place = keys.unique(return_inverse=True)
+        sums = torch.zeros(len(keys), dtype=torch.float64).index_add_(0, place, sums)
+        self._keys, self._sums = _largest_of_each_row(keys, sums, self._num_classes, self._carried)
+
+
+def _largest_of_each_row(keys: Tensor, sums: Tensor, num_classes: int, width: int) -> tuple[Tensor, Tensor]:
+    """The entries among the ``width`` largest of their row, of equals the one with the lower column; ordered by key.
+
+    Args:
+        keys: ``row * num_classes + column``, ascending, shape (n,).
+        sums: shape (n,).
+        num_classes: C.
+        width: entries a row.
+    """
+    order = sums.argsort(descending=True, stable=True)
+    rows = (keys // num_classes)[order]
+    rows, by_row = rows.sort(stable=True)
+    order = order[by_row]
+    rank = torch.arange(len(rows)) - torch.searchsorted(rows, rows)  # searchsorted: where the row begins
+    kept = order[rank < width].sort().values
+    return keys[kept], sums[kept]

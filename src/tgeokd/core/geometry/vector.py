@@ -1,0 +1,143 @@
+"""Trilateral geometry: where student, teacher, label and the teacher's class average stand to each other.
+
+Pure functions of probabilities. For one sample there are four points on the probability simplex: the student's
+prediction ``S``, the teacher's ``T``, the one-hot label ``G`` and ``Tbar``, the teacher's average prediction over the
+training samples of the label's class. They make two triangles: (S, T, G) within the sample, (S, Tbar, G) across samples.
+
+Reference:
+    Hu et al., "Less or More From Teacher: Exploiting Trilateral Geometry For Knowledge Distillation", ICLR 2024.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from tgeokd.core.geometry.class_means import ClassMeans, class_means
+from tgeokd.core.geometry.scalar import Parts, Support, num_scalar_features, scalar_from_probs
+from tgeokd.utils.errors import InputError
+
+__all__ = ["ClassMeans", "Encoding", "class_means", "num_features", "trilateral"]
+
+Encoding = Literal["vector", "scalar"]
+
+
+def trilateral(
+    student_probs: Tensor,
+    teacher_probs: Tensor,
+    target: Tensor,
+    class_means: Tensor,
+    *,
+    encoding: Encoding = "vector",
+    vertices: bool = True,
+    edges: bool = True,
+    angles: bool | None = None,
+    student_teacher_edge: bool = True,
+    inter_sample: bool = True,
+) -> Tensor:
+    """Encode the trilateral geometry of each sample as the input of the ratio network.
+
+    ``vector`` (the paper's kind) concatenates the vertices S, T, G, Tbar and the element-wise squared edges T-G, S-G,
+    S-T, Tbar-S, Tbar-G: 9C numbers. With ``angles``, the element-wise products of the two edges that meet at each
+    vertex are added (they sum to the inner product there): 6C more.
+
+    ``scalar`` gives at most 16 numbers whatever C is, none of which depends on the order of the classes: the probability
+    S, T and Tbar give the label and the entropies of S and T as a share of log C (vertices); the Euclidean lengths of the
+    five edges; the cosines of the six angles, 0 where one of the two edges has no length. Where ``class_means`` is sparse
+    (very many classes), every point is taken with the probability outside the classes stored for the sample's label spread
+    evenly over those outside. Without ``inter_sample`` there are no such classes, and the teacher's largest take their place
+    beyond :data:`~tgeokd.core.geometry.class_means.DENSE_CLASSES` classes. Spreading is an orthogonal projection: no edge gets
+    longer.
+
+    Args:
+        student_probs: S, softmax of the student's logits at temperature 1, shape (N, C).
+        teacher_probs: T, likewise.
+        target: class indices, shape (N,).
+        class_means: Tbar of every class, shape (C, C), in full or, for ``scalar``, sparse; see :func:`class_means`. Not read
+            where ``inter_sample`` is off.
+        encoding: ``"vector"`` or ``"scalar"``.
+        vertices: include the vertices.
+        edges: include the edges.
+        angles: include the angles; by default off for ``vector``, on for ``scalar``.
+        student_teacher_edge: include the edge S-T, and the angles of the triangle (S, T, G), which determine it.
+        inter_sample: include everything of Tbar and of the triangle (S, Tbar, G).
+
+    Returns:
+        Shape (N, F), F as :func:`num_features` says, detached from every graph.
+
+    Raises:
+        ValueError: for an unknown encoding, ``vector`` with sparse class means, or where every part is switched off.
+
+    Reference:
+        Hu et al., ICLR 2024, the intra-sample and inter-sample relations.
+    """
+    if encoding not in get_args(Encoding):
+        raise InputError(f"encoding must be 'vector' or 'scalar', not {encoding!r}")
+    if encoding == "scalar":
+        parts = Parts(vertices, edges, angles is not False, student_teacher_edge, inter_sample)
+        means = (Support.of(class_means) if class_means.is_sparse else class_means) if inter_sample else None
+        return scalar_from_probs(student_probs, teacher_probs, target, means, parts)
+    if inter_sample and class_means.is_sparse:
+        raise InputError("encoding='vector' needs class_means in full; for sparse ones use encoding='scalar'")
+    with torch.no_grad():
+        S, T = student_probs.detach(), teacher_probs.detach()
+        index = target.unsqueeze(-1)
+        Tbar = class_means.detach()[target].to(S.dtype) if inter_sample else None
+
+        # Edges that end in G subtract 1 at the label: no one-hot matrix is needed for them.
+        edge = {"TG": _minus_label(T, index), "SG": _minus_label(S, index)}
+        # The angle at a vertex: its two edges, and the sign that makes both point away from it.
+        corners: list[tuple[str, str, float]] = []
+        if student_teacher_edge:
+            edge["ST"] = S - T
+            corners += [("ST", "SG", 1.0), ("ST", "TG", -1.0), ("SG", "TG", 1.0)]  # at S, T, G
+        if Tbar is not None:
+            edge |= {"MS": Tbar - S, "MG": _minus_label(Tbar, index)}
+            corners += [("MS", "SG", -1.0), ("MS", "MG", 1.0), ("SG", "MG", 1.0)]  # at S, Tbar, G
+
+        columns: list[Tensor] = []
+        if vertices:
+            G = torch.zeros_like(S).scatter_(-1, index, 1.0)
+            columns += [S, T, G] + ([Tbar] if Tbar is not None else [])
+        if edges:
+            columns += [e.square() for e in edge.values()]
+        if angles:
+            columns += [sign * edge[a] * edge[b] for a, b, sign in corners]
+        if not columns:
+            raise InputError("vertices, edges and angles are all switched off: nothing is left to encode")
+        return torch.cat(columns, dim=-1)
+
+
+def num_features(
+    num_classes: int,
+    *,
+    encoding: Encoding = "vector",
+    vertices: bool = True,
+    edges: bool = True,
+    angles: bool | None = None,
+    student_teacher_edge: bool = True,
+    inter_sample: bool = True,
+) -> int:
+    """How many numbers :func:`trilateral` gives per sample with the same switches."""
+    if encoding == "scalar":
+        return num_scalar_features(Parts(vertices, edges, angles is not False, student_teacher_edge, inter_sample))
+    empty = torch.empty(0, num_classes)
+    return trilateral(
+        empty,
+        empty,
+        torch.empty(0, dtype=torch.int64),
+        torch.empty(1, num_classes),
+        encoding=encoding,
+        vertices=vertices,
+        edges=edges,
+        angles=angles,
+        student_teacher_edge=student_teacher_edge,
+        inter_sample=inter_sample,
+    ).shape[-1]
+
+
+def _minus_label(probs: Tensor, index: Tensor) -> Tensor:
+    """``probs - G`` for the one-hot G of ``index``, shape (N, C)."""
+    return probs.scatter_add(-1, index, torch.full_like(index, -1, dtype=probs.dtype))

@@ -1,0 +1,247 @@
+"""Per-sample distillation losses and their fusion.
+
+Pure functions of logits. Every loss returns one value per sample, shape ``(N,)``; nothing is averaged here, so a caller
+can weigh samples before reducing. Below, ``z_s`` and ``z_t`` are student and teacher logits, ``tau`` the temperature.
+
+Logits and probabilities cannot be told apart by looking at them. Every ``*_logits`` argument must hold logits; turn a
+teacher's probabilities into logits with :func:`logits_from_probs`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tgeokd.utils.errors import InputError
+
+__all__ = [
+    "check_ratios",
+    "decoupled_kd",
+    "fuse",
+    "gt_loss",
+    "gt_slope",
+    "kd_loss",
+    "kd_slope",
+    "logits_from_probs",
+    "regression_loss",
+    "soft_ce_loss",
+    "standardise",
+    "to_class_logits",
+]
+
+
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    r"""Distillation loss of each sample, ``tau^2 KL(softmax(z_t / tau) || softmax(z_s / tau))``.
+
+    The factor ``tau^2`` keeps the gradient with respect to the logits at the same scale for every temperature.
+
+    Args:
+        student_logits: shape (N, C).
+        teacher_logits: shape (N, C); logits, not probabilities.
+        temperature: ``tau`` > 0.
+
+    Returns:
+        Shape (N,), in nats; 0 exactly where the two distributions agree.
+
+    Raises:
+        ValueError: for a temperature that is not positive or for shapes that differ.
+
+    Reference:
+        Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015.
+    """
+    log_s, log_t = _log_softened(student_logits, teacher_logits, temperature)
+    return temperature**2 * F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=-1)
+
+
+def decoupled_kd(
+    student_logits: Tensor, teacher_logits: Tensor, target: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    r"""The two parts of a sample's distillation loss: about the label's class, and about the other classes.
+
+    ``TCKD = tau^2 KL`` of the pairs (label, all the rest), ``NCKD = tau^2 KL`` of the distributions over the other classes
+    alone, both of the softened teacher from the softened student. They make up the usual loss:
+    ``kd_loss = TCKD + (1 - p_t[y]) NCKD`` with the teacher's softened probability of the label ``p_t[y]``.
+
+    Args:
+        student_logits: shape (N, C).
+        teacher_logits: shape (N, C); logits, not probabilities.
+        target: class indices, shape (N,), int64.
+        temperature: ``tau`` > 0.
+
+    Returns:
+        ``(TCKD, NCKD)``, each of shape (N,), in nats; NCKD is 0 where C = 2.
+
+    Raises:
+        ValueError: for a temperature that is not positive or for shapes that differ.
+
+    Reference:
+        Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, equation 7.
+    """
+    _check_pair(student_logits, teacher_logits, temperature)
+    # The other classes' columns: those below the label's as they are, those from it on moved up by one.
+    below = torch.arange(student_logits.shape[-1] - 1, device=target.device)
+    others = below + (below >= target.unsqueeze(-1))
+    pairs, rests = [], []
+    for logits in (student_logits, teacher_logits):
+        softened = logits / temperature
+        rest = softened.gather(-1, others)
+        label = softened.gather(-1, target.unsqueeze(-1))
+        pairs.append(torch.cat([label, rest.logsumexp(dim=-1, keepdim=True)], dim=-1))
+        rests.append(rest)
+    scale = temperature**2
+    return scale * kd_loss(pairs[0], pairs[1], 1.0), scale * kd_loss(rests[0], rests[1], 1.0)
+
+
+def standardise(logits: Tensor) -> Tensor:
+    """Logits of each sample moved to mean 0 and scaled to standard deviation 1 over the classes.
+
+    Args:
+        logits: shape (N, C), C >= 2.
+
+    Returns:
+        ``(z - mean) / (1e-7 + std)`` with the unbiased deviation, shape (N, C); zeros where all logits are equal.
+
+    Reference:
+        Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, algorithm 1.
+    """
+    centred = logits - logits.mean(dim=-1, keepdim=True)
+    return centred / (1e-7 + logits.std(dim=-1, keepdim=True))
+
+
+def soft_ce_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of the softened student under the softened teacher, without the factor ``tau^2``.
+
+    ``tau^2`` times this is :func:`kd_loss` plus ``tau^2`` times the teacher's entropy: the same gradient, another value.
+
+    Args:
+        student_logits: shape (N, C).
+        teacher_logits: shape (N, C); logits, not probabilities.
+        temperature: ``tau`` > 0.
+
+    Returns:
+        Shape (N,), in nats.
+    """
+    log_s, log_t = _log_softened(student_logits, teacher_logits, temperature)
+    return -(log_t.exp() * log_s).sum(dim=-1)
+
+
+def gt_loss(student_logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of each sample with its label, from logits.
+
+    Args:
+        student_logits: shape (N, C).
+        target: class indices, shape (N,), int64.
+
+    Returns:
+        Shape (N,), in nats.
+    """
+    return F.cross_entropy(student_logits, target, reduction="none")
+
+
+def kd_slope(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Derivative of :func:`kd_loss` by the student logits, ``tau (softmax(z_s / tau) - softmax(z_t / tau))``, shape (N, C)."""
+    softened = (student_logits / temperature).softmax(dim=-1) - (teacher_logits / temperature).softmax(dim=-1)
+    return temperature * softened
+
+
+def gt_slope(student_logits: Tensor, target: Tensor) -> Tensor:
+    """Derivative of :func:`gt_loss` by the student's logits, ``softmax(z_s)`` minus the one-hot label, shape (N, C)."""
+    probs = student_logits.softmax(dim=-1)
+    return probs.scatter_add(-1, target.unsqueeze(-1), torch.full_like(probs[:, :1], -1.0))
+
+
+def regression_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Mean squared difference between student and teacher logits of each sample, shape (N,)."""
+    return (student_logits - teacher_logits).square().mean(dim=-1)
+
+
+def fuse(kd: Tensor, gt: Tensor, alpha: Tensor | float, *, check: bool = True) -> Tensor:
+    """The fused loss of each sample, ``alpha kd + (1 - alpha) gt``.
+
+    Args:
+        kd: teacher term, shape (N,).
+        gt: label term, shape (N,).
+        alpha: weight of the **teacher** term in [0, 1], one number or shape (N,).
+        check: look whether it lies there; off for a loop that looks at many batches at once.
+
+    Returns:
+        Shape (N,), in the type of ``gt``.
+
+    Raises:
+        InputError: for an alpha outside [0, 1] (of a tensor on an accelerator nothing is read, which would stall the step).
+
+    Reference:
+        Hu et al., "Less or More From Teacher", ICLR 2024.
+    """
+    if check and (not isinstance(alpha, Tensor) or alpha.device.type == "cpu"):
+        check_ratios(alpha)
+    # gt + alpha (kd - gt) in one operation, exact at 0 and at 1
+    return torch.lerp(gt, kd.to(gt.dtype), alpha.to(gt.dtype) if isinstance(alpha, Tensor) else alpha)
+
+
+def check_ratios(alpha: Tensor | float) -> None:
+    """Raise an InputError unless every fusion ratio lies in [0, 1]."""
+    if isinstance(alpha, Tensor):
+        if not alpha.numel():
+            return
+        low, high = map(float, alpha.detach().aminmax())
+    else:
+        low = high = alpha
+    if not (low >= 0 and high <= 1):
+        raise InputError(f"alpha must lie in [0, 1], but spans {low:.4g} to {high:.4g}")
+
+
+def logits_from_probs(probs: Tensor) -> Tensor:
+    """Logits of the same distribution: ``log(probs)``, with zeros raised to the smallest positive normal number.
+
+    Args:
+        probs: class probabilities, shape (N, C).
+
+    Returns:
+        Shape (N, C); ``softmax`` of it gives ``probs`` back.
+
+    Raises:
+        ValueError: where a row is not a distribution (a negative or non-finite entry, or a sum away from 1).
+    """
+    wrong = (probs < 0).any(dim=-1) | ((probs.sum(dim=-1) - 1).abs() > 1e-2) | ~probs.isfinite().all(dim=-1)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise InputError(
+            f"teacher probabilities must be >= 0 and sum to 1; row {row} sums to {float(probs[row].sum()):.4g} "
+            f"with minimum {float(probs[row].min()):.4g}. Are they logits?"
+        )
+    return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
+
+
+def to_class_logits(outputs: Tensor) -> Tensor:
+    """Logits of shape (N, C) from a model's outputs; one logit ``z`` a sample becomes the two-class ``(0, z)``.
+
+    Args:
+        outputs: shape (N, C), (N, 1) or (N,).
+
+    Returns:
+        Shape (N, C), with C = 2 for one-logit outputs.
+
+    Raises:
+        ValueError: for any other shape.
+    """
+    if outputs.ndim == 1:
+        outputs = outputs.unsqueeze(-1)
+    if outputs.ndim != 2:
+        raise InputError(f"logits must have shape (N, C), (N, 1) or (N,), not {tuple(outputs.shape)}")
+    return F.pad(outputs, (1, 0)) if outputs.shape[-1] == 1 else outputs
+
+
+def _check_pair(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> None:
+    if not temperature > 0:
+        raise InputError(f"temperature must be > 0, not {temperature}")
+    if student_logits.shape != teacher_logits.shape:
+        raise InputError(
+            f"student logits have shape {tuple(student_logits.shape)} but teacher logits {tuple(teacher_logits.shape)}"
+        )
+
+
+def _log_softened(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    _check_pair(student_logits, teacher_logits, temperature)
+    return F.log_softmax(student_logits / temperature, dim=-1), F.log_softmax(teacher_logits / temperature, dim=-1)

@@ -1,0 +1,148 @@
+"""How this package calls a model: any inputs, class logits out, nothing of the model or the random state disturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tgeokd.core.losses import to_class_logits
+from tgeokd.utils.errors import InputError
+
+__all__ = [
+    "Modes",
+    "RandomState",
+    "class_logits",
+    "class_probs",
+    "eval_mode",
+    "in_modes",
+    "modes",
+    "module_device",
+    "random_state",
+    "replayed",
+    "sliced",
+]
+
+RandomState = tuple[Tensor, Tensor | None, torch.device]
+Modes = list[tuple[nn.Module, bool]]
+
+
+def class_logits(model: Any, inputs: Any) -> Tensor:
+    """Class logits of a model, shape (N, C).
+
+    Args:
+        model: a module or any callable. Its output may be a tensor or an object with the tensor in ``.logits``.
+        inputs: a mapping is passed as keyword arguments, a tuple or list as positional ones, anything else as it is.
+
+    Raises:
+        ValueError: where the output is not a tensor of shape (N, C), (N, 1) or (N,).
+    """
+    return as_logits(model(*positional(inputs), **keywords(inputs)))
+
+
+def class_probs(model: Any, inputs: Any) -> Tensor:
+    """Class probabilities of a model that returns these, shape (N, C); one number ``p`` a sample stands for ``(1 - p, p)``."""
+    output = model(*positional(inputs), **keywords(inputs))
+    output = getattr(output, "logits", output)
+    if isinstance(output, Tensor) and (output.ndim == 1 or output.shape[-1] == 1):
+        p = output.reshape(-1)
+        return torch.stack([1 - p, p], dim=-1)
+    return as_logits(output)
+
+
+def as_logits(output: Any) -> Tensor:
+    """Class logits from whatever a model returned."""
+    output = getattr(output, "logits", output)
+    if not isinstance(output, Tensor):
+        raise InputError(
+            f"a model must return logits as a tensor, or an object with .logits, not {type(output).__name__}"
+        )
+    if output.dtype in (torch.float16, torch.bfloat16):
+        output = output.float()  # no loss is computed in half precision
+    return to_class_logits(output)
+
+
+def positional(inputs: Any) -> tuple[Any, ...]:
+    """The positional arguments in ``inputs``."""
+    if isinstance(inputs, Mapping):
+        return ()
+    return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+
+
+def keywords(inputs: Any) -> dict[str, Any]:
+    """The keyword arguments in ``inputs``."""
+    return dict(inputs) if isinstance(inputs, Mapping) else {}
+
+
+def sliced(inputs: Any, rows: slice) -> Any:
+    """Some rows of a batch of inputs: of every tensor in it."""
+    if isinstance(inputs, Mapping):
+        return {key: sliced(value, rows) for key, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(sliced(value, rows) for value in inputs)
+    return inputs[rows] if isinstance(inputs, Tensor) else inputs
+
+
+def module_device(model: nn.Module) -> torch.device:
+    """The device of a module's first parameter or buffer; the CPU for a module with neither."""
+    for tensor in chain(model.parameters(), model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def modes(model: nn.Module) -> Modes:
+    """Which submodules are in training mode and which are not."""
+    return [(module, module.training) for module in model.modules()]
+
+
+@contextmanager
+def in_modes(wanted: Modes) -> Iterator[None]:
+    """Run a block with submodules in the given modes, then give each its own mode back."""
+    changed = [(module, training) for module, training in wanted if module.training != training]
+    for module, training in changed:
+        module.training = training
+    try:
+        yield
+    finally:
+        for module, training in changed:
+            module.training = not training
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Run a block with ``model`` in eval mode, then give every submodule its own mode back."""
+    before = modes(model)
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def random_state(device: torch.device) -> RandomState:
+    """The state of the generators that layers on ``device`` draw from."""
+    on_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return torch.get_rng_state(), on_device, device
+
+
+def _set_random_state(state: RandomState) -> None:
+    cpu, on_device, device = state
+    torch.set_rng_state(cpu)
+    if on_device is not None:
+        torch.cuda.set_rng_state(on_device, device)
+
+
+@contextmanager
+def replayed(state: RandomState) -> Iterator[None]:
+    """Run a block from an earlier random state (the same dropout masks), then return to the present one."""
+    now = random_state(state[2])
+    _set_random_state(state)
+    try:
+        yield
+    finally:
+        _set_random_state(now)

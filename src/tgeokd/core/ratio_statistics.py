@@ -1,0 +1,96 @@
+"""The fusion ratios of an epoch, by whether the teacher is right and whether student and teacher agree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tgeokd.core.geometry.scalar import SHORT
+from tgeokd.core.losses import check_ratios
+
+__all__ = ["GROUPS", "RatioStatistics", "agreement"]
+
+GROUPS = ("teacher_right_agree", "teacher_right_disagree", "teacher_wrong_agree", "teacher_wrong_disagree")
+BINS = 10
+FLUSH_AT = 4096  # samples
+FLUSH_AT_LOGITS = 1 << 20  # entries of both logits
+
+
+def agreement(student_probs: Tensor, teacher_probs: Tensor) -> Tensor:
+    """Overlap of two predictions, ``sum_c min(S_c, T_c)``, shape (N,): 1 for equal, 0 for disjoint distributions."""
+    return torch.minimum(student_probs, teacher_probs).sum(dim=-1)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Softmax over the last dimension; over few classes it is vectorised on the CPU only along another dimension."""
+    return logits.mT.softmax(dim=0).mT if logits.shape[-1] < SHORT else logits.softmax(dim=-1)
+
+
+class RatioStatistics:
+    """Counts, means and histograms of alpha by group, gathered on the device without a host synchronisation.
+
+    The four groups of :data:`GROUPS` cross "no class is more probable to the teacher than the label" with "student and teacher
+    overlap by at least one half" (:func:`agreement`).
+
+    Args:
+        device: where the batches are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._counts = torch.zeros(len(GROUPS) * BINS, dtype=torch.int64, device=device)
+        self._sums = torch.zeros(len(GROUPS), dtype=torch.float64, device=device)
+        self._pending: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._pending_samples = 0
+
+    def add(self, alpha: Tensor, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> None:
+        """Add a batch: alpha (N,), logits (N, C), target (N,).
+
+        Raises:
+            InputError: soon, for a ratio outside [0, 1].
+        """
+        # Small batches are put together first: a dozen small operations a step would cost more than a small student's step.
+        self._pending.append((alpha.detach(), student_logits.detach(), teacher_logits, target))
+        self._pending_samples += len(target)
+        if self._pending_samples >= FLUSH_AT or self._pending_samples * student_logits.shape[-1] * 2 >= FLUSH_AT_LOGITS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        several = len(self._pending) > 1
+        alpha, student_logits, teacher_logits, target = (
+            map(torch.cat, zip(*self._pending, strict=True)) if several else self._pending[0]
+        )
+        self._pending, self._pending_samples = [], 0
+        if alpha.device.type == "cpu":  # elsewhere the reading would wait for the device
+            check_ratios(alpha)
+        agree = agreement(_softmax(student_logits), _softmax(teacher_logits)) >= 0.5
+        right = teacher_logits.gather(-1, target.unsqueeze(-1)).squeeze(-1) == teacher_logits.amax(dim=-1)
+        group = 2 * (~right).long() + (~agree).long()
+        bin_ = (alpha * BINS).long().clamp(0, BINS - 1)
+        # index_add_ rather than bincount: on an accelerator the latter waits for the host
+        self._counts.index_add_(0, group * BINS + bin_, torch.ones_like(group))
+        self._sums.index_add_(0, group, alpha.double())
+
+    def summary(self) -> dict[str, Any] | None:
+        """For each group ``count``, ``mean`` (None if empty) and ``histogram`` (10 equal bins of [0, 1]).
+
+        None if nothing was added.
+        """
+        self._flush()
+        histograms = self._counts.view(len(GROUPS), BINS).tolist()
+        sums = self._sums.tolist()
+        if not any(map(sum, histograms)):
+            return None
+        return {
+            name: {"count": sum(h), "mean": total / sum(h) if sum(h) else None, "histogram": h}
+            for name, h, total in zip(GROUPS, histograms, sums, strict=True)
+        }
+
+    def mean(self) -> float | None:
+        """Mean over all samples."""
+        self._flush()
+        count = int(self._counts.sum())
+        return float(self._sums.sum()) / count if count else None

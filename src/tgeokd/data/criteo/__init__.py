@@ -1,6 +1,0 @@
-"""`criteo`: click prediction on rows of 13 integer and 26 categorical columns, streamed from files larger than memory."""
-
-from tgeokd.data.criteo.encoder import CriteoEncoder
-from tgeokd.data.criteo.task import criteo
-
-__all__ = ["CriteoEncoder", "criteo"]

@@ -1,0 +1,299 @@
+"""Batches: orders and loaders, the union of two loaders, and the endless stream of held-out batches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    Subset,
+)
+from torch.utils.data.dataloader import default_collate
+
+from tgeokd.core.model_call import random_state, replayed
+from tgeokd.data.arrays import ArrayDataset, WholeBatch
+from tgeokd.utils.errors import InputError
+
+__all__ = [
+    "ArrayDataset",
+    "BatchLoader",
+    "BlockShuffle",
+    "OuterStream",
+    "WholeBatch",
+    "group",
+    "joined",
+    "resident",
+    "set_view",
+    "shuffling",
+    "subset",
+    "union_loader",
+    "views_of",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class BatchLoader(DataLoader[Any]):
+    """A ``DataLoader`` that makes no list of row numbers where the data set can ``fetch`` a batch: no Python per row.
+
+    The batches, their order, and what is drawn from which generator are those of a ``DataLoader`` with the same arguments. A
+    data set without ``fetch(rows)``, worker processes, pinned memory, and samplers and collations of the user's own are left
+    to torch.
+    """
+
+    def __iter__(self) -> Any:
+        plain = self.num_workers == 0 and not self.pin_memory and self.collate_fn is default_collate
+        chunks = self._chunks() if plain and self.batch_size is not None and hasattr(self.dataset, "fetch") else None
+        if chunks is None:
+            return super().__iter__()
+        torch.empty((), dtype=torch.int64).random_(generator=self.generator)  # what torch seeds worker processes with
+        return self._batches(chunks)
+
+    def _chunks(self) -> Iterator[Tensor] | None:
+        """The order of a pass in pieces; None for an order that must be asked for row by row."""
+        sampler, size = self.sampler, len(self.dataset)  # type: ignore[arg-type]
+        if isinstance(sampler, BlockShuffle):
+            return sampler.windows()
+        if isinstance(sampler, SequentialSampler):
+            return iter([torch.arange(size)])
+        if isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == size:
+            return _permuted(size, sampler.generator)
+        return None
+
+    def _batches(self, chunks: Iterator[Tensor]) -> Iterator[Any]:
+        size: int = self.batch_size  # type: ignore[assignment]
+        device = getattr(self.dataset, "device", None)
+        left = torch.empty(0, dtype=torch.int64)
+        for chunk in chunks:
+            rows = torch.cat([left, chunk]) if len(left) else chunk
+            whole = len(rows) - len(rows) % size
+            left = rows[whole:]
+            on_device = rows if device is None else rows.to(device)  # one copy for many batches
+            for start in range(0, whole, size):
+                yield self.dataset.fetch(on_device[start : start + size])  # type: ignore[attr-defined]
+        if len(left) and not self.drop_last:
+            yield self.dataset.fetch(left)  # type: ignore[attr-defined]
+
+
+def _permuted(size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+    """One piece, drawn when the first batch is asked for, as torch's ``RandomSampler`` does."""
+    yield torch.randperm(size, generator=_own(generator))
+    if generator is not None:
+        torch.randperm(size, generator=generator)  # torch's sampler draws an order that it takes no row of
+
+
+def _own(generator: torch.Generator | None) -> torch.Generator:
+    """A generator, by default one that is seeded from torch's global generator."""
+    if generator is None:
+        generator = torch.Generator()
+        generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
+    return generator
+
+
+class BlockShuffle(Sampler[int]):
+    """A shuffled order whose reads stay local, for data sets on disk that are larger than memory.
+
+    Blocks of consecutive rows come in random order; the rows of ``window`` blocks at a time are shuffled together. Memory is
+    that of one window, whatever the size of the data set.
+
+    Args:
+        size: rows of the data set.
+        block_size: rows of a block.
+        generator: of the order; by default seeded from torch's global generator on every pass.
+        window: blocks shuffled together.
+    """
+
+    def __init__(self, size: int, block_size: int, generator: torch.Generator | None, window: int = 16) -> None:
+        if block_size < 1:
+            raise InputError(f"block_size must be >= 1, not {block_size}")
+        self.size, self.block_size, self.generator, self.window = size, block_size, generator, window
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        for rows in self.windows():
+            yield from rows.tolist()
+
+    def windows(self) -> Iterator[Tensor]:
+        """The order of a pass, window by window, int64."""
+        generator = _own(self.generator)
+        starts = torch.randperm(-(-self.size // self.block_size), generator=generator) * self.block_size
+        for blocks in starts.split(self.window) if self.size else ():
+            rows = torch.cat([torch.arange(s, min(s + self.block_size, self.size)) for s in blocks.tolist()])
+            yield rows[torch.randperm(len(rows), generator=generator)]
+
+
+def shuffling(dataset: Dataset[Any], generator: torch.Generator | None = None) -> dict[str, Any]:
+    """Arguments of a ``DataLoader`` that shuffles: by blocks where the data set has a ``block_size``, else freely."""
+    block_size = getattr(dataset, "block_size", None)
+    if block_size is None:
+        return {"shuffle": True, "generator": generator}
+    return {"sampler": BlockShuffle(len(dataset), block_size, generator), "generator": generator}  # type: ignore[arg-type]
+
+
+def union_loader(train: Iterable[Any], held_out: Iterable[Any]) -> DataLoader[Any]:
+    """A shuffled loader over the training and the held-out samples, otherwise like ``train``.
+
+    Raises:
+        ValueError: where either is not a ``DataLoader`` over a map-style data set: how to mix them is then not known.
+    """
+    if not (_rebatchable(train) and _rebatchable(held_out)):
+        raise InputError(
+            "outer='union' must mix two torch DataLoaders over map-style data sets; for other loaders pass a training "
+            "loader over both parts yourself and use outer='holdout'"
+        )
+    assert isinstance(train, DataLoader)
+    assert isinstance(held_out, DataLoader)
+    if not isinstance(train.sampler, SequentialSampler | RandomSampler | BlockShuffle):
+        raise InputError(
+            f"outer='union' cannot extend the sampler {type(train.sampler).__name__} to the held-out samples; pass a training "
+            "loader over both parts yourself and use outer='holdout'"
+        )
+    dataset = joined(train.dataset, held_out.dataset)
+    return _like(train, dataset, train.batch_size or 1, drop_last=train.drop_last, generator=train.generator)
+
+
+def joined(first: Dataset[Any], second: Dataset[Any]) -> Dataset[Any]:
+    """Both data sets as one, in the way of the first where it knows one (``join``)."""
+    join: Callable[[Dataset[Any]], Dataset[Any]] | None = getattr(first, "join", None)
+    return join(second) if join is not None else ConcatDataset([first, second])
+
+
+def subset(dataset: Dataset[Any], rows: list[int]) -> Dataset[Any]:
+    """Some rows of a data set, in its own way where it knows one (``subset``)."""
+    own: Callable[[list[int]], Dataset[Any]] | None = getattr(dataset, "subset", None)
+    return own(rows) if own is not None else Subset(dataset, rows)
+
+
+def views_of(loader: Iterable[Any]) -> int | None:
+    """How many views of each sample a loader's data set has (:meth:`ArrayDataset.with_views`); None where it has none.
+
+    Looks through ``Subset`` and ``ConcatDataset``, whose parts must agree.
+    """
+    found = {getattr(part, "views", None) for part in _parts_of(getattr(loader, "dataset", None))}
+    return found.pop() if len(found) == 1 else None
+
+
+def set_view(loader: Iterable[Any], view: int) -> None:
+    """Choose the view of all samples of a loader; parts of its data set without views are left as they are."""
+    for part in _parts_of(getattr(loader, "dataset", None)):
+        if getattr(part, "views", None) is not None:
+            part.set_view(view)
+
+
+def _parts_of(dataset: Any) -> list[Any]:
+    if isinstance(dataset, Subset):
+        return _parts_of(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        return [part for each in dataset.datasets for part in _parts_of(each)]
+    return [dataset]
+
+
+def resident(dataset: Dataset[Any], device: torch.device) -> Dataset[Any]:
+    """The data set with its tensors on a CUDA device where they take less than half of its free memory; else as it is."""
+    if device.type != "cuda" or not isinstance(dataset, ArrayDataset) or dataset.device == device:
+        return dataset
+    free, _ = torch.cuda.mem_get_info(device)
+    fits = dataset.nbytes < free / 2
+    where = f"kept on {device}" if fits else f"left in main memory: more than half of what is free on {device}"
+    logger.info("data set of %d samples, %.0f MB: %s", len(dataset), dataset.nbytes / 1e6, where)
+    return dataset.to(device) if fits else dataset
+
+
+class OuterStream:
+    """Held-out batches without end, reshuffled on every pass.
+
+    Every epoch has its own order, drawn from the seed and the epoch alone: a resumed run sees the same batches, and the
+    global random state is not touched.
+
+    Args:
+        source: where batches come from. A ``DataLoader`` over a map-style data set is re-batched and shuffled; any other
+            iterable is repeated as it is.
+        batch_size: samples in an outer batch; None for those of the source's batches.
+        seed: of the orders.
+        most: with None, no more samples than this where the source can be re-batched.
+
+    Raises:
+        ValueError: where ``batch_size`` is given for a source that cannot be re-batched.
+    """
+
+    def __init__(self, source: Iterable[Any], batch_size: int | None, seed: int, *, most: int | None = None) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"outer_batch_size must be >= 1, not {batch_size}")
+        self._seed = seed
+        self._generator = torch.Generator()
+        self._loader = source
+        self._iterator: Iterator[Any] = iter(())
+        if isinstance(source, DataLoader) and _rebatchable(source):
+            size = batch_size or min(source.batch_size or 1, most or len(source.dataset))  # type: ignore[arg-type]
+            size = min(size, len(source.dataset))  # type: ignore[arg-type]
+            self._loader = _like(source, source.dataset, size, drop_last=True, generator=self._generator)
+        elif batch_size is not None:
+            raise InputError("outer_batch_size needs a torch DataLoader over a map-style data set to draw from")
+
+    def start_epoch(self, epoch: int) -> None:
+        """Begin the order of an epoch."""
+        self._generator.manual_seed((self._seed * 1_000_003 + epoch) & 0x7FFFFFFFFFFFFFFF)
+        self._iterator = iter(())
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._iterator)
+        except StopIteration:
+            with replayed(random_state(torch.device("cpu"))):  # a DataLoader draws a seed when it starts
+                self._iterator = iter(self._loader)
+            try:
+                return next(self._iterator)
+            except StopIteration:
+                raise InputError("held-out batches can be read only once; give a list or a DataLoader") from None
+
+
+def group(batches: Iterable[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Lists of ``size`` batches; the last may be shorter."""
+    pending: list[Any] = []
+    for batch in batches:
+        pending.append(batch)
+        if len(pending) == size:
+            yield pending
+            pending = []
+    if pending:
+        yield pending
+
+
+def _rebatchable(loader: Any) -> bool:
+    return (
+        isinstance(loader, DataLoader)
+        and loader.batch_size is not None
+        and not isinstance(loader.dataset, IterableDataset)
+        and hasattr(loader.dataset, "__len__")
+        and hasattr(loader.dataset, "__getitem__")
+    )
+
+
+def _like(
+    loader: DataLoader[Any], dataset: Any, batch_size: int, *, drop_last: bool, generator: torch.Generator | None
+) -> DataLoader[Any]:
+    """A shuffled loader over another data set with the workers and the collation of ``loader``."""
+    fetch: Callable[[Any], Any] = loader.collate_fn
+    return BatchLoader(
+        dataset,
+        batch_size,
+        **shuffling(dataset, generator),
+        drop_last=drop_last,
+        collate_fn=fetch,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        persistent_workers=loader.num_workers > 0,
+        worker_init_fn=loader.worker_init_fn,
+    )

@@ -1,0 +1,160 @@
+"""Tables from csv and parquet files, with the row number every row has in its file."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import pyarrow as pa  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from pyarrow import csv as arrow_csv
+
+from tgeokd.utils.errors import InputError, one_line
+
+__all__ = ["MISSING_TEXT", "Table", "read_table"]
+
+MISSING_TEXT = ("", "?", "NA", "N/A", "NaN", "nan", "NULL", "null")
+"""What stands for a missing value in a csv file, blanks around it removed."""
+
+SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a file.
+
+    Attributes:
+        frame: the rows that could be read.
+        rows: their row numbers in the file, the first one after the header being 0, int64, shape (len(frame),).
+        source: the file as the user named it, for messages.
+        total: rows of the file.
+        sha256: of the file.
+    """
+
+    frame: pl.DataFrame
+    rows: NDArray[np.int64]
+    source: str
+    total: int
+    sha256: str
+
+    def filter(self, keep: NDArray[np.bool_]) -> Table:
+        """The rows of a mask."""
+        return Table(self.frame.filter(pl.Series(keep)), self.rows[keep], self.source, self.total, self.sha256)
+
+
+def read_table(
+    path: Path,
+    *,
+    source: str | None = None,
+    bad_rows: Literal["error", "skip"] = "error",
+    header: Sequence[str] | None = None,
+    skip_lines: int = 0,
+) -> Table:
+    """A table from ``.csv``, ``.tsv`` (both also ``.gz``) or ``.parquet``.
+
+    In text files, values lose the blanks around them and :data:`MISSING_TEXT` become null; a column is of integers or floats
+    where all its values are such numbers, without leading zeros (which codes have), and text otherwise.
+
+    Args:
+        path: the file.
+        source: its name in messages; the path by default.
+        bad_rows: what to do with a csv row that has too few or too many values: ``error``, or leave it out.
+        header: names of the columns of a csv file without a header line.
+        skip_lines: lines of a csv file before everything else.
+
+    Raises:
+        InputError: for a file that is not there, not of these kinds, or broken, with the row where there is one.
+    """
+    source = source or str(path)
+    if not path.is_file():
+        raise InputError(f"there is no file {source}")
+    kind = next((suffix for suffix in (*SEPARATORS, ".parquet") if path.name.lower().endswith(suffix)), None)
+    if kind is None and header is None:
+        raise InputError(f"{source} is not a table: expected {', '.join((*SEPARATORS, '.parquet'))}")
+    if kind == ".parquet":
+        try:
+            frame = pl.read_parquet(path)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise InputError(f"{source} is not a parquet file: {one_line(error)}") from error
+        skipped: list[int] = []
+    else:
+        frame, skipped = _read_csv(path, source, bad_rows, SEPARATORS.get(kind or "", ","), header, skip_lines)
+    if frame.is_empty():
+        raise InputError(f"{source} has no rows" + (" that can be read" if skipped else ""))
+    total = len(frame) + len(skipped)
+    rows = np.delete(np.arange(total, dtype=np.int64), skipped)
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return Table(frame, rows, source, total, digest)
+
+
+def _read_csv(
+    path: Path, source: str, bad_rows: str, separator: str, header: Sequence[str] | None, skip_lines: int
+) -> tuple[pl.DataFrame, list[int]]:
+    """The rows, and the numbers of those left out."""
+    names = _header(path, source, separator) if header is None else list(header)
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"{source} has two columns {min(twice)!r}")
+    before = 1 + skip_lines + (header is None)  # of the first data row, as pyarrow counts
+    skipped: list[int] = []
+
+    def bad(row: Any) -> str:
+        number = row.number - before
+        if bad_rows == "error" and not skipped:
+            skipped.append(number)
+            wrong.append(
+                f"row {number} (the first is 0) of {source} has {row.actual_columns} values, "
+                f"expected {row.expected_columns}: {row.text[:80]!r}"
+            )
+        elif bad_rows == "skip":
+            skipped.append(number)
+        return "skip"
+
+    wrong: list[str] = []
+    try:
+        table = arrow_csv.read_csv(
+            path,
+            # one thread: only then are bad rows numbered
+            arrow_csv.ReadOptions(use_threads=False, column_names=names, skip_rows=before - 1),
+            arrow_csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=bad),
+            arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
+        )
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"cannot read {source}: {one_line(error)}") from error
+    if wrong:
+        raise InputError(wrong[0])
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame.select(_typed(column) for column in frame), skipped
+
+
+def _header(path: Path, source: str, separator: str) -> list[str]:
+    opened = gzip.open if path.name.lower().endswith(".gz") else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as lines:
+            names = next(csv.reader(lines, delimiter=separator), [])
+    except (UnicodeDecodeError, csv.Error, OSError, EOFError) as error:
+        raise InputError(f"cannot read {source}: {one_line(error)}") from error
+    if not names:
+        raise InputError(f"{source} is empty")
+    return [name.strip() for name in names]
+
+
+def _typed(text: pl.Series) -> pl.Series:
+    """A column of text as integers or floats where it is nothing else."""
+    text = text.str.strip_chars()
+    text = text.set(text.is_in(MISSING_TEXT), None)
+    if text.null_count() == len(text) or text.str.contains(r"^[+-]?0\d").any():
+        return text
+    for dtype in (pl.Int64, pl.Float64):
+        numbers = text.cast(dtype, strict=False)
+        if numbers.null_count() == text.null_count():
+            return numbers
+    return text

@@ -1,0 +1,230 @@
+"""CIFAR's python archives: found, verified against the official checksums, and unpickled with nothing but arrays let in."""
+
+from __future__ import annotations
+
+import _codecs
+import hashlib
+import io
+import pickle
+import tarfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tgeokd.utils.errors import InputError, one_line
+
+__all__ = ["Archive", "Checksum", "Contents", "find_archive", "read_archive"]
+
+Checksum = Literal["official", "any"]
+
+RECONSTRUCT = np.empty(0).__reduce__()[0]
+ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): RECONSTRUCT,  # numpy 1 wrote the official files
+    ("numpy._core.multiarray", "_reconstruct"): RECONSTRUCT,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _codecs.encode,
+}
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What a python archive of CIFAR is made of.
+
+    Attributes:
+        name: of the data set.
+        file: name of the archive.
+        folder: in which its members lie.
+        train: names and official md5 sums of the training members, in order.
+        test: those of the test members.
+        meta: that of the member with the class names.
+        label_key: under which a member holds its labels.
+        names_key: under which ``meta`` holds the class names.
+    """
+
+    name: str
+    file: str
+    folder: str
+    train: tuple[tuple[str, str], ...]
+    test: tuple[tuple[str, str], ...]
+    meta: tuple[str, str]
+    label_key: str
+    names_key: str
+
+    @property
+    def members(self) -> tuple[tuple[str, str], ...]:
+        """All names and official md5 sums."""
+        return (*self.train, *self.test, self.meta)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What was read from an archive.
+
+    Attributes:
+        images: of the training set, uint8, shape (N, 3, 32, 32).
+        target: class indices, int64, shape (N,).
+        test_images: likewise of the test set.
+        test_target: likewise.
+        class_names: of the C classes.
+        file: name of the archive or folder.
+        sha256: of the archive; None for a folder.
+        md5: of every member.
+        unofficial: members whose md5 is not the official one, with the official one.
+    """
+
+    images: Tensor
+    target: Tensor
+    test_images: Tensor
+    test_target: Tensor
+    class_names: tuple[str, ...]
+    file: str
+    sha256: str | None
+    md5: dict[str, str]
+    unofficial: dict[str, str]
+
+
+def find_archive(archive: Archive, data_dir: Path) -> Path | None:
+    """The archive, or the folder with its members, in the user's data folder; None where neither is there."""
+    for path in (data_dir / archive.file, data_dir / archive.folder / archive.file):
+        if path.is_file():
+            return path
+    folder = data_dir / archive.folder
+    return folder if any((folder / name).is_file() for name, _ in archive.members) else None
+
+
+def read_archive(archive: Archive, source: Path, checksum: Checksum) -> Contents:
+    """Images and labels. The latest archive stays in memory, since a comparison loads its task again for every run.
+
+    Args:
+        archive: what is expected.
+        source: from :func:`find_archive`.
+        checksum: ``official`` refuses members with another md5 than the official one, before they are unpickled.
+
+    Raises:
+        InputError: with file and row, where the file is damaged, has another checksum or other contents than expected.
+    """
+    files = [source] if source.is_file() else [source / name for name, _ in archive.members]
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file} is missing")
+    stamps = tuple((stat.st_mtime_ns, stat.st_size) for stat in (file.stat() for file in files))
+    return _read(archive, source, checksum, stamps)
+
+
+@lru_cache(maxsize=1)
+def _read(archive: Archive, source: Path, checksum: Checksum, stamps: tuple[tuple[int, int], ...]) -> Contents:
+    members = _unpack(archive, source) if source.is_file() else _folder(archive, source)
+    md5 = {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in members.items()}
+    unofficial = {name: official for name, official in archive.members if md5[name] != official}
+    if unofficial and checksum == "official":
+        name, official = next(iter(unofficial.items()))
+        raise InputError(
+            f"{source}: {name!r} has md5 {md5[name]} instead of the official {official}; the file is damaged or another one "
+            "(checksum=any accepts another archive of the same layout)"
+        )
+    names = _class_names(archive, source, members)
+    images, target = _samples(archive, source, members, archive.train, len(names))
+    test_images, test_target = _samples(archive, source, members, archive.test, len(names))
+    sha256 = None
+    if source.is_file():
+        with source.open("rb") as stream:
+            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return Contents(images, target, test_images, test_target, names, source.name, sha256, md5, unofficial)
+
+
+def _unpack(archive: Archive, source: Path) -> dict[str, bytes]:
+    """The members' bytes, in one pass over the compressed file."""
+    wanted = {f"{archive.folder}/{name}": name for name, _ in archive.members}
+    members: dict[str, bytes] = {}
+    try:
+        with tarfile.open(source, "r|*") as tar:
+            for entry in tar:
+                stream = tar.extractfile(entry) if entry.name in wanted and entry.isfile() else None
+                if stream is not None:
+                    members[wanted[entry.name]] = stream.read()
+                    if len(members[wanted[entry.name]]) != entry.size:
+                        raise tarfile.ReadError("unexpected end of data")
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{source} is truncated or not a tar archive: {one_line(error)}") from error
+    missing = [path for path, name in wanted.items() if name not in members]
+    if missing:
+        raise InputError(f"{source} is truncated or not {archive.name}: it holds no {missing[0]}")
+    return members
+
+
+def _folder(archive: Archive, source: Path) -> dict[str, bytes]:
+    try:
+        return {name: (source / name).read_bytes() for name, _ in archive.members}
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _class_names(archive: Archive, source: Path, members: Mapping[str, bytes]) -> tuple[str, ...]:
+    where = f"{source}: {archive.meta[0]!r}"
+    names = _content(where, members[archive.meta[0]]).get(archive.names_key)
+    if not isinstance(names, list) or not names:
+        raise InputError(f"{where} holds no list {archive.names_key!r}")
+    return tuple(_text(name) for name in names)
+
+
+def _samples(
+    archive: Archive, source: Path, members: Mapping[str, bytes], parts: tuple[tuple[str, str], ...], num_classes: int
+) -> tuple[Tensor, Tensor]:
+    images, targets = [], []
+    for name, _ in parts:
+        where = f"{source}: {name!r}"
+        content = _content(where, members[name])
+        data, labels = content.get("data"), content.get(archive.label_key)
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+            raise InputError(f"{where} must hold 'data' of type uint8 and shape (N, 3072), not {_shape(data)}")
+        if not isinstance(labels, list) or len(labels) != len(data):
+            raise InputError(f"{where} must hold {len(data)} {archive.label_key!r}, one an image, not {_shape(labels)}")
+        for row, label in enumerate(labels):
+            if not isinstance(label, int) or not 0 <= label < num_classes:
+                raise InputError(
+                    f"{where} row {row} has label {label!r}, but the {num_classes} classes are 0 to {num_classes - 1}"
+                )
+        images.append(data.reshape(-1, 3, 32, 32))
+        targets.append(np.asarray(labels, dtype=np.int64))
+    return torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(targets))
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """An unpickler that makes plain containers, numbers, text and numpy arrays and refuses all else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return ALLOWED[module, name]
+        except KeyError:
+            raise InputError(f"asks for {module}.{name}, which has no place in a file of images") from None
+
+
+def _content(where: str, data: bytes) -> dict[str, Any]:
+    """A member's dictionary; the keys of the official files, written by Python 2, come as bytes."""
+    try:
+        content = _ArraysOnly(io.BytesIO(data), encoding="bytes").load()
+    except InputError as error:
+        raise InputError(f"{where} {error}") from error
+    except Exception as error:  # a damaged pickle fails in any way
+        raise InputError(f"{where} is damaged: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{where} must hold a dictionary, not {type(content).__name__}")
+    return {_text(key): value for key, value in content.items()}
+
+
+def _text(value: Any) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}"
+    return f"{len(value)} of them" if isinstance(value, list) else "none"

@@ -1,0 +1,224 @@
+"""Rows in the raw format of the Criteo challenge whose click probabilities are known.
+
+The real rows may not be passed on, so the pipeline is proven on generated ones. What is like the real file: the format to the
+byte; roughly, the numbers of values of the columns (the largest are capped at 200,000), with power-law frequencies, and the
+shares of missing values, which are missing together in groups of columns; heavy-tailed integers; about a quarter of clicks.
+
+The model: a click has the probability ``sigmoid(b + first + pairs + numbers)`` where
+
+- ``first`` adds an effect of every category, drawn once a value from ``N(0, 1)`` and divided by
+  ``log(values of the column) sqrt(1 + rank / 10)``: if rare values said as much as frequent ones, most could not be learned;
+- ``pairs`` adds ``<v_i, v_j>`` over all pairs of four columns with few values, ``v`` of dimension 2 drawn once a value
+  (a factorisation machine, Rendle 2010): a sum of single effects cannot express it;
+- ``numbers`` adds, for every integer column, a line and a parabola in ``log(v + 4)``.
+
+The three parts are scaled to fixed deviations, ``b`` to a quarter of clicks. A missing cell adds nothing.
+
+Rows are drawn in chunks of 65,536, each from its own stream of the seed: a longer file starts with the rows of a shorter one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.compute  # type: ignore[import-untyped]
+import pyarrow.csv  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import expit
+
+from tgeokd.data.tasks.criteo.reader import CATEGORIES, INTEGERS
+
+__all__ = ["GENERATOR_VERSION", "ClickModel", "generate", "probability_file"]
+
+GENERATOR_VERSION = 1  # of the rows that a seed gives
+CHUNK = 1 << 16
+CLICKS = 0.25
+DEVIATIONS = {"first": 0.85, "pairs": 0.9, "numbers": 0.6}  # of the parts of the logit
+
+# About as many distinct values as C1..C26 have in the challenge's train.txt, capped at 200,000.
+SIZES = (
+    *(1460, 583, 200_000, 200_000, 305, 24, 12517, 633, 3, 93145, 5683, 200_000, 3194),
+    *(27, 14992, 200_000, 10, 5652, 2173, 4, 200_000, 18, 15, 200_000, 105, 142572),
+)
+EXPONENT = 1.1
+PAIRED = ("C6", "C14", "C17", "C23")
+LATENT = 2
+FREQUENT = 10  # ranks from which on effects fade
+
+# Log-mean and log-deviation of I1..I13, and how far below zero they reach (only I2 does).
+INTEGER_LOG_MEAN = (0.9, 1.6, 1.9, 1.5, 8.0, 3.5, 1.4, 2.0, 3.7, 0.4, 0.8, 0.3, 1.5)
+INTEGER_LOG_SD = (1.5, 2.0, 1.2, 1.0, 2.0, 1.7, 1.5, 1.1, 1.6, 0.4, 0.8, 0.6, 1.1)
+SHIFTS = tuple(3 if name == "I2" else 0 for name in INTEGERS)
+
+# Columns that are missing together, and in which share of the rows.
+MISSING = (
+    (0.453, ("I1", "I10")),
+    (0.215, ("I3", "I4", "I13")),
+    (0.026, ("I5",)),
+    (0.224, ("I6",)),
+    (0.043, ("I7", "I9", "I11")),
+    (0.001, ("I8",)),
+    (0.765, ("I12",)),
+    (0.034, ("C3", "C4", "C12", "C16", "C21", "C24")),
+    (0.121, ("C6",)),
+    (0.440, ("C19", "C20", "C25", "C26")),
+    (0.762, ("C22",)),
+)
+
+Floats = NDArray[np.float64]
+Cells = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ClickModel:
+    """Draws rows, and knows the probability of a click on each.
+
+    Args:
+        seed: of the effects and of the rows.
+    """
+
+    seed: int = 0
+
+    def chunks(self, rows: int) -> Iterator[tuple[pa.Table, Floats]]:
+        """The file in pieces: a table of ``label``, ``I1``..``C26``, and the click probability of each row, shape (n,)."""
+        for chunk, start in enumerate(range(0, rows, CHUNK)):
+            size = min(CHUNK, rows - start)
+            random = np.random.default_rng([self.seed, 1, chunk])
+            integers, ranks, missing = _cells(random)
+            probability = expit(self.bias + self._score(integers, ranks, missing))
+            label = (random.random(CHUNK) < probability).astype(np.int8)
+            columns = {"label": pa.array(label[:size])}
+            for i, name in enumerate(INTEGERS):
+                columns[name] = pa.array(integers[:size, i], mask=missing[name][:size])
+            for i, name in enumerate(CATEGORIES):
+                columns[name] = _hexadecimal(_token(i, ranks[:size, i]), missing[name][:size])
+            yield pa.table(columns), probability[:size]
+
+    @cached_property
+    def bias(self) -> float:
+        """``b``, from the rows that also set the scales."""
+        score = self._score(*self._sample)
+        return float(brentq(lambda b: expit(b + score).mean() - CLICKS, -20, 20))
+
+    @cached_property
+    def _effects(self) -> list[Floats]:
+        random = np.random.default_rng([self.seed, 2])
+        return [random.standard_normal(size) / np.sqrt(1 + np.arange(size) / FREQUENT) / np.log(size) for size in SIZES]
+
+    @cached_property
+    def _vectors(self) -> dict[str, Floats]:
+        random = np.random.default_rng([self.seed, 3])
+        return {name: random.standard_normal((SIZES[CATEGORIES.index(name)], LATENT)) for name in PAIRED}
+
+    @cached_property
+    def _curves(self) -> Floats:
+        """Line and parabola of each integer column, shape (13, 2)."""
+        return np.random.default_rng([self.seed, 4]).standard_normal((len(INTEGERS), 2)) * [1.0, 0.5]
+
+    @cached_property
+    def _sample(self) -> tuple[Cells, Cells, dict[str, NDArray[np.bool_]]]:
+        return _cells(np.random.default_rng([self.seed, 5]))
+
+    @cached_property
+    def _scales(self) -> dict[str, float]:
+        return {name: DEVIATIONS[name] / float(part.std()) for name, part in self._parts(*self._sample).items()}
+
+    def _score(self, integers: Cells, ranks: Cells, missing: dict[str, NDArray[np.bool_]]) -> Floats:
+        score = np.zeros(len(ranks))
+        for name, part in self._parts(integers, ranks, missing).items():
+            score += self._scales[name] * part
+        return score
+
+    def _parts(self, integers: Cells, ranks: Cells, missing: dict[str, NDArray[np.bool_]]) -> dict[str, Floats]:
+        """The three parts of the logit before they are scaled, each of shape (n,)."""
+        first = np.zeros(len(ranks))
+        total, squares = np.zeros((len(ranks), LATENT)), np.zeros(len(ranks))
+        for i, name in enumerate(CATEGORIES):
+            present = ~missing[name]
+            first += present * self._effects[i][ranks[:, i]]
+            if name in self._vectors:
+                vectors = self._vectors[name][ranks[:, i]] * present[:, None]
+                total += vectors
+                squares += np.square(vectors).sum(axis=1)
+        numbers = np.zeros(len(ranks))
+        for i, name in enumerate(INTEGERS):
+            x = (np.log(integers[:, i] + 4) - max(INTEGER_LOG_MEAN[i], 1.5)) / INTEGER_LOG_SD[i]
+            line, parabola = self._curves[i]
+            numbers += ~missing[name] * (line * x + parabola * (np.minimum(x * x, 9) - 1))
+        # sum over pairs <v_i, v_j> = (|sum v|^2 - sum |v|^2) / 2
+        return {"first": first, "pairs": (np.square(total).sum(axis=1) - squares) / 2, "numbers": numbers}
+
+
+def generate(path: Path, rows: int, seed: int = 0) -> None:
+    """Write a file in the format of ``train.txt``, and beside it the click probabilities.
+
+    Both are renamed into place, the raw file last, so the raw file is either whole or not there.
+
+    Args:
+        path: of the raw file.
+        rows: to write.
+        seed: of the :class:`ClickModel`.
+    """
+    parts = [p.with_name(f".{p.name}.{os.getpid()}.tmp") for p in (probability_file(path), path)]
+    probabilities: list[Floats] = []
+    try:
+        kinds = {"label": pa.int8(), **dict.fromkeys(INTEGERS, pa.int64()), **dict.fromkeys(CATEGORIES, pa.string())}
+        options = pa.csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
+        with pa.csv.CSVWriter(str(parts[1]), pa.schema(kinds), write_options=options) as writer:
+            for table, probability in ClickModel(seed).chunks(rows):
+                writer.write_table(table)
+                probabilities.append(probability)
+        with parts[0].open("wb") as file:
+            np.save(file, np.concatenate(probabilities))
+        parts[0].replace(probability_file(path))
+        parts[1].replace(path)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+
+
+def probability_file(path: Path) -> Path:
+    """Where the click probabilities of a generated file are: float64, one a row."""
+    return path.with_name(path.name + ".probability.npy")
+
+
+def _cells(random: np.random.Generator) -> tuple[Cells, Cells, dict[str, NDArray[np.bool_]]]:
+    """One chunk: integers (n, 13), ranks of the categories (n, 26), and which cells are missing."""
+    normal = random.standard_normal((CHUNK, len(INTEGERS)))
+    uniform = random.random((CHUNK, len(CATEGORIES)))
+    together = random.random((CHUNK, len(MISSING)))
+    integers = np.floor(np.exp(INTEGER_LOG_MEAN + np.asarray(INTEGER_LOG_SD) * np.clip(normal, -4, 4)))
+    # A power law P(rank) ~ rank^-EXPONENT on 1..size, by inverting its continuous form.
+    power = 1 - EXPONENT
+    ends = (np.asarray(SIZES, dtype=np.float64) + 1) ** power - 1
+    ranks = np.floor((1 + ends * uniform) ** (1 / power)).astype(np.int64) - 1
+    ranks = np.clip(ranks, 0, np.asarray(SIZES) - 1)
+    missing = {name: np.zeros(CHUNK, dtype=bool) for name in (*INTEGERS, *CATEGORIES)}
+    for i, (share, names) in enumerate(MISSING):
+        missing |= dict.fromkeys(names, together[:, i] < share)
+    return integers.astype(np.int64) - SHIFTS, ranks, missing
+
+
+def _token(column: int, ranks: Cells) -> NDArray[np.uint32]:
+    """A 32-bit name for each value, a different one for each rank of a column (every step can be undone)."""
+    x = (ranks + (column << 24)).astype(np.uint32)
+    for multiplier in (0x85EBCA6B, 0xC2B2AE35):  # the finaliser of MurmurHash3
+        x = (x ^ (x >> np.uint32(15))) * np.uint32(multiplier)
+    return x ^ (x >> np.uint32(16))
+
+
+_DIGITS = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), dtype="S2")
+
+
+def _hexadecimal(values: NDArray[np.uint32], missing: NDArray[np.bool_]) -> pa.Array:
+    """Eight lower-case hexadecimal digits each, null where missing."""
+    text = _DIGITS[values.astype(">u4").view(np.uint8)]
+    fixed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(8), len(values), [None, pa.py_buffer(text.tobytes())])
+    return pa.compute.if_else(pa.array(missing), None, fixed.cast(pa.binary()).cast(pa.string()))

@@ -1,0 +1,245 @@
+"""The raw formats of the Criteo click logs, read block by block.
+
+Two formats are told apart by the first line: 40 tab-separated fields without a header (the challenge's ``train.txt``, a
+``day_N`` of the terabyte logs), and comma-separated values with a header that names at least ``Label``, ``I1``..``I13`` and
+``C1``..``C26`` (the challenge's csv, Criteo_x4). Either may be compressed (``.gz``, ``.bz2``, ``.zst``).
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.csv  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from tgeokd.utils.errors import InputError
+
+__all__ = ["CATEGORIES", "COLUMNS", "INTEGERS", "BadRows", "Block", "RawFile"]
+
+INTEGERS = tuple(f"I{i}" for i in range(1, 14))
+CATEGORIES = tuple(f"C{i}" for i in range(1, 27))
+COLUMNS = (*INTEGERS, *CATEGORIES)
+LABEL = "label"
+
+BadRows = Literal["error", "skip"]
+BLOCK_BYTES = 8 << 20
+LONGEST_FIRST_LINE = 1 << 16
+EXPECTED = (
+    "40 tab-separated fields (label, I1-I13, C1-C26) without a header, or a csv header with Label, I1-I13 and C1-C26"
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some consecutive good rows of a file.
+
+    Attributes:
+        rows: their numbers among the data rows of the file, from 0, bad rows counted; shape (n,), int64.
+        label: 0 or 1, shape (n,), uint8.
+        frame: :data:`COLUMNS`, the integers as floats, the categories as text, null where there is no value.
+    """
+
+    rows: NDArray[np.int64]
+    label: NDArray[np.uint8]
+    frame: pl.DataFrame
+
+
+class RawFile:
+    """A raw file, to be read any number of times.
+
+    A row is bad where it has another number of fields than the others, a label that is not 0 or 1, or an integer column that
+    is not a finite number. Memory is that of a few blocks, whatever the size of the file.
+
+    Args:
+        path: the file.
+        bad_rows: ``error``: the first bad row ends the reading with an InputError. ``skip``: they are left out and counted.
+        rows: read the first so many data rows; None reads all.
+        labels: False for a file to predict: it may lack the label (39 tab-separated fields as in the challenge's ``test.txt``,
+            or no ``Label`` in the header), and a label that is there is not looked at. Labels are then 0.
+        block_bytes: of text in a block. A line must fit.
+
+    Attributes:
+        skipped: of the last complete reading, how many rows were left out, by what was wrong.
+
+    Raises:
+        InputError: where the file cannot be read or has neither format.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        bad_rows: BadRows = "error",
+        rows: int | None = None,
+        labels: bool = True,
+        block_bytes: int = BLOCK_BYTES,
+    ) -> None:
+        if rows is not None and rows < 1:
+            raise InputError(f"rows must be >= 1 or null, not {rows}")
+        self.path, self.bad_rows, self.limit, self.block_bytes = path, bad_rows, rows, block_bytes
+        self.skipped: Counter[str] = Counter()
+        first = _first_line(path)
+        self.labels = labels
+        self.header, self.names = _names(path, first, labels)
+        logger.info("%s: %s", path, "csv with a header" if self.header else "40 tab-separated fields, no header")
+
+    def __iter__(self) -> Iterator[Block]:
+        self.skipped = Counter()
+        short: deque[tuple[int, int]] = (
+            deque()
+        )  # line and number of fields of rows the parser left out, not yet counted
+        next_row = 0
+        for batch in self._batches(short):
+            rows, next_row = _numbered(len(batch), next_row, [self._row(line) for line, _ in short])
+            while short and self._row(short[0][0]) < next_row:
+                self._skip(short.popleft()[0])
+            past = rows >= self.limit if self.limit is not None else np.zeros(len(rows), dtype=bool)
+            if past.any():
+                batch, rows = batch.filter(~past), rows[~past]
+            if len(batch):
+                yield self._checked(batch, rows)
+            if past.any():
+                break
+        for line, _ in short:
+            self._skip(line)
+
+    def _skip(self, line: int) -> None:
+        """Count a row that the parser left out."""
+        if self.limit is None or self._row(line) < self.limit:
+            self.skipped["wrong number of fields"] += 1
+
+    def _batches(self, short: deque[tuple[int, int]]) -> Iterator[pl.DataFrame]:
+        """Frames of text, the label first; what the parser leaves out is noted in ``short``."""
+
+        def wrong_number(row: pa.csv.InvalidRow) -> str:
+            short.append((row.number, row.actual_columns))
+            return "skip" if self.bad_rows == "skip" else "error"
+
+        wanted = [LABEL, *COLUMNS] if self.labels else list(COLUMNS)
+        try:
+            with pa.input_stream(str(self.path), compression="detect") as stream:
+                reader = pa.csv.open_csv(
+                    stream,
+                    pa.csv.ReadOptions(
+                        use_threads=False,  # or rows would have no numbers
+                        block_size=self.block_bytes,
+                        column_names=self.names,
+                        skip_rows=1 if self.header else 0,
+                    ),
+                    pa.csv.ParseOptions(
+                        delimiter="," if self.header else "\t",
+                        quote_char='"' if self.header else False,
+                        ignore_empty_lines=False,  # or the rows after one would be misnumbered
+                        invalid_row_handler=wrong_number,
+                    ),
+                    pa.csv.ConvertOptions(
+                        column_types=dict.fromkeys(self.names, pa.string()),
+                        include_columns=wanted,
+                        strings_can_be_null=True,
+                        null_values=[""],
+                    ),
+                )
+                for batch in reader:
+                    frame = pl.from_arrow(pa.Table.from_batches([batch]))
+                    assert isinstance(frame, pl.DataFrame)
+                    yield frame if self.labels else frame.with_columns(pl.lit("0").alias(LABEL))
+        except (pa.ArrowInvalid, OSError) as error:
+            if short and self.bad_rows == "error":
+                line, fields = short[0]
+                raise InputError(f"{self.path}, line {line}: {fields} fields, not {len(self.names)}") from error
+            raise InputError(f"cannot read {self.path}: {str(error).splitlines()[0]}") from error
+
+    def _checked(self, text: pl.DataFrame, rows: NDArray[np.int64]) -> Block:
+        """The block without its bad rows, or an error for the first of them."""
+        given = text.select(INTEGERS)
+        numbers = given.with_columns(pl.all().cast(pl.Float64, strict=False))
+        unreadable = given.with_columns(pl.all().is_not_null()).to_numpy() & ~np.isfinite(
+            numbers.fill_null(np.nan).to_numpy()
+        )
+        label = text[LABEL].fill_null("")
+        faults = {
+            "label is not 0 or 1": ~label.is_in(["0", "1"]).to_numpy(),
+            "an integer column is not a number": unreadable.any(axis=1),
+        }
+        bad = np.logical_or.reduce(list(faults.values()))
+        if bad.any():
+            if self.bad_rows == "error":
+                at = int(bad.argmax())
+                what = f"the label is {label[at]!r}, not 0 or 1"
+                if label[at] in ("0", "1"):
+                    column = INTEGERS[int(unreadable[at].argmax())]
+                    what = f"column {column} is {text[column][at]!r}, not a number"
+                raise InputError(f"{self.path}, line {self._line(int(rows[at]))}: {what}")
+            before = np.zeros_like(bad)
+            for fault, where in faults.items():
+                self.skipped[fault] += int((where & ~before).sum())
+                before |= where
+            self.skipped = +self.skipped  # drops what is 0
+            text, numbers, label, rows = text.filter(~bad), numbers.filter(~bad), label.filter(~bad), rows[~bad]
+        return Block(rows, label.cast(pl.UInt8).to_numpy(), numbers.with_columns(text.select(CATEGORIES)))
+
+    def _row(self, line: int) -> int:
+        """Number of a data row from the number of its line."""
+        return line - (2 if self.header else 1)
+
+    def _line(self, row: int) -> int:
+        return row + (2 if self.header else 1)
+
+
+def _numbered(size: int, start: int, left_out: list[int]) -> tuple[NDArray[np.int64], int]:
+    """Row numbers of the next ``size`` rows that the parser kept, and the number after them.
+
+    The parser may be ahead: ``left_out`` may hold rows behind these.
+    """
+    gaps = np.array([row for row in left_out if row >= start], dtype=np.int64)
+    # Row k of those kept lies behind every gap that has at most k kept rows between the start and itself.
+    kept = np.arange(size)
+    rows = start + kept + np.searchsorted(gaps - start - np.arange(len(gaps)), kept, side="right")
+    return rows, int(rows[-1]) + 1 if size else start
+
+
+def _first_line(path: Path) -> str:
+    try:
+        with pa.input_stream(str(path), compression="detect") as stream:
+            start = stream.read(LONGEST_FIRST_LINE)
+        line = start.splitlines()[0].decode() if start else ""
+    except (OSError, pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} as text: {str(error).splitlines()[0]}") from error
+    if not line:
+        raise InputError(f"{path} {'is empty' if not start else 'starts with an empty line'}; expected {EXPECTED}")
+    return line
+
+
+def _names(path: Path, line: str, labels: bool) -> tuple[bool, list[str]]:
+    """Whether there is a header, and the names of the fields, the known ones as they are spelt here."""
+    needed = (LABEL, *COLUMNS) if labels else COLUMNS
+    tabs = line.count("\t") + 1
+    if tabs == 1 + len(COLUMNS):
+        return False, [LABEL, *COLUMNS]
+    if tabs == len(COLUMNS) and not labels:
+        return False, list(COLUMNS)
+    given = next(csv.reader([line.removeprefix("\ufeff")]))
+    if tabs > 1 or len(given) < 2:
+        hint = "; a file without labels cannot be learned from" if tabs == len(COLUMNS) else ""
+        found = f"{tabs} tab-separated fields" if tabs > 1 else "one field"
+        raise InputError(f"{path}, line 1: {found}; expected {EXPECTED}{hint}")
+    spelt = {name.lower(): name for name in (LABEL, *COLUMNS)}
+    names = [spelt.get(name.lower(), name) for name in given]
+    if missing := [name for name in needed if name not in names]:
+        raise InputError(
+            f"{path}, line 1: {len(names)} comma-separated fields lack {missing[0]!r}; expected {EXPECTED}"
+        )
+    if len(set(names)) < len(names):
+        raise InputError(f"{path}, line 1: the header names a column twice")
+    return True, names

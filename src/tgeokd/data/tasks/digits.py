@@ -1,0 +1,48 @@
+"""`digits`: 1,797 real handwritten digits of 8x8 pixels that come with scikit-learn, so nothing is downloaded."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from tgeokd.data.base import InputSpec, TaskData
+from tgeokd.data.loaders import ArrayDataset
+from tgeokd.data.noise import symmetric_noise
+from tgeokd.utils.errors import InputError
+
+__all__ = ["digits"]
+
+TOTAL = 1797
+
+
+def digits(*, seed: int = 0, noise: float = 0.0, train: int = 600, held_out: int = 200) -> TaskData:
+    """The digits, split by class at random; pixels scaled to [0, 1], shape (64,).
+
+    Args:
+        seed: of the split and of the noise.
+        noise: share of the training labels replaced by a random class; held-out and test labels stay clean.
+        train: training samples.
+        held_out: held-out samples; the rest is the test set.
+
+    Raises:
+        InputError: where a split would be too small to hold every class.
+    """
+    if min(train, held_out, TOTAL - train - held_out) < 10:
+        raise InputError(f"train={train}, held_out={held_out} and the rest of {TOTAL} samples must each be at least 10")
+    source = load_digits()
+    x = torch.tensor(source.data / 16.0, dtype=torch.float32)
+    y = torch.tensor(source.target, dtype=torch.int64)
+    rest, test = train_test_split(np.arange(TOTAL), train_size=train + held_out, stratify=y, random_state=seed)
+    fit, held = train_test_split(rest, train_size=train, stratify=y[rest], random_state=seed)
+    noisy, corrupted = symmetric_noise(y[fit], noise, 10, seed)
+    return TaskData(
+        train=ArrayDataset(x[fit], noisy, torch.from_numpy(fit)),
+        held_out=ArrayDataset(x[held], y[held], torch.from_numpy(held)),
+        test=ArrayDataset(x[test], y[test], torch.from_numpy(test)),
+        num_classes=10,
+        inputs=InputSpec("array", (64,)),
+        corrupted=corrupted,
+        class_names=tuple("0123456789"),
+    )

@@ -1,0 +1,236 @@
+"""`hil`: is a power system under attack, in a natural event, or quiet? From synchrophasor measurements."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from tgeokd.data.base import TaskData
+from tgeokd.data.split import stratified_split
+from tgeokd.data.tables.reader import Table, read_table
+from tgeokd.data.tasks.attacks import attack_task, found, labelled
+from tgeokd.utils.errors import InputError, one_line, unknown_name
+
+__all__ = ["FEATURES", "hil"]
+
+Classes = Literal["binary", "triple", "multi"]
+
+_LABEL = "marker"
+_IGNORED = ("source_file",)  # where a row of a merged file came from
+_FILES = 15
+# The archives unpack to these folders. Scenario numbers tell the event too, so `multiclass` serves all three tasks.
+_FOLDERS: dict[Classes, tuple[str, ...]] = {
+    "binary": ("binaryAllNaturalPlusNormalVsAttacks", "binary", "multiclass"),
+    "triple": ("triple", "multiclass"),
+    "multi": ("multiclass",),
+}
+_NATURAL, _QUIET = (*range(1, 7), 13, 14), (41,)
+_ATTACKS = (*range(7, 13), *range(15, 31), *range(35, 41))
+_CLASS_NAMES = {"binary": ("Natural", "Attack"), "triple": ("NoEvents", "Natural", "Attack")}
+
+
+def _feature_names() -> Iterator[str]:
+    """The published header: 29 measurements of each of 4 relays' phasor measurement units, then 12 logs."""
+    for relay in ("R1", "R2", "R3", "R4"):
+        for i in range(1, 13):
+            kind = "V" if i in (1, 2, 3, 7, 8, 9) else "I"
+            yield from (f"{relay}-PA{i}:{kind}H", f"{relay}-PM{i}:{kind}")
+        yield from (f"{relay}:F", f"{relay}:DF", f"{relay}-PA:Z", f"{relay}-PA:ZH", f"{relay}:S")
+    for log in ("control_panel_log", "relay{}_log", "snort_log"):
+        yield from (log.format(i) if "{}" in log else f"{log}{i}" for i in range(1, 5))
+
+
+FEATURES = tuple(_feature_names())
+"""The 128 columns of the published files."""
+
+
+def hil(
+    *,
+    data_dir: Path,
+    seed: int = 0,
+    classes: Classes = "triple",
+    file: str | None = None,
+    held_out: float = 0.15,
+    test: float = 0.25,
+    oversample: bool = False,
+    noise: float = 0.0,
+    bad_rows: Literal["error", "skip"] = "error",
+) -> TaskData:
+    """Power System Attack Datasets: rows of 128 synchrophasor measurements and logs, labelled by what went on.
+
+    Source: Adhikari, Pan, Morris, Borges, Beaver, "Industrial Control System (ICS) Cyber Attack Datasets", Mississippi State
+    University and Oak Ridge National Laboratory; Pan, Morris, Adhikari, "Developing a Hybrid Intrusion Detection System Using
+    Data Mining for Power Systems", IEEE Transactions on Smart Grid, 2015. The 15 files of one archive, unpacked to
+    ``data_dir/hil/FOLDER`` (or ``data_dir/FOLDER``), CSV, ARFF or Parquet: ``data1`` to ``data15`` in
+    ``binaryAllNaturalPlusNormalVsAttacks``, ``triple`` or ``multiclass``. The first folder there of those that fit ``classes``
+    is read; ``multiclass`` fits all, because its scenario numbers tell the event: 1 to 6, 13 and 14 are natural, 41 is no
+    event, 7 to 12, 15 to 30 and 35 to 40 are attacks.
+
+    A row is a moment, and neighbouring rows of a file are neighbouring moments. A random split, as here and in the TGeo-KD
+    paper, spreads neighbours over training, held-out and test part, which makes the task easier than to detect attacks of
+    another day; compare methods by it, do not read its accuracy as that of a deployed detector.
+
+    Infinite values (impedances without a current) and missing ones are both "missing" to the model, with an indicator; the
+    notes count them. Sample ids are row numbers in the files one after another, ``data1`` first, faulty rows counted too. For
+    the detection rate natural and quiet rows are both normal, and the score is the probability of an attack.
+
+    Args:
+        data_dir: the folder with the data.
+        seed: of the split, the noise and the repetition of rows.
+        classes: ``binary``: Natural (quiet rows among them) or Attack. ``triple``: NoEvents, Natural or Attack. ``multi``: the
+            scenarios found, 37 in the full set.
+        file: read this one file in ``data_dir/hil`` or ``data_dir`` instead of the 15; it may hold a part of the columns.
+        held_out: share of the rows held out, split by class.
+        test: share of the rows to test on, split by class.
+        oversample: repeat training rows of the smaller classes until all are as frequent; never held-out or test rows.
+        noise: share of the training labels replaced by a random class.
+        bad_rows: ``error`` stops at a row with a value that is not a number, an unknown label, or a wrong number of values;
+            ``skip`` leaves such rows out and counts them in the notes.
+
+    Raises:
+        InputError: for files that are not there or incomplete, columns that are not the published ones, faulty rows with
+            ``bad_rows="error"``, a class without rows, and shares that leave a part without a class.
+    """
+    paths = [_single(Path(data_dir), file)] if file is not None else _all_files(Path(data_dir), classes)
+    tables = [_read(path, bad_rows) for path in paths]
+    features = _features(tables, complete=file is None)
+    classes_of = _class_by_label(classes)
+
+    frames, targets, ids = [], [], []
+    skipped: dict[str, int] = {}
+    first = 0
+    for table in tables:
+        good, labels = labelled(table, numeric=features, label=_LABEL, classes=classes_of, bad_rows=bad_rows)
+        frames.append(good.frame.select(features))
+        targets.append(labels)
+        ids.append(first + good.rows)
+        first += table.total
+        if len(labels) < table.total:
+            skipped[Path(table.source).name] = table.total - len(labels)
+    target = np.concatenate(targets)
+    if not len(target):
+        raise InputError(f"{_where(paths)} has no usable row; {sum(skipped.values())} were skipped")
+    found_classes = np.unique(target)
+    if classes == "multi":
+        scenarios = found_classes.tolist()
+        names = tuple(str(scenario) for scenario in scenarios)
+        attacks = [i for i, scenario in enumerate(scenarios) if scenario in _ATTACKS]
+        target = np.searchsorted(found_classes, target)
+    else:
+        names = _CLASS_NAMES[classes]
+        attacks = [names.index("Attack")]
+        absent = [name for c, name in enumerate(names) if c not in found_classes]
+        if absent:
+            raise InputError(f"{_where(paths)} has no row of class {absent[0]!r}, which classes={classes} needs")
+    parts = stratified_split(target, held_out=held_out, test=test, seed=seed, class_names=names)
+    return attack_task(
+        pl.concat(frames),
+        target,
+        np.concatenate(ids),
+        parts,
+        numeric=features,
+        class_names=names,
+        attack_classes=attacks,
+        noise=noise,
+        oversample=oversample,
+        seed=seed,
+        tables=tables,
+        notes={"folder": paths[0].parent.name, "features": len(features), "skipped_rows": skipped},
+    )
+
+
+def _read(path: Path, bad_rows: Literal["error", "skip"]) -> Table:
+    """A CSV, Parquet or ARFF file. The data of ARFF are CSV after a header, whose types are not needed."""
+    if path.suffix.lower() != ".arff":
+        return read_table(path, bad_rows=bad_rows)
+    names: list[str] = []
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                word, *rest = line.split(maxsplit=1)[:2] or [""]
+                if word.lower() == "@data":
+                    return read_table(path, bad_rows=bad_rows, header=names, skip_lines=number)
+                if word.lower() == "@attribute" and rest:
+                    quote = rest[0][0] if rest[0][0] in "'\"" else None
+                    names.append(rest[0][1:].partition(quote)[0] if quote else rest[0].split()[0])
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {one_line(error)}") from error
+    raise InputError(f"{path} has no line @data, so it is not an ARFF file")
+
+
+def _single(data_dir: Path, name: str) -> Path:
+    path = found(data_dir, ["hil"], [name])
+    if path is None:
+        raise InputError(f"no file {data_dir / 'hil' / name} or {data_dir / name}")
+    return path
+
+
+def _all_files(data_dir: Path, classes: Classes) -> list[Path]:
+    """``data1`` to ``data15``, in this order, from the first folder that fits the task."""
+    folder = found(data_dir, ["hil"], _FOLDERS[classes])
+    if folder is None:
+        raise InputError(
+            f"no folder {' or '.join(_FOLDERS[classes])} in {data_dir / 'hil'} or {data_dir}, and no file=... was given"
+        )
+    paths: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        match = re.fullmatch(r"data(\d+)(\.csv)?\.(csv|arff|parquet)", path.name)
+        if match:
+            number = int(match[1])
+            if number in paths:
+                raise InputError(f"{folder} holds part {number} twice: {paths[number].name} and {path.name}")
+            paths[number] = path
+    expected = range(1, _FILES + 1)
+    if sorted(paths) != list(expected):
+        lacking = ", ".join(f"data{i}" for i in expected if i not in paths) or "none"
+        surplus = ", ".join(path.name for i, path in sorted(paths.items()) if i not in expected)
+        raise InputError(
+            f"{folder} must hold data1 to data{_FILES} as .csv, .arff or .parquet; missing: {lacking}"
+            + (f"; not among them: {surplus}" if surplus else "")
+        )
+    return [paths[i] for i in expected]
+
+
+def _features(tables: list[Table], *, complete: bool) -> list[str]:
+    """The feature columns, the same in all files, in the order of the first."""
+    first: list[str] = []
+    for table in tables:
+        columns = table.frame.columns
+        if _LABEL not in columns:
+            raise InputError(
+                f"{table.source}: no column {_LABEL!r} with the labels; its last column is {columns[-1]!r}"
+            )
+        features = [name for name in columns if name != _LABEL and name not in _IGNORED]
+        for name in features:
+            if name not in FEATURES:
+                what, *_ = re.split(";? known:", str(unknown_name("column", name, FEATURES)))  # not all 128 names
+                raise InputError(f"{table.source}: {what}")
+        expected = FEATURES if complete else first
+        lacking = [name for name in expected if name not in features]
+        if lacking:
+            raise InputError(
+                f"{table.source}: {len(lacking)} of {len(expected)} columns are missing, first {lacking[0]!r}"
+            )
+        if not features:
+            raise InputError(f"{table.source}: no column but {_LABEL!r}")
+        first = first or features
+    return first
+
+
+def _class_by_label(classes: Classes) -> dict[str, int]:
+    """The class of every label a file may hold; of ``multi``, the scenario's number."""
+    events = {"NoEvents": _QUIET, "Natural": _NATURAL, "Attack": _ATTACKS}
+    if classes == "multi":
+        return {str(scenario): scenario for scenario in sorted(sum(events.values(), ()))}
+    index = {name: i for i, name in enumerate(_CLASS_NAMES[classes])}
+    by_event = {event: index.get(event, index["Natural"]) for event in events}
+    return by_event | {str(s): by_event[event] for event, scenarios in events.items() for s in scenarios}
+
+
+def _where(paths: list[Path]) -> str:
+    return str(paths[0] if len(paths) == 1 else paths[0].parent)

@@ -1,0 +1,169 @@
+"""`imagenet`: images in folders, one folder a class, under ``train/`` and ``val/``; ImageNet and anything laid out like it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
+from torchvision import transforms as T  # type: ignore[import-untyped]
+from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
+from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader  # type: ignore[import-untyped]
+
+from tgeokd.data.base import InputSpec, TaskData
+from tgeokd.data.split import stratified_split
+from tgeokd.utils.errors import InputError, one_line
+
+__all__ = ["ImageFiles", "UnreadableImageError", "imagenet"]
+
+MEAN = (0.485, 0.456, 0.406)  # what the pretrained models of torchvision and timm were trained with
+STD = (0.229, 0.224, 0.225)
+
+Strings = NDArray[np.bytes_]
+
+
+class UnreadableImageError(InputError):
+    """An image file does not decode.
+
+    A ``DataLoader`` hands on an error of a worker process with the whole traceback as its message; only the last line of that,
+    which is this error's own, is kept.
+    """
+
+    def __init__(self, message: str) -> None:
+        last = message.rstrip().rpartition("\n")[2]
+        super().__init__(last.removeprefix(f"{type(self).__module__}.{type(self).__qualname__}: "))
+
+
+class ImageFiles(Dataset[Any]):
+    """Image files, read and decoded one by one: ``(image, target, id)``.
+
+    Args:
+        paths: of the files. Kept as one array: worker processes would come to copy a list of as many objects.
+        target: class indices, int64, shape (N,).
+        ids: int64, shape (N,).
+        transform: from a PIL image in RGB to what a model sees.
+    """
+
+    def __init__(self, paths: Strings, target: Tensor, ids: Tensor, transform: Callable[[Any], Tensor]):
+        self.paths, self.target, self.ids, self.transform = paths, target, ids, transform
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        path = os.fsdecode(self.paths[index])
+        try:
+            image = default_loader(path)
+        except Exception as error:  # decoders fail in any way on a damaged file
+            raise UnreadableImageError(f"{path} does not decode as an image: {one_line(error)}") from error
+        return self.transform(image), self.target[index], self.ids[index]
+
+    def join(self, other: Dataset[Any]) -> Dataset[Any]:
+        """These files and then those of ``other``, all with this data set's transform."""
+        if not isinstance(other, ImageFiles):
+            return ConcatDataset([self, other])
+        paths = np.concatenate([self.paths, other.paths])
+        return ImageFiles(
+            paths, torch.cat([self.target, other.target]), torch.cat([self.ids, other.ids]), self.transform
+        )
+
+
+def imagenet(
+    *,
+    data_dir: Path,
+    seed: int = 0,
+    held_out: int = 10000,
+    classes: int | None = None,
+    crop: int = 224,
+    resize: int = 256,
+    workers: int = 4,
+) -> TaskData:
+    """Images from ``train/CLASS/*`` and ``val/CLASS/*``. ``val`` is the test set, as is usual for ImageNet.
+
+    Training: a random part of 8 to 100 % of the image scaled to the crop, and mirroring. Evaluation: the shorter side scaled
+    to ``resize``, the centre cut out. Both normalised with ImageNet's mean and deviation. An id is the file's place in the
+    order of classes and names; ``val`` is counted on after ``train``.
+
+    Args:
+        data_dir: holds ``train`` and ``val``, or a folder ``imagenet`` that does.
+        seed: of the held-out split.
+        held_out: held-out images, taken from ``train`` class by class.
+        classes: use only the first so many classes, by name; null for all.
+        crop: pixels a side that a model sees.
+        resize: pixels of the shorter side before the centre is cut out.
+        workers: processes that read images.
+
+    Raises:
+        InputError: for missing or empty folders and for classes that differ between ``train`` and ``val``; while running, for
+            an image that does not decode, with its file.
+    """
+    if not 1 <= crop <= resize:
+        raise InputError(f"crop must lie in [1, resize], not {crop} with resize={resize}")
+    if workers < 0:
+        raise InputError(f"workers must be >= 0, not {workers}")
+    root = next((place for place in (data_dir, data_dir / "imagenet") if (place / "train").is_dir()), None)
+    if root is None:
+        raise InputError(f"no images in {data_dir}: looked for train/CLASS/* there and in {data_dir / 'imagenet'}")
+    images, val = _folder(root / "train"), _folder(root / "val")
+    only_in_one = sorted(set(images.names) ^ set(val.names))
+    if only_in_one:
+        here, there = ("train", "val") if only_in_one[0] in images.names else ("val", "train")
+        raise InputError(f"{root}: the class folder {only_in_one[0]!r} is in {here} but not in {there}")
+    count = len(images.names) if classes is None else classes
+    if not 2 <= count <= len(images.names):
+        raise InputError(f"classes={count} must lie in [2, {len(images.names)}], the class folders of {root / 'train'}")
+    names = images.names[:count]
+    used = images.target[images.target < count]  # the first rows, since files come class by class
+    fit, held, _ = stratified_split(used, held_out=held_out, test=None, seed=seed, class_names=names)
+    tested = np.flatnonzero(val.target < count)
+
+    normalise = [T.ToTensor(), T.Normalize(MEAN, STD)]
+    random = T.Compose([T.RandomResizedCrop(crop), T.RandomHorizontalFlip(), *normalise])
+    plain = T.Compose([T.Resize(resize), T.CenterCrop(crop), *normalise])
+    return TaskData(
+        images.part(fit, random),
+        images.part(held, plain),
+        val.part(tested, plain, first_id=len(images.target)),
+        count,
+        InputSpec("array", (3, crop, crop)),
+        class_names=names,
+        notes={
+            "rows": {"train": len(fit), "held_out": len(held), "test": len(tested)},
+            "image_size": crop,
+            "classes": count,
+        },
+        workers=workers,
+    )
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """The files of a folder of class folders, class by class."""
+
+    names: tuple[str, ...]
+    paths: Strings
+    target: NDArray[np.int64]
+
+    def part(self, rows: NDArray[np.int64], transform: Callable[[Any], Tensor], first_id: int = 0) -> ImageFiles:
+        target, ids = torch.from_numpy(self.target[rows]), torch.from_numpy(rows + first_id)
+        return ImageFiles(self.paths[rows], target, ids, transform)
+
+
+def _folder(folder: Path) -> _Folder:
+    try:
+        found = ImageFolder(str(folder), allow_empty=True)
+    except OSError as error:
+        raise InputError(f"no class folders in {folder}: {one_line(error)}") from error
+    target = np.asarray(found.targets, dtype=np.int64)
+    empty = np.flatnonzero(np.bincount(target, minlength=len(found.classes)) == 0)
+    if len(empty):
+        raise InputError(f"{folder / found.classes[empty[0]]} holds no image ({', '.join(IMG_EXTENSIONS)})")
+    paths = np.array([os.fsencode(path) for path, _ in found.samples])
+    return _Folder(tuple(found.classes), paths, target)

@@ -1,0 +1,147 @@
+"""From a config to its parts: data, models, methods, the Distiller."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tgeokd.data import TASKS, InputSpec, TaskData
+from tgeokd.training.distiller import Distiller
+from tgeokd.utils.errors import InputError
+from tgeokd.runs.config import Recipe, RunConfig
+from tgeokd.methods import Method, build_method
+from tgeokd.models import build_model
+from tgeokd.utils.registry import look_up
+from tgeokd.utils.typed import call_checked
+
+__all__ = [
+    "build_distiller",
+    "build_network",
+    "build_student",
+    "build_teacher_network",
+    "fit",
+    "load_data",
+    "method_of",
+    "teacher_seed",
+    "use_threads",
+]
+
+
+def load_data(config: RunConfig) -> TaskData:
+    """The task's data under the run's seed. The last one is kept: the runs of a seed, one after the other, share it."""
+    return _load_data(config.task, json.dumps(config.data, sort_keys=True), config.data_dir, config.seed)
+
+
+@lru_cache(maxsize=1)
+def _load_data(name: str, options: str, data_dir: str | None, seed: int) -> TaskData:
+    task = look_up("task", name, TASKS)
+    fixed: dict[str, Any] = {"seed": seed}
+    folder = inspect.signature(task).parameters.get("data_dir")
+    if folder is not None:
+        if data_dir is None and folder.default is inspect.Parameter.empty:
+            raise InputError(f"task {name!r} reads data of yours: give their folder as --data-dir or TGEOKD_DATA")
+        if data_dir is not None and not Path(data_dir).is_dir():
+            raise InputError(f"the data folder {data_dir} does not exist")
+        fixed["data_dir"] = None if data_dir is None else Path(data_dir)
+    data: TaskData = call_checked(f"task {name!r}", task, json.loads(options), **fixed)
+    return data
+
+
+def build_student(config: RunConfig, data: TaskData) -> nn.Module:
+    """The student before training, as the run's seed initialises it."""
+    return build_network(config.student, data.inputs, data.num_classes, seed=config.seed)
+
+
+def build_teacher_network(config: RunConfig, data: TaskData) -> nn.Module:
+    """The teacher before training."""
+    return build_network(config.teacher, data.inputs, data.num_classes, seed=teacher_seed(config))
+
+
+def teacher_seed(config: RunConfig) -> int:
+    """Seed of the teacher: teacher and student must not start from the same random numbers."""
+    return config.seed + 10_000
+
+
+def method_of(config: RunConfig) -> Method:
+    """The config's method.
+
+    Raises:
+        InputError: for impossible options, or a method that needs held-out samples where none are left.
+    """
+    method = build_method(config.method, **config.options)
+    if config.train_on == "train+val" and method.outer is not None:
+        raise InputError(
+            f"method {config.method!r} needs held-out samples; train_on=train+val leaves none (outer=union trains on them too)"
+        )
+    return method
+
+
+def build_distiller(
+    model: nn.Module, teacher: Any, method: Method, config: RunConfig, recipe: Recipe, data: TaskData, *, progress: bool
+) -> Distiller:
+    """The Distiller of a model by its recipe: the student's, or the teacher's own with no teacher."""
+    optimizer, scheduler = recipe.optimizer.build(model.parameters(), max(recipe.epochs, 1))
+    return Distiller(
+        model,
+        teacher,
+        method,
+        optimizer,
+        temperature=config.temperature,
+        cache_teacher=config.teacher_cache or False,
+        scheduler=scheduler,
+        clip_norm=recipe.clip_norm,
+        metrics=data.metrics,
+        accelerator=config.accelerator,
+        precision=config.precision,
+        compile=config.compile,
+        progress=progress,
+    )
+
+
+def fit(
+    distiller: Distiller,
+    recipe: Recipe,
+    data: TaskData,
+    *,
+    seed: int,
+    with_held_out: bool = False,
+    checkpoint_every: int = 1,
+    out: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """Train by a recipe."""
+    data = data.on(distiller.device)
+    distiller.fit(
+        data.training_loader(recipe.batch_size, with_held_out=with_held_out),
+        data.ordered_loader(data.held_out, recipe.held_out_batch_size),
+        epochs=recipe.epochs,
+        seed=seed,
+        patience=recipe.patience,
+        checkpoint_every=checkpoint_every,
+        out=out,
+        resume=resume,
+    )
+
+
+def use_threads(config: RunConfig) -> None:
+    """Take the config's number of threads."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+
+def build_network(recipe: Recipe, inputs: InputSpec, num_classes: int, *, seed: int) -> nn.Module:
+    """A recipe's model before training."""
+    options = dict(recipe.model)
+    if "name" not in options:
+        raise InputError("a model needs a name: model.name")
+    for fixed in ("inputs", "num_classes"):
+        if fixed in options:
+            raise InputError(f"model.{fixed} follows from the data and cannot be set")
+    torch.manual_seed(seed)
+    return build_model(options.pop("name"), inputs=inputs, num_classes=num_classes, **options)

@@ -1,0 +1,189 @@
+"""One run from its config: data, teacher, student, results."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tgeokd.data import TaskData
+from tgeokd.training.distiller import Distiller, History
+from tgeokd.utils.errors import InputError
+from tgeokd.runs.build import build_distiller, build_student, fit, load_data, method_of, use_threads
+from tgeokd.runs.config import RunConfig
+from tgeokd.runs.teacher import both_metrics, check_teacher, load_teacher
+from tgeokd.data.loaders import subset
+from tgeokd.utils.memory import PeakMemory
+from tgeokd.core.metrics import Metrics, higher_is_better
+from tgeokd.utils.files import RunFolder
+
+__all__ = ["RunResult", "Score", "check", "run", "trial"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        metrics: the task's, of the student on the test set after the last epoch, and on the held-out set as ``val_...``.
+        seconds: of the student's training alone.
+        epochs: trained.
+        best_epoch: index from 0 of the epoch with the best held-out value of the task's primary metric.
+        peak_memory_mb: highest resident memory of the process during training, MiB; on CUDA the memory allocated there.
+    """
+
+    metrics: dict[str, float]
+    seconds: float
+    epochs: int
+    best_epoch: int
+    peak_memory_mb: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a trial of hyper-parameters came to: its value on held-out samples that it never saw, and its seconds."""
+
+    value: float
+    seconds: float
+
+
+def check(config: RunConfig, data: TaskData | None = None) -> None:
+    """Build what can be built without training, so that wrong settings fail before anything is written or trained."""
+    method = method_of(config)
+    data = data or load_data(config)
+    check_teacher(config, data)
+    top_k = config.teacher_cache.top_k if config.teacher_cache is not None else None
+    if top_k is not None and top_k >= data.num_classes:
+        raise InputError(f"teacher_cache.top_k must be below the {data.num_classes} classes, not {top_k}")
+    student = build_student(config, data)
+    build_distiller(student, torch.nn.Identity(), method, config, config.student, data, progress=False)
+
+
+def run(
+    config: RunConfig,
+    teacher_path: Path,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    progress: bool = False,
+) -> RunResult:
+    """Distil the student and evaluate it on the test set.
+
+    Args:
+        config: the run, as :func:`check` accepts it.
+        teacher_path: the teacher, as :func:`~tgeokd.runs.teacher.make_teacher` saved it.
+        out: folder for the run's files; None writes nothing.
+        resume: continue the run in ``out``.
+        progress: show a bar.
+    """
+    data = load_data(config)
+    distiller, seconds, memory = _train(config, data, teacher_path, out=out, resume=resume, progress=progress)
+    result = RunResult(
+        metrics=both_metrics(distiller.evaluate, data),
+        seconds=round(seconds, 3),
+        epochs=len(distiller.history),
+        best_epoch=best_epoch(distiller.history, data.metrics),
+        peak_memory_mb=round(memory, 1),
+    )
+    if out is not None:
+        _write_results(config, distiller, data, result, RunFolder(out, resume=True))
+    return result
+
+
+def trial(config: RunConfig, teacher_path: Path) -> Score:
+    """Train with one choice of hyper-parameters and judge it on half of the held-out set.
+
+    The training sees the other half alone (as outer samples, or among its training samples), so that the judgement is fair to
+    methods that learn from held-out samples. The test set is not looked at.
+    """
+    data = load_data(config)
+    seen, judged = halves(data, config.seed)
+    data = dataclasses.replace(data, held_out=seen)
+    distiller, seconds, _ = _train(config, data, teacher_path)
+    return Score(distiller.evaluate(data.ordered_loader(judged))[data.metrics.choose_by], round(seconds, 3))
+
+
+def halves(data: TaskData, seed: int) -> tuple[Any, Any]:
+    """The held-out set in two halves of about the same classes; of a class with one sample, the first half has it."""
+    target = torch.cat([batch[1] for batch in data.ordered_loader(data.held_out)]).numpy()
+    order = np.random.default_rng(seed).permutation(len(target))
+    by_class = [order[target[order] == c] for c in np.unique(target)]
+    first = np.concatenate([rows[: -(-len(rows) // 2)] for rows in by_class])
+    second = np.concatenate([rows[-(-len(rows) // 2) :] for rows in by_class])
+    if not len(second):
+        raise InputError(
+            f"a held-out set of {len(target)} samples is too small to choose hyper-parameters on half of it"
+        )
+    return subset(data.held_out, np.sort(first).tolist()), subset(data.held_out, np.sort(second).tolist())
+
+
+def best_epoch(history: History, metrics: Metrics) -> int:
+    """Index of the epoch with the best held-out value of the primary metric; the first of equals."""
+    values = history[f"val_{metrics.primary}"]
+    best = max(values) if higher_is_better(metrics.primary) else min(values)
+    return int(values.index(best))
+
+
+def _train(
+    config: RunConfig,
+    data: TaskData,
+    teacher_path: Path,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> tuple[Distiller, float, float]:
+    """The Distiller after training, the seconds it took and the peak of memory, MiB."""
+    use_threads(config)
+    method, teacher = method_of(config), load_teacher(config, data, teacher_path)
+    student = build_student(config, data)
+    distiller = build_distiller(student, teacher, method, config, config.student, data, progress=progress)
+    started = time.perf_counter()
+    with PeakMemory(distiller.device) as memory:
+        fit(
+            distiller,
+            config.student,
+            data,
+            seed=config.seed,
+            with_held_out=config.train_on == "train+val",
+            checkpoint_every=config.checkpoint_every,
+            out=out,
+            resume=resume,
+        )
+    # Of a resumed run, the epochs that an earlier process trained count too.
+    earlier = sum(record["seconds"] for record in distiller.history[: distiller.resumed_at])
+    seconds = earlier + time.perf_counter() - started
+    return distiller, seconds, memory.resident_mib if memory.cuda_mib is None else memory.cuda_mib
+
+
+def _write_results(
+    config: RunConfig, distiller: Distiller, data: TaskData, result: RunResult, folder: RunFolder
+) -> None:
+    content: dict[str, Any] = {
+        "task": config.task,
+        "method": config.method,
+        "options": config.options,
+        "train_on": config.train_on,
+        "seed": config.seed,
+        **dataclasses.asdict(result),
+        "class_names": list(data.class_names) or [str(c) for c in range(data.num_classes)],
+        "data": data.notes,
+    }
+    try:
+        ratios = distiller.fusion_ratios(data.ordered_loader(data.train))
+    except NotImplementedError:  # a method whose ratios are not a function of the sample's geometry
+        pass
+    else:
+        known = data.corrupted
+        folder.write_json(
+            "ratios.json",
+            {"alpha": [round(a, 4) for a in ratios.tolist()], "corrupted": None if known is None else known.tolist()},
+        )
+    if data.encoder is not None:
+        folder.write_json("encoder.json", data.encoder.to_dict(), compact=True)
+    folder.write_json("results.json", content)

@@ -1,0 +1,194 @@
+"""The teacher of a run: trained here, read from a checkpoint, or predictions that something else made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from tgeokd.data import TaskData
+from tgeokd.utils.errors import InputError, one_line
+from tgeokd.runs.build import (
+    build_distiller,
+    build_student,
+    build_teacher_network,
+    fit,
+    teacher_seed,
+    use_threads,
+)
+from tgeokd.runs.config import RunConfig
+from tgeokd.methods import build_method
+from tgeokd.models.weights import load_weights
+from tgeokd.utils.files import replace_file
+from tgeokd.teachers import CLASSIFIERS, StoredPredictions, TeacherCache, TeacherCacheOptions, fit_classifier
+from tgeokd.utils.typed import call_checked
+
+__all__ = ["both_metrics", "check_teacher", "is_network", "load_teacher", "make_teacher", "store_answers"]
+
+_ASKED_AT_ONCE = 256
+
+Kind = Literal["network", "weights", "classifier", "predictions"]
+
+
+def _kind(config: RunConfig) -> Kind:
+    recipe = config.teacher
+    if recipe.predictions is not None:
+        return "predictions"
+    if recipe.model.get("name") in CLASSIFIERS:
+        if recipe.weights is not None:
+            raise InputError(f"teacher.weights are a network's, and {recipe.model['name']} is none")
+        return "classifier"
+    return "weights" if recipe.weights is not None else "network"
+
+
+def is_network(config: RunConfig) -> bool:
+    """Whether the teacher is a network, which can be asked about any inputs."""
+    return _kind(config) in ("network", "weights")
+
+
+def check_teacher(config: RunConfig, data: TaskData) -> None:
+    """Build what can be built of the teacher without training, so that wrong settings fail early."""
+    kind = _kind(config)
+    if kind == "predictions":
+        _read_predictions(config, data)
+    elif kind == "classifier":
+        options = dict(config.teacher.model)
+        name = options.pop("name")
+        fixed = {"inputs": data.inputs, "num_classes": data.num_classes, "seed": 0}
+        call_checked(f"classifier {name!r}", CLASSIFIERS[name], options, **fixed)
+    else:
+        network = build_teacher_network(config, data)
+        build_distiller(network, None, build_method("ce"), config, config.teacher, data, progress=False)
+        if config.teacher.weights is not None:
+            load_weights(network, Path(config.teacher.weights))
+        elif config.teacher.epochs == 0:
+            _check_pretrained(network, config, data)
+
+
+def _check_pretrained(network: nn.Module, config: RunConfig, data: TaskData) -> None:
+    """Refuse to take a network as it is whose weights, or whose classifier's, would be random."""
+    if config.teacher.model.get("pretrained") is not True:
+        raise InputError(
+            "the teacher would stay untrained: give teacher.epochs, teacher.weights, or a pretrained teacher.model"
+        )
+    classes = getattr(network, "pretrained_cfg", {}).get("num_classes", 1000)  # torchvision's all have ImageNet's 1000
+    if classes != data.num_classes:
+        raise InputError(
+            f"the pretrained teacher knows {classes} classes and the task has {data.num_classes}, so its classifier would be "
+            "untrained: give teacher.epochs"
+        )
+
+
+def make_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: bool = False) -> dict[str, float]:
+    """Make the teacher and save it.
+
+    A network is trained on the training labels, its epoch chosen on the held-out set where the recipe has a patience.
+
+    Args:
+        config: the run.
+        data: its data.
+        path: ``.safetensors`` to write: a network's weights, otherwise the predictions for all samples.
+        progress: show a bar.
+
+    Returns:
+        Its metrics on the test set, and on the held-out set as ``val_...``; empty where a file of predictions does not hold
+        these samples.
+    """
+    use_threads(config)
+    kind = _kind(config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind in ("predictions", "classifier"):
+        if kind == "predictions":
+            stored = _read_predictions(config, data)
+        else:
+            options = dict(config.teacher.model)
+            classifier = fit_classifier(options.pop("name"), options, data, seed=teacher_seed(config))
+            loaders = (data.ordered_loader(part) for part in (data.train, data.held_out, data.test))
+            stored = StoredPredictions.from_teacher(classifier, *loaders)
+        stored.save(path)
+        return _stored_metrics(stored, data)
+    network = build_teacher_network(config, data)
+    distiller = build_distiller(network, None, build_method("ce"), config, config.teacher, data, progress=progress)
+    if config.teacher.weights is not None:
+        load_weights(network, Path(config.teacher.weights))
+    elif config.teacher.epochs > 0:
+        fit(distiller, config.teacher, data, seed=teacher_seed(config))
+    replace_file(path, lambda temporary: save_model(network, str(temporary)))
+    return both_metrics(distiller.evaluate, data)
+
+
+def load_teacher(config: RunConfig, data: TaskData, path: Path) -> nn.Module | StoredPredictions:
+    """The teacher that :func:`make_teacher` saved."""
+    if _kind(config) in ("predictions", "classifier"):
+        return StoredPredictions.from_file(path, num_classes=data.num_classes)
+    teacher = build_teacher_network(config, data)
+    try:
+        load_model(teacher, str(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"cannot load the teacher from {path}: {one_line(error)}") from error
+    return teacher
+
+
+def store_answers(config: RunConfig, data: TaskData, path: Path, folder: Path) -> dict[str, TeacherCache]:
+    """Ask a network once about all samples that a student of this run may train on, as its ``teacher_cache`` says.
+
+    Args:
+        config: the run.
+        data: its data.
+        path: the teacher, as :func:`make_teacher` saved it.
+        folder: for the answers: ``train`` has the training and the held-out samples as they are trained on, in all views,
+            ``held-out`` the held-out samples as a method sees them that learns from them.
+
+    Returns:
+        The two caches; none where the teacher is no network, whose predictions are stored already.
+    """
+    use_threads(config)
+    teacher = load_teacher(config, data, path)
+    if isinstance(teacher, StoredPredictions):
+        return {}
+    options = config.teacher_cache or TeacherCacheOptions()
+    config = dataclasses.replace(config, teacher_cache=options)
+    student = build_student(config, data)
+    distiller = build_distiller(student, teacher, build_method("kd"), config, config.student, data, progress=False)
+    train = data.training_loader(_ASKED_AT_ONCE, with_held_out=True)
+    held_out = data.ordered_loader(data.held_out, _ASKED_AT_ONCE)
+    distiller.store_teacher(train, held_out, folder=folder, epochs=config.student.epochs)
+    return {part: TeacherCache(folder / part) for part in ("train", "held-out")}
+
+
+def _read_predictions(config: RunConfig, data: TaskData) -> StoredPredictions:
+    assert config.teacher.predictions is not None
+    stored = StoredPredictions.from_file(Path(config.teacher.predictions), num_classes=data.num_classes)
+    for part in (data.train, data.held_out):
+        for batch in data.ordered_loader(part):
+            if len(batch) < 3:
+                raise InputError(
+                    f"task {config.task!r} gives its samples no ids, which teacher.predictions are found by"
+                )
+            stored.lookup(batch[2])
+    return stored
+
+
+def _stored_metrics(stored: StoredPredictions, data: TaskData) -> dict[str, float]:
+    def of(loader: Iterable[Any]) -> dict[str, float]:
+        batches = [(stored.lookup(ids), target) for _, target, ids in loader]
+        logits, target = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        return data.metrics(logits, target)
+
+    held_out = {f"val_{name}": value for name, value in of(data.ordered_loader(data.held_out)).items()}
+    try:
+        return of(data.ordered_loader(data.test)) | held_out
+    except InputError:  # training needs no predictions for test samples, so a file may well lack them
+        return held_out
+
+
+def both_metrics(evaluate: Callable[[Iterable[Any]], dict[str, float]], data: TaskData) -> dict[str, float]:
+    """Metrics on the test set, and on the held-out set as ``val_...``."""
+    held_out = evaluate(data.ordered_loader(data.held_out))
+    return evaluate(data.ordered_loader(data.test)) | {f"val_{name}": value for name, value in held_out.items()}

@@ -1,0 +1,1 @@
+"""Teacher predictions on disk."""

@@ -1,0 +1,1 @@
+"""Registry, validation, errors, files, memory: nothing here knows about distillation."""

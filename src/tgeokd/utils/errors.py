@@ -1,0 +1,65 @@
+"""The one exception for what a user can correct, and how the text of another library's error is put into its one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["InputError", "check_names", "first_line", "missing_package", "one_line", "unknown_name"]
+
+# Which extra of this package installs an optional library.
+EXTRAS = {
+    "torchvision": "vision",
+    "timm": "vision",
+    "transformers": "text",
+    "polars": "tabular",
+    "pyarrow": "tabular",
+    "imblearn": "tabular",
+    "lightgbm": "boosting",
+    "xgboost": "boosting",
+}
+
+
+class InputError(ValueError):
+    """Something given by the user is wrong. The message names what was given and what was expected, in one line."""
+
+
+def missing_package(what: str, error: ImportError) -> InputError:
+    """The error for an optional library that is not installed.
+
+    Args:
+        what: what needs it, the subject of the message.
+        error: as raised by the import.
+
+    Returns:
+        The error to raise. It names the extra to install, where the library belongs to one.
+    """
+    library = (error.name or "").partition(".")[0]
+    extra = EXTRAS.get(library)
+    return InputError(f"{what} needs {library or error}: pip install '{f'tgeokd[{extra}]' if extra else library}'")
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that does not exist: the nearest name, and all names."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return InputError(f"unknown {kind} {name!r}{hint} known: {', '.join(known) or 'none'}")
+
+
+def check_names(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise :class:`InputError` for the first name that does not exist."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise unknown_name(kind, name, known)
+
+
+def one_line(error: BaseException) -> str:
+    """The whole text of an error in one line; its type where it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; its type where it has no text."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

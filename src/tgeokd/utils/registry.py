@@ -1,0 +1,173 @@
+"""Named things that can be chosen in a config: methods, tasks, models, metrics, classifiers, analyses, estimators.
+
+An entry is one file: it registers itself with a decorator, and nothing else in the package knows its name. Names can be listed
+without importing the files that define them, so that the command line starts quickly and optional libraries are only needed
+for what is used. Another package adds entries through an entry point, or by calling :meth:`Registry.register`.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module, metadata, resources
+from importlib.resources.abc import Traversable
+from typing import Any, Generic, TypeVar
+
+from tgeokd.utils.errors import missing_package, unknown_name
+
+__all__ = ["Registry"]
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+_REGISTERED = re.compile(r'^@[A-Z_]+\.register\(\s*"([^"]+)"', re.MULTILINE)
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Entries by name.
+
+    Args:
+        kind: what the entries are called in messages, for example ``"method"``.
+        package: whose files register entries with ``@NAME.register("...")`` at the start of a line. They are imported when
+            one of their entries is first used.
+        group: entry points of this group of installed packages are entries too.
+        renamed: earlier names of entries and the names that replace them; used with a ``DeprecationWarning``.
+
+    Example:
+        >>> SHAPES: Registry[type] = Registry("shape")
+        >>> @SHAPES.register("square")
+        ... class Square:
+        ...     pass
+        >>> SHAPES["square"] is Square
+        True
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        package: str | None = None,
+        *,
+        group: str | None = None,
+        renamed: Mapping[str, str] | None = None,
+    ) -> None:
+        self.kind, self.package, self.group = kind, package, group
+        self.renamed = dict(renamed or {})
+        self._entries: dict[str, T] = {}
+        self._known: dict[str, str | metadata.EntryPoint] | None = None
+
+    def register(self, name: str) -> Callable[[U], U]:
+        """A decorator that adds a class or a function under a name.
+
+        Raises:
+            ValueError: from the decorator, where the name stands for something else already.
+        """
+
+        def add(entry: U) -> U:
+            existing: Any = self._entries.get(name, entry)
+            if existing is not entry and _place(existing) != _place(entry):
+                raise ValueError(f"{self.kind} {name!r} is registered already, as {existing!r}")
+            self._entries[name] = entry  # type: ignore[assignment]
+            return entry
+
+        return add
+
+    def __getitem__(self, name: str) -> T:
+        """The entry of a name.
+
+        Raises:
+            InputError: for a name that does not exist, with the nearest one; and where an optional library of the entry is
+                not installed, with the extra to install.
+        """
+        name = self.current_name(name)
+        if name not in self._entries:
+            source = self._sources().get(name)
+            if source is None:
+                raise unknown_name(self.kind, name, self)
+            found: Any
+            try:
+                found = import_module(source) if isinstance(source, str) else source.load()
+            except ModuleNotFoundError as error:
+                if (error.name or "").startswith("tgeokd"):
+                    raise
+                raise missing_package(f"{self.kind} {name!r}", error) from error
+            if not isinstance(source, str):
+                self._entries.setdefault(name, found)
+        return self._entries[name]
+
+    def current_name(self, name: str) -> str:
+        """The name itself, or the one that replaced it."""
+        new = self.renamed.get(name)
+        if new is None:
+            return name
+        warnings.warn(f"{self.kind} {name!r} is now called {new!r}", DeprecationWarning, stacklevel=3)
+        return new
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or name in self._sources() or name in self.renamed
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted({*self._sources(), *self._entries}))
+
+    def __len__(self) -> int:
+        return len({*self._sources(), *self._entries})
+
+    def _sources(self) -> Mapping[str, str | metadata.EntryPoint]:
+        if self._known is None:
+            self._known = {}
+            if self.group is not None:
+                self._known |= {point.name: point for point in metadata.entry_points(group=self.group)}
+            if self.package is not None:  # the package's own entries win
+                self._known |= dict(_registered_in(resources.files(self.package), self.package))
+        return self._known
+
+
+def _registered_in(folder: Traversable, package: str) -> Iterator[tuple[str, str]]:
+    """Name and module of the entries that the files of a package register, read from their text."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if path.is_dir() and path.joinpath("__init__.py").is_file():
+            yield from _registered_in(path, f"{package}.{path.name}")
+        elif path.name.endswith(".py"):
+            module = package if path.name == "__init__.py" else f"{package}.{path.name.removesuffix('.py')}"
+            yield from ((name, module) for name in _REGISTERED.findall(path.read_text(encoding="utf-8")))
+
+
+def _place(entry: Any) -> tuple[Any, Any]:
+    """Where an entry is defined: a module that is imported twice registers its entries twice."""
+    return getattr(entry, "__module__", None), getattr(entry, "__qualname__", id(entry))
+
+
+# ---- left-overs of earlier registries, to be removed
+
+
+class Lazy(Mapping[str, T]):
+    """Entries imported when first used."""
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        self._places = dict(places)
+
+    def __getitem__(self, name: str) -> T:
+        module, _, attribute = self._places[name].partition(":")
+        try:
+            entry: T = getattr(import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("tgeokd"):
+                raise
+            raise missing_package(repr(name), error) from error
+        return entry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """The entry of a table, or the nearest-name error."""
+    if name not in table:
+        raise unknown_name(kind, name, table)
+    return table[name]

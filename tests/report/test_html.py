@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+import shutil
+from io import BytesIO
+
+import pytest
+import yaml
+from PIL import Image
+from quick import InlinePool, short
+
+from tgeokd.report.html import build_report
+from tgeokd.runs.build import load_data
+from tgeokd.runs.compare import compare
+from tgeokd.runs.plan import Setting, parse_entry
+from tgeokd.runs.single import run
+from tgeokd.runs.teacher import make_teacher
+from tgeokd.utils.errors import InputError
+
+ROWS = ["ce", "kd:alpha=0.5", "rw", "tgeo", "tgeo:outer=holdout", "ce@train+val"]
+LABELS = ["ce", "kd (alpha=0.5)", "rw", "tgeo", "tgeo (outer=holdout)", "ce (train+val)"]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    out = tmp_path_factory.mktemp("report") / "comparison"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tgeokd.runs.executors.ProcessPoolExecutor", InlinePool)
+        settings = [Setting("clean", {"noise": 0.0}), Setting("noise 30 %", {"noise": 0.3})]
+        compare(short(), [parse_entry(row) for row in ROWS], [0, 1], out, settings=settings)
+    return out
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    out = tmp_path_factory.mktemp("report") / "run"
+    config = short("data.noise=0.3")
+    make_teacher(config, load_data(config), out / "teacher.safetensors")
+    run(config, out / "teacher.safetensors", out)
+    (out / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    return out
+
+
+def images(page: str) -> dict[str, Image.Image]:
+    """The pictures in the page by their alternative text."""
+    found = re.findall(r'<img alt="([^"]*)" src="data:image/png;base64,([^"]*)">', page)
+    assert len(found) == page.count("<img")
+    return {name: Image.open(BytesIO(base64.b64decode(data))) for name, data in found}
+
+
+def cells(page: str) -> list[list[str]]:
+    """All rows of all tables."""
+    return [
+        [html.unescape(cell) for cell in re.findall(r"<t[dh]>(.*?)</t[dh]>", row, re.S)]
+        for row in re.findall(r"<tr>(.*?)</tr>", page, re.S)
+    ]
+
+
+def assert_is_self_contained(page: str):
+    assert not re.search(r"<(script|link|iframe|object)", page)
+    assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?(?!data:)[a-z/.]""", page)
+    assert not re.search(r"https?://", page)
+    assert "@import" not in page
+
+
+def test_the_report_of_a_comparison_names_every_row_and_holds_every_figure(compared):
+    path = build_report(compared)
+    assert path == compared / "report.html"
+    page = path.read_text()
+    assert_is_self_contained(page)
+    tgeo = ["tgeo", "tgeo (outer=holdout)"]
+    paired = [f"{reference} - {other}" for reference in tgeo for other in LABELS if other != reference]
+    assert [row[0] for row in cells(page)] == 2 * ["method", *LABELS, "", *paired]
+    pictures = images(page)
+    assert set(pictures) == {figure.name for figure in (compared / "figures").iterdir()}
+    assert sorted(pictures) == sorted(
+        [
+            "accuracy-clean.png",
+            "accuracy-noise-30.png",
+            *(
+                f"alpha-by-group-{setting}-{row}.png"
+                for setting in ("clean", "noise-30")
+                for row in ("tgeo", "tgeo-outer=holdout")
+            ),
+            "alpha-by-label-noise-30-tgeo.png",
+            "alpha-by-label-noise-30-tgeo-outer=holdout.png",
+        ]
+    )
+    for name, picture in pictures.items():
+        assert picture.width >= 600, name
+        with Image.open(compared / "figures" / name) as on_disk:
+            assert picture.tobytes() == on_disk.tobytes()
+
+
+def test_the_tables_of_a_comparison_are_its_results(compared):
+    summary = json.loads((compared / "results.json").read_text())["summary"]
+    rows = [row for row in cells(build_report(compared).read_text()) if row[0] in LABELS]
+    for shown, row in zip(rows, summary, strict=True):
+        assert shown[0] == row["method"]
+        assert shown[1] == f"{100 * row['accuracy_mean']:.2f} ± {100 * row['accuracy_std']:.2f}"
+        assert shown[2] == f"{row['nll_mean']:.4f} ± {row['nll_std']:.4f}"
+
+
+def test_the_paired_differences_of_a_comparison_are_its_results(compared):
+    paired = json.loads((compared / "results.json").read_text())["paired"]
+    rows = [row for row in cells(build_report(compared).read_text()) if " - " in row[0]]
+    assert len(rows) == len(paired) == 2 * 2 * 5
+    for shown, pair in zip(rows, paired, strict=True):
+        assert shown[0] == f"{pair['reference']} - {pair['method']}"
+        assert shown[1] == f"{100 * pair['gain']:.2f}"
+
+
+def test_the_report_of_a_comparison_holds_its_settings(compared):
+    page = build_report(compared).read_text()
+    assert html.escape("name: noise 30 %") in page
+    assert "outer: holdout" in page
+
+
+def test_the_report_of_a_run(ran):
+    page = build_report(ran).read_text()
+    assert_is_self_contained(page)
+    results = json.loads((ran / "results.json").read_text())
+    rows = dict(row for row in cells(page) if len(row) == 2)
+    for name, value in results["metrics"].items():
+        assert rows[name] == f"{value:.4f}"
+    assert rows["epochs"] == "2"
+    assert set(images(page)) == {"alpha-by-group.png", "alpha-by-label.png"}
+    assert "digits: tgeo" in page
+    assert "noise: 0.3" in page  # config.yaml
+
+
+def test_a_report_can_be_built_again(ran, tmp_path):
+    shutil.copytree(ran, tmp_path / "run")
+    first = build_report(tmp_path / "run").read_text()
+    (tmp_path / "run" / "report.html").unlink()
+    shutil.rmtree(tmp_path / "run" / "figures")
+    assert build_report(tmp_path / "run").read_text() == first
+
+
+def test_a_run_without_ratios_has_no_figures(tmp_path):
+    config = short("method=ce")
+    make_teacher(config, load_data(config), tmp_path / "teacher.safetensors")
+    run(config, tmp_path / "teacher.safetensors", tmp_path / "out")
+    page = build_report(tmp_path / "out").read_text()
+    assert images(page) == {}
+    assert "digits: ce" in page
+
+
+def test_names_are_text_not_markup(ran, tmp_path):
+    shutil.copytree(ran, tmp_path / "run")
+    path = tmp_path / "run" / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"method": "<script>alert(1)</script>"}))
+    page = build_report(tmp_path / "run").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+# ---- wrong folders
+
+
+def test_an_empty_folder_has_no_report(tmp_path):
+    with pytest.raises(InputError, match=r"holds no finished run or comparison: results\.json cannot be read$"):
+        build_report(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_folder_has_no_report_and_is_not_made(tmp_path):
+    with pytest.raises(InputError, match="nowhere holds no finished run or comparison"):
+        build_report(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_file_is_no_folder_of_a_run(tmp_path):
+    (tmp_path / "file").write_text("{}")
+    with pytest.raises(InputError, match="file holds no finished run or comparison"):
+        build_report(tmp_path / "file")
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"task": "digits",'])
+def test_broken_results_are_refused_in_one_line(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(InputError, match=r"results\.json is not JSON: ") as caught:
+        build_report(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[]", b"3", b"{}", b'{"task": "digits"}', b'{"task": "digits", "runs": []}', b"\xff\xfe"],
+)
+def test_results_that_are_no_results_are_refused(tmp_path, content):
+    (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"results\.json"):
+        build_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics.jsonl",
+        "ratios.json",
+    ],
+)
+def test_a_broken_file_beside_the_results_is_named(ran, tmp_path, name):
+    shutil.copytree(ran, tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(InputError, match=re.escape(name)):
+        build_report(tmp_path / "run")

@@ -1,0 +1,119 @@
+"""Every shipped preset: a few steps of its own models, optimizers and options on small pieces of real data."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from realdata import data_dir
+
+from tgeokd.data import TASKS
+from tgeokd.runs.build import load_data
+from tgeokd.runs.config import override, preset, presets
+from tgeokd.runs.single import check, run
+from tgeokd.runs.teacher import make_teacher
+
+ALL = [(task, name) for task in TASKS for name in presets(task)]
+# Everything else stays as the preset has it.
+SHORT = ["teacher.epochs=1", "teacher.patience=null", "student.epochs=1", "student.patience=null", "checkpoint_every=1"]
+SMALL = {
+    "digits": ["data.train=64", "data.held_out=32"],
+    "cifar10": ["data.checksum=any", "data.train=20", "data.held_out=20", "data.test=20"],
+    "cifar100": ["data.checksum=any", "data.train=100", "data.held_out=100", "data.test=100"],
+    "imagenet": ["data.held_out=6", "data.workers=0"],
+    "hil": ["data.file=small.parquet"],
+    "nsl_kdd": ["data.train=null"],
+    "criteo": ["data.generated=4000"],
+    "tabular": ["data.file=small.csv", "data.label=income"],
+    "adult": ["data.train=64"],
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """A data folder with small pieces of the real data, each in the layout its task reads."""
+    real, folder = data_dir(), tmp_path_factory.mktemp("data")
+    pl = pytest.importorskip("polars")
+
+    def pieces(path: str, label: str, most: int):
+        return pl.read_parquet(real / path).group_by(label, maintain_order=True).head(most)
+
+    for name in ("hil", "nsl-kdd", "adult"):
+        (folder / name).mkdir()
+    pieces("hil/hil_triple_data3_15feat.parquet", "marker", 16).write_parquet(folder / "hil" / "small.parquet")
+    for target, source in (("train", "train_20percent"), ("train_20percent", "train_20percent"), ("test", "test")):
+        pieces(f"nsl-kdd/{source}.parquet", "attack", 6).write_parquet(folder / "nsl-kdd" / f"{target}.parquet")
+    adult = pieces("adult/adult.parquet", "income-per-year", 100)
+    adult.write_parquet(folder / "adult" / "adult.parquet")
+    adult.rename({"income-per-year": "income"}).write_csv(folder / "small.csv")
+    archive = Path("cifar-100-python") / "cifar-100-python.tar.gz"
+    (folder / archive.parent).mkdir()
+    (folder / archive).symlink_to(real / archive)
+    _write_images(real / archive, folder)
+    return folder
+
+
+def _write_images(archive: Path, folder: Path) -> None:
+    """From some real images: a folder of PNG files by class, and an archive in the layout of CIFAR-10."""
+    image = pytest.importorskip("PIL.Image")
+    with tarfile.open(archive) as tar:
+        member = tar.extractfile("cifar-100-python/test")
+        assert member is not None
+        content = pickle.load(member, encoding="latin1")
+    labels = np.array(content["fine_labels"])
+    first = [np.flatnonzero(labels == c)[:12] for c in range(10)]
+    pixels = content["data"].reshape(-1, 3, 32, 32)
+    for split, part in (("train", slice(0, 4)), ("val", slice(4, 6))):
+        for c in range(6):
+            (folder / split / f"class{c}").mkdir(parents=True)
+            for row in first[c][part]:
+                image.fromarray(pixels[row].transpose(1, 2, 0)).save(folder / split / f"class{c}" / f"{row}.png")
+    ten = folder / "cifar-10-batches-py"
+    ten.mkdir()
+    for k, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        rows = np.concatenate([each[2 * k : 2 * k + 2] for each in first])
+        batch = {"data": content["data"][rows], "labels": labels[rows].tolist(), "filenames": [str(r) for r in rows]}
+        (ten / name).write_bytes(pickle.dumps(batch))
+    (ten / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class{c}" for c in range(10)]}))
+
+
+@pytest.mark.parametrize(("task", "name"), ALL)
+def test_a_few_steps_of_the_preset(task, name, small, tmp_path, monkeypatch):
+    if task in ("imagenet", "cifar10", "cifar100"):
+        pytest.importorskip("torchvision")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    settings = [*SHORT, *SMALL[task]]
+    config = preset(task, name)
+    if config.teacher.model.get("pretrained"):
+        settings.append("teacher.model.pretrained=false")  # the weights would have to be downloaded
+    if task == "imagenet" and "classes" in config.data:
+        settings.append("data.classes=6")
+    config = override(config, [*settings, f"data_dir={small}", "accelerator=cpu", "seed=1"])
+    data = load_data(config)
+    size = max(8, math.ceil(len(data.train) / 2))  # two steps an epoch
+    batches = [f"{role}.batch_size={size}" for role in ("teacher", "student")]
+    config = override(config, [*batches, f"student.held_out_batch_size={size}"])
+    check(config, data)
+    make_teacher(config, data, tmp_path / "teacher.safetensors")
+    result = run(config, tmp_path / "teacher.safetensors", tmp_path / "run")
+    assert result.epochs == 1
+    assert data.metrics.primary in result.metrics
+    assert all(math.isfinite(value) for value in result.metrics.values())
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "digits"])
+def test_every_task_has_a_recipe_for_two_cores_and_one_for_a_gpu(task):
+    assert {"lite", "paper"} <= set(presets(task))
+
+
+@pytest.mark.parametrize(("task", "name"), ALL)
+def test_a_preset_says_what_it_is(task, name):
+    from importlib import resources
+
+    text = resources.files("tgeokd.runs.presets").joinpath(task, f"{name}.yaml").read_text()
+    assert text.startswith("# ")
+    assert preset(task, name).task == task

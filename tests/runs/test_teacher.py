@@ -1,0 +1,262 @@
+"""Every kind of teacher through the same door: made, saved, loaded, distilled from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from quick import short
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import accuracy_score, log_loss
+
+from tgeokd.utils.errors import InputError
+from tgeokd.runs.build import build_teacher_network, load_data, teacher_seed
+from tgeokd.runs.single import check, run
+from tgeokd.runs.teacher import load_teacher, make_teacher
+from tgeokd.data.loaders import ArrayDataset
+from tgeokd.teachers import StoredPredictions
+
+FOREST = "teacher.model={name: hist_gradient_boosting, max_iter: 3}"
+MANY = 1797
+
+
+def digits_probs(seed=0, classes=10):
+    """Probabilities for all digits by their row, of nobody in particular."""
+    probs = np.random.default_rng(seed).dirichlet(np.ones(classes), MANY)
+    return np.arange(MANY)[::-1].copy(), probs
+
+
+@pytest.fixture
+def predictions(tmp_path):
+    ids, probs = digits_probs()
+    path = tmp_path / "predictions.npz"
+    np.savez(path, ids=ids, probs=probs)
+    return path
+
+
+def given(path):
+    """A config, and its teacher as make_teacher leaves it."""
+    return short("method=kd", f"teacher={{predictions: {path}}}")
+
+
+def scores(probs, split):
+    return {
+        "accuracy": accuracy_score(split.target, probs.argmax(axis=1)),
+        "nll": log_loss(split.target, probs, labels=range(10)),
+    }
+
+
+def expected_metrics(probs_of, data):
+    """Metrics on both sets, from the probabilities of each split."""
+    held_out = scores(probs_of(data.held_out), data.held_out)
+    return scores(probs_of(data.test), data.test) | {f"val_{name}": value for name, value in held_out.items()}
+
+
+def network_probs(network):
+    def of(split):
+        with torch.no_grad():
+            return network.eval()(split.inputs).double().softmax(dim=1).numpy()
+
+    return of
+
+
+# ---- networks
+
+
+def test_a_teacher_of_no_epochs_is_the_network_as_it_is_built(tmp_path):
+    config = short("teacher.epochs=0", "seed=3")
+    data = load_data(config)
+    metrics = make_teacher(config, data, tmp_path / "teacher.safetensors")
+    built = build_teacher_network(config, data)
+    assert metrics == pytest.approx(expected_metrics(network_probs(built), data), rel=1e-5)
+    loaded = load_teacher(config, data, tmp_path / "teacher.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(built.parameters(), loaded.parameters(), strict=True))
+    assert teacher_seed(config) != config.seed
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "checkpoint", "state dict"])
+def test_a_teacher_from_a_file_of_weights_has_these_and_is_not_trained(tmp_path, kind):
+    config = short("seed=3")  # its recipe has epochs, which are for training one
+    data = load_data(config)
+    theirs = build_teacher_network(dataclasses.replace(config, seed=77), data)
+    if kind == "safetensors":
+        path = tmp_path / "theirs.safetensors"
+        save_file(theirs.state_dict(), path)
+    else:
+        path = tmp_path / "theirs.pth"
+        torch.save({"model": theirs.state_dict()} if kind == "checkpoint" else theirs.state_dict(), path)
+    config = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, weights=str(path)))
+    check(config, data)
+    metrics = make_teacher(config, data, tmp_path / "teacher.safetensors")
+    assert metrics == pytest.approx(expected_metrics(network_probs(theirs), data), rel=1e-5)
+    path.unlink()  # the run needs its own copy alone
+    loaded = load_teacher(config, data, tmp_path / "teacher.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), loaded.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"no file of weights at .*theirs\.pth"),
+        ({"model": {"1.weight": torch.zeros(2, 2)}}, "theirs.pth"),
+        ({"epoch": 3}, "theirs.pth"),
+    ],
+    ids=["missing", "another shape", "no weights"],
+)
+def test_a_wrong_file_of_weights_is_refused_before_anything_is_trained(tmp_path, content, message):
+    path = tmp_path / "theirs.pth"
+    if content is not None:
+        torch.save(content, path)
+    with pytest.raises(InputError, match=message) as caught:
+        check(short(f"teacher.weights={path}"))
+    assert "\n" not in str(caught.value)
+
+
+# ---- classifiers
+
+
+def test_a_classifier_as_teacher_is_scikit_learn_s(tmp_path):
+    config = short(
+        "teacher.model={name: random_forest, n_estimators: 12, min_samples_leaf: 2}", "data.noise=0.2", "method=kd"
+    )
+    data = load_data(config)
+    check(config, data)
+    metrics = make_teacher(config, data, tmp_path / "teacher.safetensors")
+    forest = RandomForestClassifier(12, min_samples_leaf=2, random_state=teacher_seed(config))
+    forest.fit(data.train.inputs.numpy(), data.train.target.numpy())
+    stored = load_teacher(config, data, tmp_path / "teacher.safetensors")
+    for part in (data.train, data.held_out, data.test):
+        probs = forest.predict_proba(part.inputs.numpy())
+        found = stored.lookup(part.ids).double().softmax(dim=1).numpy()
+        np.testing.assert_allclose(found, probs, atol=1e-6)
+    right = scores(forest.predict_proba(data.test.inputs.numpy()), data.test)
+    assert metrics["accuracy"] == pytest.approx(right["accuracy"])
+    assert {"val_accuracy", "val_nll", "nll"} <= set(metrics)
+
+
+@pytest.mark.parametrize("options", [["method=kd"], ["method=tgeo", "options.outer=union"]])
+def test_a_student_learns_from_a_classifier(tmp_path, options):
+    config = short(FOREST, *options, "student.epochs=6")
+    path = tmp_path / "teacher.safetensors"
+    make_teacher(config, load_data(config), path)
+    result = run(config, path, tmp_path / "run")
+    assert result.metrics["accuracy"] > 0.5
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["metrics"] == result.metrics
+
+
+def test_the_seed_of_a_run_decides_its_classifier(tmp_path):
+    settings = "teacher.model={name: random_forest, n_estimators: 3}"
+    data = load_data(short())  # one split, so that the classifier's own seed is all that differs
+    found = []
+    for seed in (0, 0, 1):
+        path = tmp_path / f"{len(found)}.safetensors"
+        make_teacher(short(settings, f"seed={seed}"), data, path)
+        found.append(load_file(path)["logits"])
+    assert np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["teacher.model={name: random_forest, n_estimator: 3}"],
+            r"'random_forest' 'n_estimator'; did you mean 'n_estimators'",
+        ),
+        (
+            ["teacher.model={name: random_forest}", "teacher.weights=x.pth"],
+            "teacher.weights are a network's, and random_forest is none",
+        ),
+        (["teacher.model={name: random_forrest}"], "unknown model 'random_forrest'"),
+    ],
+)
+def test_wrong_classifiers_are_refused_before_anything_is_fitted(settings, message):
+    with pytest.raises(InputError, match=message):
+        check(short(*settings))
+
+
+# ---- files of predictions
+
+
+def test_predictions_as_teacher_are_those_of_the_file(tmp_path, predictions):
+    config = given(predictions)
+    data = load_data(config)
+    check(config, data)
+    metrics = make_teacher(config, data, tmp_path / "teacher.safetensors")
+    ids, probs = digits_probs()
+    by_id = probs[np.argsort(ids)]
+    assert metrics == pytest.approx(expected_metrics(lambda split: by_id[split.ids], data), rel=1e-5)
+    predictions.unlink()
+    stored = load_teacher(config, data, tmp_path / "teacher.safetensors")
+    assert isinstance(stored, StoredPredictions)
+    found = stored.lookup(data.train.ids).double().softmax(dim=1).numpy()
+    np.testing.assert_allclose(found, by_id[data.train.ids], atol=1e-6)
+
+
+def test_predictions_of_a_network_train_as_the_network_does(tmp_path):
+    live = short("method=tgeo", "teacher.epochs=1")
+    data = load_data(live)
+    make_teacher(live, data, tmp_path / "live.safetensors")
+    teacher = load_teacher(live, data, tmp_path / "live.safetensors")
+    loaders = [data.ordered_loader(part) for part in (data.train, data.held_out, data.test)]
+    StoredPredictions.from_teacher(teacher, *loaders).save(tmp_path / "theirs.npz")
+    kept = dataclasses.replace(live, teacher=given(tmp_path / "theirs.npz").teacher)
+    make_teacher(kept, data, tmp_path / "kept.safetensors")
+    a, b = run(live, tmp_path / "live.safetensors"), run(kept, tmp_path / "kept.safetensors")
+    assert b.metrics == pytest.approx(a.metrics, abs=2e-3)  # the batches differ, and with them the rounding
+
+
+def test_predictions_without_the_test_samples_are_enough_to_train(tmp_path):
+    ids, probs = digits_probs()
+    config = given(tmp_path / "some.npz")
+    data = load_data(config)
+    needed = np.isin(ids, np.concatenate([data.train.ids, data.held_out.ids]))
+    np.savez(tmp_path / "some.npz", ids=ids[needed], probs=probs[needed])
+    check(config, data)
+    metrics = make_teacher(config, data, tmp_path / "teacher.safetensors")
+    assert set(metrics) == {"val_accuracy", "val_nll"}
+    assert run(config, tmp_path / "teacher.safetensors").epochs == 2
+
+
+@pytest.mark.parametrize("part", ["train", "held_out"])
+def test_predictions_that_lack_a_sample_of_training_are_refused(tmp_path, part):
+    ids, probs = digits_probs()
+    config = given(tmp_path / "some.npz")
+    lost = int(getattr(load_data(config), part).ids[5])
+    np.savez(tmp_path / "some.npz", ids=ids[ids != lost], probs=probs[ids != lost])
+    for refuse in (check, lambda config: make_teacher(config, load_data(config), tmp_path / "out.safetensors")):
+        with pytest.raises(InputError, match=f"hold no sample {lost} "):
+            refuse(config)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_predictions_of_another_number_of_classes_are_refused(tmp_path):
+    ids, probs = digits_probs(classes=7)
+    np.savez(tmp_path / "wrong.npz", ids=ids, probs=probs)
+    with pytest.raises(InputError, match=r"wrong\.npz: holds predictions for 7 classes, but the task has 10"):
+        check(given(tmp_path / "wrong.npz"))
+
+
+def test_a_missing_file_of_predictions_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.npz") as caught:
+        check(given(tmp_path / "nowhere.npz"))
+    assert "\n" not in str(caught.value)
+
+
+def test_predictions_need_a_task_with_ids(tmp_path, predictions):
+    config = given(predictions)
+    data = load_data(config)
+    nameless = dataclasses.replace(data, train=ArrayDataset(data.train.inputs, data.train.target))
+    with pytest.raises(InputError, match="task 'digits' gives its samples no ids"):
+        check(config, nameless)
+
+
+def test_a_model_and_predictions_together_are_refused(predictions):
+    for extra in ("model: {name: mlp}", "weights: x.pth"):
+        with pytest.raises(InputError, match=r"teacher\.predictions stand in for a model"):
+            short(f"teacher={{predictions: {predictions}, {extra}}}")

@@ -1,0 +1,76 @@
+"""The page of results is what the files in results/ say, and every command on it is one that runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from quick import SHORT, InlinePool
+
+from tgeokd.runs.compare import compare
+from tgeokd.runs.config import RunConfig, override, preset
+from tgeokd.runs.plan import parse_entry
+from tgeokd.utils.typed import from_mapping
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "results").glob("*.json"))
+spec = importlib.util.spec_from_file_location("results_tool", ROOT / "tools" / "results.py")
+assert spec is not None
+assert spec.loader is not None
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+def test_the_page_is_up_to_date():
+    assert (ROOT / "docs" / "results.md").read_text() == tool.page(), "run `make results`"
+
+
+def test_there_are_results():
+    assert FILES
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_file_of_results_is_complete_and_names_no_place(file):
+    content = json.loads(file.read_text())
+    seeds = content["description"]["seeds"]
+    by_row: dict[str, list[int]] = {}
+    for run in content["runs"]:
+        by_row.setdefault(run["method"], []).append(run["seed"])
+    assert all(sorted(found) == seeds for found in by_row.values())
+    controls = {row.split(" ")[0] for row in by_row if row.endswith("train+val)")}
+    assert {"ce", "kd"} <= controls
+    assert content["description"]["config"]["data_dir"] is None
+    assert "/" not in content["command"].replace("DATA", "")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_command_asks_for_what_was_run(file):
+    description = json.loads(file.read_text())["description"]
+    words = shlex.split(tool.command_of(description))
+    settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    config = override(preset(words[2], words[words.index("--preset") + 1]), settings)
+    assert config == from_mapping(
+        RunConfig, description["config"]
+    )  # a setting that is newer than the file has its default
+    rows = words[words.index("--methods") + 1].split(",")
+    assert [parse_entry(row).label for row in rows] == [tool.Entry(**entry).label for entry in description["entries"]]
+
+
+def test_a_comparison_is_filed_with_its_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "RESULTS", tmp_path / "results")
+    config = override(preset("digits"), [*SHORT, "data.noise=0.3", "data.train=100"])
+    monkeypatch.setattr("tgeokd.runs.executors.ProcessPoolExecutor", InlinePool)
+    compare(config, [parse_entry("kd"), parse_entry("tgeo:outer=union")], [0, 1], tmp_path / "out", jobs=1)
+    tool.add(tmp_path / "out", "digits")
+    content = json.loads((tmp_path / "results" / "digits.json").read_text())
+    words = shlex.split(content["command"])
+    assert words[:3] == ["tgeokd", "compare", "digits"]
+    assert words[words.index("--methods") + 1] == "kd,tgeo:outer=union"
+    assert {"data.noise=0.3", "data.train=100", "student.epochs=2"} <= set(words)
+    (tmp_path / "results" / "digits.md").write_text("Because.\n")
+    page = tool.page()
+    assert "tgeo (outer=union)" in page
+    assert page.rstrip().endswith("Because.")

@@ -1,0 +1,201 @@
+"""Run folders: what they refuse, and that no file is ever half written."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import nn
+
+from tgeokd.utils.errors import InputError
+from tgeokd.utils.files import RunFolder, replace_file, slug
+
+
+def names(path):
+    return sorted(p.name for p in path.iterdir())
+
+
+# ---- opening
+
+
+def test_a_new_folder_is_made_with_its_parents_and_left_empty(tmp_path):
+    folder = RunFolder(tmp_path / "a" / "b")
+    assert folder.path.is_dir()
+    assert names(folder.path) == []
+
+
+def test_a_folder_with_other_things_is_taken(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    RunFolder(str(tmp_path))
+    assert names(tmp_path) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("mark", ["metrics.jsonl", "results.json", "student.safetensors", "last.ckpt"])
+def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path, mark):
+    (tmp_path / mark).write_text("precious")
+    with pytest.raises(InputError, match=rf"already holds a run \({mark}\); choose another folder, or resume it"):
+        RunFolder(tmp_path)
+    assert names(tmp_path) == [mark]
+    assert (tmp_path / mark).read_text() == "precious"
+
+
+@pytest.mark.parametrize("present", [[], ["metrics.jsonl"], ["last.ckpt"]])
+def test_resuming_without_a_checkpoint_is_refused(tmp_path, present):
+    for name in present:
+        (tmp_path / name).mkdir() if name == "last.ckpt" else (tmp_path / name).touch()
+    with pytest.raises(InputError, match="holds no checkpoint to resume from"):
+        RunFolder(tmp_path, resume=True)
+    with pytest.raises(InputError, match="holds no checkpoint to resume from"):
+        RunFolder(tmp_path / "absent", resume=True)
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_folder_with_a_checkpoint_can_be_resumed(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.append_line("metrics.jsonl", {"epoch": 0})
+    folder.write_checkpoint({"epoch": 1})
+    assert RunFolder(tmp_path, resume=True).read_checkpoint() == {"epoch": 1}
+
+
+def test_what_writes_no_checkpoints_can_be_resumed_without(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    RunFolder(tmp_path, resume=True, checkpoint_needed=False)
+    assert names(tmp_path) == ["results.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("kd (alpha=0.5)", "kd-alpha=0.5"), ("CE (train+val)", "CE-train+val"), ("tgeo", "tgeo"), (" a/b  c ", "a-b-c")],
+)
+def test_folder_names_of_settings(text, name):
+    assert slug(text) == name
+
+
+def test_a_path_that_cannot_be_a_folder_is_refused(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    for path in (file, file / "below", file / "far" / "below", "/proc/nope", "/dev/null/x"):
+        with pytest.raises(InputError, match=rf"cannot write to the folder {path}: \w"):
+            RunFolder(path)
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_the_right_to_write_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(InputError, match="cannot write to the folder"):
+            RunFolder(tmp_path)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+# ---- writing
+
+
+def test_files_round_trip(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_json("results.json", {"a": [1, 2.5, None]})
+    folder.write_yaml("config.yaml", {"b": {"x": 1}, "a": [1, 2]})
+    folder.write_lines("metrics.jsonl", [{"epoch": 0}, {"epoch": 1}])
+    folder.append_line("metrics.jsonl", {"epoch": 2})
+    assert json.loads((tmp_path / "results.json").read_text()) == {"a": [1, 2.5, None]}
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == {"b": {"x": 1}, "a": [1, 2]}
+    assert (tmp_path / "config.yaml").read_text().startswith("b:")  # in the order given
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"epoch": 0}, {"epoch": 1}, {"epoch": 2}]
+    assert names(tmp_path) == ["config.yaml", "metrics.jsonl", "results.json"]
+
+
+def test_weights_round_trip_also_where_they_are_tied(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    model[2].weight = model[0].weight
+    RunFolder(tmp_path).write_weights(model)
+    held = load_file(tmp_path / "student.safetensors")
+    state = model.state_dict()
+    assert set(state) - set(held) <= {"0.weight", "2.weight"}
+    assert len({"0.weight", "2.weight"} & set(held)) == 1  # stored once
+    for name, value in held.items():
+        assert torch.equal(value, state[name])
+
+
+def test_checkpoints_replace_each_other(tmp_path):
+    folder = RunFolder(tmp_path)
+    for epoch in range(3):
+        folder.write_checkpoint({"epoch": epoch, "weights": {"w": torch.full((2,), float(epoch))}})
+    state = folder.read_checkpoint()
+    assert state["epoch"] == 2
+    assert state["weights"]["w"].tolist() == [2.0, 2.0]
+    assert names(tmp_path / "last.ckpt") == ["state.pt"]
+
+
+class Harmful:
+    def __reduce__(self):
+        return (os.mkdir, ("pwned",))
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder(tmp_path / "run")
+    folder.write_checkpoint({"epoch": Harmful()})
+    with pytest.raises(Exception, match="not written by tgeokd"):
+        folder.read_checkpoint()
+    assert not (tmp_path / "pwned").exists()
+
+
+# ---- a writer that fails
+
+
+class Unwritable:
+    """Cannot be turned into JSON, YAML or a pickle."""
+
+    def __reduce__(self):
+        raise RuntimeError("no")
+
+
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_json("results.json", {"old": 1})
+    folder.write_checkpoint({"epoch": 1})
+    with pytest.raises(TypeError):
+        folder.write_json("results.json", {"new": Unwritable()})
+    with pytest.raises(RuntimeError, match="no"):
+        folder.write_checkpoint({"epoch": 2, "x": torch.zeros(1000), "y": Unwritable()})
+    assert json.loads((tmp_path / "results.json").read_text()) == {"old": 1}
+    assert folder.read_checkpoint() == {"epoch": 1}
+    assert names(tmp_path) == ["last.ckpt", "results.json"]
+    assert names(tmp_path / "last.ckpt") == ["state.pt"]
+
+
+def test_a_writer_that_breaks_off_half_way_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old and whole")
+
+    def broken(target):
+        assert target != path
+        target.write_text("new but ha")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        replace_file(path, broken)
+    assert path.read_text() == "old and whole"
+    assert names(tmp_path) == ["file"]
+
+
+def test_while_a_file_is_written_the_old_one_can_be_read(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    seen = []
+
+    def write(target):
+        target.write_text("new")
+        seen.append(path.read_text())
+
+    replace_file(path, write)
+    assert seen == ["old"]
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["file"]
