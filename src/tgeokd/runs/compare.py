@@ -12,15 +12,15 @@ from typing import Any
 
 import yaml
 
-from tgeokd.utils.errors import InputError
 from tgeokd.runs.build import load_data
 from tgeokd.runs.config import RunConfig
+from tgeokd.runs.executors import worker_pool
 from tgeokd.runs.plan import TUNING_SEED, Entry, Job, Plan, Records, Schedule, Setting
 from tgeokd.runs.single import RunResult, Score, check, halves, run, trial
 from tgeokd.runs.statistics import paired_table
 from tgeokd.runs.summary import claims, machine, summarise
 from tgeokd.runs.teacher import make_teacher, store_answers
-from tgeokd.runs.executors import worker_pool
+from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import RunFolder, slug
 
 __all__ = ["compare"]
