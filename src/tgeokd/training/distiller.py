@@ -26,9 +26,10 @@ from tgeokd.core.metrics import Metrics
 from tgeokd.core.model_call import class_logits, class_probs, eval_mode, random_state, replayed
 from tgeokd.core.ratio_statistics import RatioStatistics
 from tgeokd.core.validation import FiniteGuard, check_classes_held_out, check_same_classes, check_target
+from tgeokd.data.batch import Batch as Samples
 from tgeokd.data.loaders import OuterStream, group, set_view, union_loader, views_of
 from tgeokd.methods import Batch, Method, Signals, TrainingStep, build_method
-from tgeokd.teachers import CachedTeacher, StoredPredictions, TeacherCacheOptions
+from tgeokd.teachers import CachedTeacher, StoredPredictions, TeacherCacheOptions, as_teacher
 from tgeokd.training.callbacks import Callback, EarlyStopping, ProgressBar
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import RunFolder
@@ -324,11 +325,11 @@ class Distiller:
             self._teacher.eval()
         cached = self._new_cache(None)
         loaders = [cached.viewed(train_loader, epochs), *([] if val_loader is None else [val_loader])]
-        for part, loader in zip(("train", "held-out"), loaders, strict=False):
+        for split, loader in zip(("train", "validation"), loaders, strict=False):
             first = next(self._batches(loader, "loader", check=False), None)
             if first is None:
                 raise InputError("the loader is empty")
-            cached.store(part, loader, self._asked(first.inputs).shape[-1])
+            cached.store(split, loader, self._asked(first.inputs).shape[-1])
 
     def evaluate(self, loader: Loader) -> dict[str, float]:
         """Metrics of the student in eval mode.
@@ -429,23 +430,17 @@ class Distiller:
         cached.store("train", train_loader, self._num_classes)
         if self.method.outer_needs_teacher and self.method.outer in ("holdout", "union"):
             assert val_loader is not None
-            cached.store("held-out", val_loader, self._num_classes)
+            cached.store("validation", val_loader, self._num_classes)
 
     def _new_cache(self, folder: Path | None) -> CachedTeacher:
         assert self.cache_teacher is not None
 
-        def ask(inputs: Any) -> Tensor:
-            return self._asked(self._on_device(inputs, None).inputs)
+        def move(batch: Samples) -> Samples:
+            moved = self._on_device(batch.inputs, batch.target, batch.ids)
+            return Samples(moved.inputs, moved.target, moved.ids)
 
-        return CachedTeacher(
-            self._teacher,
-            ask,
-            self.cache_teacher,
-            folder,
-            precision=self._precision,
-            probs=self.teacher_probs,
-            device=self.device,
-        )
+        teacher = as_teacher(self._teacher, probs=self.teacher_probs, context=self._autocast)
+        return CachedTeacher(teacher, self.cache_teacher, folder, precision=self._precision, move=move)
 
     def _survey(self, train_loader: Loader, val_loader: Loader | None) -> Tensor | None:
         """One pass for the teacher's class means and the class counts, as far as the method needs them."""
@@ -611,15 +606,13 @@ class Distiller:
 
     def _teacher_logits(self, batch: Batch, loader: Loader | None = None) -> Tensor:
         """What the teacher says, or said already, of a batch of a loader."""
-        stored = self._cached.logits(loader, batch.ids) if self._cached is not None else None
-        if stored is not None:
-            return stored
+        samples = Samples(batch.inputs, batch.target, batch.ids)
+        if self._cached is not None and loader is not None:
+            stored = self._cached.of(loader)
+            if stored is not self._cached.teacher:
+                return stored.logits(samples)
         if isinstance(self._teacher, StoredPredictions):
-            if batch.ids is None:
-                raise InputError(
-                    "stored teacher predictions are found by sample id: loaders must yield (inputs, target, ids)"
-                )
-            return self._teacher.lookup(batch.ids.cpu()).to(self.device)
+            return self._teacher.logits(samples)
         return self._asked(batch.inputs)
 
     def _asked(self, inputs: Any) -> Tensor:
