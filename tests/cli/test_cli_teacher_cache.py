@@ -14,6 +14,7 @@ from tgeokd.runs.config import load_config, override, preset
 from tgeokd.runs.single import check
 from tgeokd.runs.teacher import load_teacher
 from tgeokd.teachers import TeacherCache, TeacherCacheOptions
+from tgeokd.teachers.cache.writer import write_cache
 from tgeokd.utils.errors import InputError
 
 SHORT = set_options()
@@ -68,12 +69,11 @@ def test_a_comparison_asks_each_seeds_teacher_once(tgeokd_, tmp_path, monkeypatc
     rows = "ce,kd,tgeo,tgeo:outer=union,rw,kd@train+val"
     compare = ["compare", "digits", "--seeds", 2, *SHORT, "--methods", rows]
     asked = []
-    answers = TeacherCache.write.__func__
 
-    def counted(cls, folder, given, **options):
-        return answers(cls, folder, (asked.append(folder) or answer for answer in given), **options)
+    def counted(folder, given, **options):
+        return write_cache(folder, (asked.append(folder) or batch for batch in given), **options)
 
-    monkeypatch.setattr(TeacherCache, "write", classmethod(counted))
+    monkeypatch.setattr("tgeokd.teachers.cached.write_cache", counted)
     computed = tgeokd_(*compare, "--out", "computed")
     assert computed.code == 0, computed.err
     assert not asked

@@ -15,6 +15,7 @@ from tgeokd.core.model_call import class_logits, class_probs
 from tgeokd.data.batch import Batch
 from tgeokd.teachers.base import Teacher
 from tgeokd.teachers.cache.key import teacher_digest
+from tgeokd.teachers.proba import ProbaTeacher
 from tgeokd.utils.errors import InputError
 
 __all__ = ["NetworkTeacher", "as_teacher"]
@@ -62,8 +63,9 @@ def as_teacher(teacher: Any, **options: Any) -> Teacher:
     """A teacher from anything that can be one.
 
     Args:
-        teacher: a :class:`~tgeokd.teachers.base.Teacher`, returned as it is; or a module or callable from inputs to logits.
-        **options: of :class:`NetworkTeacher`.
+        teacher: a :class:`~tgeokd.teachers.base.Teacher`, returned as it is; a module or callable from inputs to logits; or a
+            fitted classifier with ``predict_proba`` that is not callable.
+        **options: of :class:`NetworkTeacher`, for a module or callable.
 
     Raises:
         InputError: for anything else.
@@ -71,5 +73,10 @@ def as_teacher(teacher: Any, **options: Any) -> Teacher:
     if isinstance(teacher, Teacher):
         return teacher
     if not callable(teacher):
-        raise InputError(f"a teacher must be a module, a callable or a Teacher, not {type(teacher).__name__}")
+        if hasattr(teacher, "predict_proba"):
+            return ProbaTeacher(teacher)
+        raise InputError(
+            "a teacher must be a Teacher, a module, a callable from inputs to logits or a fitted classifier with "
+            f"predict_proba, not {type(teacher).__name__}"
+        )
     return NetworkTeacher(teacher, **options)
