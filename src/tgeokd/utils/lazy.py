@@ -10,9 +10,7 @@ from typing import Any
 __all__ = ["lazy_attributes"]
 
 
-def lazy_attributes(
-    package: str, places: Mapping[str, str]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy_attributes(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Module-level ``__getattr__`` and ``__dir__`` of a package whose names are imported when first used.
 
     Args:
