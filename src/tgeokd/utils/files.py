@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 from filelock import FileLock, Timeout
@@ -75,7 +75,7 @@ def slug(text: str) -> str:
 class RunFolder:
     """The files of one run, for one process at a time.
 
-    The folder is locked until :meth:`close`, the end of a ``with`` block, or the end of the object. Further objects for the same
+    The folder is locked until :meth:`close`, the end of a ``with`` block or the end of the object. Other objects for the same
     folder in the same process share the lock.
 
     Args:
@@ -179,7 +179,7 @@ class _Lock:
     The operating system releases it when the process ends, however it ends. The file names the holder.
     """
 
-    _held: weakref.WeakValueDictionary[Path, _Lock] = weakref.WeakValueDictionary()
+    _held: ClassVar[weakref.WeakValueDictionary[Path, _Lock]] = weakref.WeakValueDictionary()
 
     @classmethod
     def of(cls, folder: Path) -> _Lock:
