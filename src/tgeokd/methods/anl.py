@@ -28,8 +28,8 @@ class AnnealingKD(Method):
 
     ``regression``, the authors' two phases: for the first ``phase_one`` of the epochs the student's logits regress the
     teacher's times ``c / steps``, where ``c`` counts 1, 2, ..., ``steps`` (an annealed temperature); then plain training on
-    the labels, from the best weights of the first phase on the validation set (the last ones without a validation set) and with
-    a fresh optimizer state.
+    the labels with a fresh optimizer state, from the weights of the first phase that were best on the validation set (the last
+    ones without a validation set).
 
     Args:
         form: ``"ratio"`` or ``"regression"``.

@@ -14,13 +14,11 @@ from torch import nn
 
 from tgeokd.training.state import TrainState
 from tgeokd.utils.errors import InputError, first_line
-from tgeokd.utils.files import replace_file
+from tgeokd.utils.files import CHECKPOINTS, replace_file
 
 __all__ = ["Checkpointer", "write_weights"]
 
 logger = logging.getLogger(__name__)
-
-FOLDER = "checkpoints"
 
 
 class Checkpointer:
@@ -32,7 +30,7 @@ class Checkpointer:
     """
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
-        self.run, self.folder, self.keep = folder, folder / FOLDER, keep
+        self.run, self.folder, self.keep = folder, folder / CHECKPOINTS, keep
         self._read_back = False
 
     def exists(self) -> bool:
@@ -74,7 +72,7 @@ class Checkpointer:
             )
         paths = self._paths()
         if not paths:
-            raise InputError(f"{self.run} holds no checkpoint to resume from ({FOLDER}/step-*.pt)")
+            raise InputError(f"{self.run} holds no checkpoint to resume from ({CHECKPOINTS}/step-*.pt)")
         for path in reversed(paths):
             try:
                 return self._read(path)

@@ -88,7 +88,7 @@ class TrainingLoop:
             while self.epoch < self.epochs and not self.should_stop:
                 record = self._run_epoch()
                 self.history.append(record)
-                self._call(lambda callback: callback.on_epoch_end(self.distiller, record))
+                self._call(lambda callback, record=record: callback.on_epoch_end(self.distiller, record))
                 self.epoch, self.batch = self.epoch + 1, 0
                 self._mark_epoch()
                 if self.checkpointer is not None:

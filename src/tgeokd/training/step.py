@@ -184,9 +184,8 @@ class DistillationStep:
         self.reader.read(first, "training loader")  # checks the labels
         if self.teacher is not None:
             check_same_classes(student_logits, self.teacher.logits(first))
-        if self.validation is not None:
-            if next(self.reader.read_all(self.validation, "validation loader"), None) is None:
-                raise InputError("the validation loader is empty")
+        if self.validation is not None and not any(self.reader.read_all(self.validation, "validation loader")):
+            raise InputError("the validation loader is empty")
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Begin an epoch: for methods whose loss depends on it, and for the statistics.

@@ -1,4 +1,4 @@
-"""The one exception for what a user can correct, and how the text of another library's error is put into its one line."""
+"""The exceptions of the package, and how the text of another library's error is put into one line."""
 
 from __future__ import annotations
 
