@@ -128,7 +128,7 @@ class StepRecorder:
         def note(weight: Tensor) -> None:
             microbatch.weight = weight.detach()
             if self.clip_norm is not None:  # the norm before clipping is that at the end of the backward pass
-                torch.autograd.Variable._execution_engine.queue_callback(self._measure_norm)  # type: ignore[attr-defined]
+                torch.autograd.Variable._execution_engine.queue_callback(self._measure_norm)
 
         loss.register_hook(note)
 

@@ -91,7 +91,7 @@ def distill(
             say("teacher")
             say(f"  {metrics_line(make_teacher(chosen, load_data(chosen), teacher, progress=True))}")
         say(f"student by {chosen.method}")
-        result = run(chosen, teacher, out, resume=folder.checkpoint.exists(), progress=True)
+        result = run(chosen, teacher, out, resume=folder.has_checkpoint, progress=True)
         report = build_report(out)
     say(f"  {metrics_line(result.metrics)}, after {result.epochs} epochs in {result.seconds:.1f} s")
     say(f"report: {report}")

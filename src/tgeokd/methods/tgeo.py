@@ -227,7 +227,7 @@ class TGeoKD(Method):
 
     def needs_hypergradient(self, step: int) -> bool:
         """In every k-th step, k = ``update_interval``."""
-        return step % self.update_interval == 0
+        return bool(step % self.update_interval == 0)
 
     def learn(self, alpha: Tensor, gradient: Tensor) -> None:
         """Take one step of omega down the validation loss."""

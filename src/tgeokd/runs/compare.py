@@ -193,7 +193,7 @@ def _run_job(config: RunConfig, teacher: Path, out: Path) -> RunResult:
         return RunResult(**{field.name: found[field.name] for field in dataclasses.fields(RunResult)})
     folder = RunFolder(out, resume=True, checkpoint_needed=False)
     folder.write_yaml("config.yaml", config.to_dict())
-    return run(_sharing_answers(config, teacher), teacher, out, resume=folder.checkpoint.exists())
+    return run(_sharing_answers(config, teacher), teacher, out, resume=folder.has_checkpoint)
 
 
 def _sharing_answers(config: RunConfig, teacher: Path) -> RunConfig:

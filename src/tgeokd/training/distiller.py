@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,9 +57,8 @@ class Distiller:
         teacher_probs: the teacher returns class probabilities instead of logits. The two cannot be distinguished by looking at
             them, so this is never guessed.
         cache_teacher: query the teacher once about every training sample and train on the stored logits: faster wherever the
-            teacher is the larger one. Loaders must yield ids. A training set that augments at random (:class:`ArrayDataset`
-            with a transform that has ``view``) then has a fixed number of augmented views of each sample, used in turn, so that
-            the logits belong to the pixels that the student sees. ``True`` uses the default
+            teacher is the larger model. Loaders must yield ids. A training set that augments at random then has a fixed number
+            of augmented views of each sample, used in turn. ``True`` uses the default
             :class:`~tgeokd.teachers.TeacherCacheOptions`.
         scheduler: learning-rate scheduler of ``optimizer``. ``ReduceLROnPlateau`` monitors the validation loss.
         scheduler_every: step it once per ``"epoch"`` or once per ``"step"``.
@@ -436,7 +435,7 @@ class Distiller:
 
         def samples(loader: Loader | None) -> int | None:
             dataset = getattr(loader, "dataset", None)
-            return len(dataset) if hasattr(dataset, "__len__") else None
+            return len(dataset) if isinstance(dataset, Sized) else None
 
         return {
             "configuration": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,7 @@ class TrainingLoop:
             while self.epoch < self.epochs and not self.should_stop:
                 record = self._run_epoch()
                 self.history.append(record)
-                self._call(lambda callback, record=record: callback.on_epoch_end(self.distiller, record))
+                self._call(partial(self._end_epoch, record))
                 self.epoch, self.batch = self.epoch + 1, 0
                 self._mark_epoch()
                 if self.checkpointer is not None:
@@ -104,6 +105,9 @@ class TrainingLoop:
     def _call(self, hook: Callable[[Callback], None]) -> None:
         for callback in self.callbacks:
             hook(callback)
+
+    def _end_epoch(self, record: dict[str, Any], callback: Callback) -> None:
+        callback.on_epoch_end(self.distiller, record)
 
     def _mark_epoch(self) -> None:
         """Keep the random states at the start of an epoch: from them the order of its batches can be repeated."""
@@ -143,7 +147,7 @@ class TrainingLoop:
         if samples or self.step.clip_norm is not None:
             params = [param for param in trainable(self.step.student).values() if param.grad is not None]
             if samples:
-                torch._foreach_mul_([param.grad for param in params], 1 / samples)
+                torch._foreach_mul_([param.grad for param in params if param.grad is not None], 1 / samples)
             if self.step.clip_norm is not None:
                 torch.nn.utils.clip_grad_norm_(params, self.step.clip_norm)
         self.distiller.optimizer.step()

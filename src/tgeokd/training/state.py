@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
-import torch
+import torch as th
 from torch import Tensor
 
 from tgeokd.core.model_call import random_state
@@ -30,23 +30,29 @@ class RandomStates:
     device: Tensor | None
 
     @classmethod
-    def capture(cls, device: torch.device) -> RandomStates:
+    def capture(cls, device: th.device) -> RandomStates:
         """The present states; of torch on the CPU and on ``device``."""
         version, words, gauss = random.getstate()
         kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
         cpu, on_device, _ = random_state(device)
-        numpy_state = [str(kind), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)]
+        numpy_state = [
+            str(kind),
+            th.from_numpy(np.asarray(keys, dtype=np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ]
         return cls([version, list(words), gauss], numpy_state, cpu, on_device)
 
-    def restore(self, device: torch.device) -> None:
+    def restore(self, device: th.device) -> None:
         """Set the generators to these states."""
         version, words, gauss = self.python
         random.setstate((version, tuple(words), gauss))
         kind, keys, *rest = self.numpy
         np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-        torch.set_rng_state(self.torch)
+        th.set_rng_state(self.torch)
         if self.device is not None:
-            torch.cuda.set_rng_state(self.device, device)
+            th.cuda.set_rng_state(self.device, device)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -58,7 +59,7 @@ class AutoEstimator(Estimator):
 
     def resolve(self, student: nn.Module, optimizer: Optimizer, microbatch: MicroBatch) -> Estimator:
         """One of the two, logged."""
-        options = {"direction": self.direction, "inner_samples": self.inner_samples}
+        options: dict[str, Any] = {"direction": self.direction, "inner_samples": self.inner_samples}
         try:
             found = LastLayerEstimator(direction=self.direction).resolve(student, optimizer, microbatch)
         except NoHeadError as error:
