@@ -4,34 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from tgeokd.core.metrics import formatted, title
+
 __all__ = ["comparison_table", "formatted", "paired_differences", "title"]
-
-# How a metric is shown: its title, a factor and how many digits.
-_METRICS = {
-    "accuracy": ("accuracy, %", 100, 2),
-    "macro_f1": ("macro F1, %", 100, 2),
-    "macro_auc": ("macro AUC", 1, 4),
-    "auc": ("AUC", 1, 4),
-    "detection_rate": ("found at 1 % false alarms, %", 100, 2),
-    "nll": ("NLL", 1, 4),
-    "calibration": ("calibration error", 1, 4),
-}
-
-
-def title(metric: str) -> str:
-    """How a metric is called in a table."""
-    if metric.startswith("recall/"):
-        return f"recall of {metric.removeprefix('recall/')}, %"
-    return _METRICS[metric][0]
-
-
-def formatted(metric: str, mean: float | None, std: float | None = None) -> str:
-    """A value of a metric, with its standard deviation where it has one."""
-    if mean is None:
-        return "-"
-    _, factor, digits = _METRICS.get(metric, ("", 100, 2))
-    spread = f" ± {factor * std:.{digits}f}" if std is not None else ""
-    return f"{factor * mean:.{digits}f}{spread}"
 
 
 def comparison_table(
