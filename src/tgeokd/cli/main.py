@@ -19,7 +19,9 @@ from rich.table import Table
 from tgeokd import __version__
 from tgeokd.data import TASKS
 from tgeokd.methods import METHODS
-from tgeokd.paper import ANALYSES, default_task, run_analysis, usual_settings
+from tgeokd.paper import ANALYSES
+from tgeokd.paper.base import run_analysis
+from tgeokd.report.analyses import draw_analysis
 from tgeokd.report.html import build_report
 from tgeokd.report.tables import comparison_table, formatted, paired_differences, title
 from tgeokd.runs.build import load_data
@@ -347,13 +349,16 @@ def reproduce(
 
     tgeokd reproduce fig4 nsl_kdd --data-dir data
     """
-    task = task or default_task(what)
-    usual = usual_settings(what, task)
+    analysis = ANALYSES[what]
+    task = task or analysis.task
+    usual = analysis.settings.get(task, ())
     chosen = _config(task, None, preset_name, [*usual, *(settings or [])], data_dir, None, None)
     out = out or Path("runs") / f"reproduce-{what}-{task}"
-    for line in run_analysis(what, chosen, range(seeds), out, jobs).lines:
+    findings = run_analysis(what, chosen, range(seeds), out, jobs)
+    figure = draw_analysis(findings, out)
+    for line in findings.lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"data: {out / f'{what}.json'}, figure: {out / f'{what}.png'}", soft_wrap=True)
+    console.print(f"data: {out / f'{what}.json'}, figure: {figure}", soft_wrap=True)
 
 
 def main() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from tgeokd.core.metrics import formatted
 from tgeokd.paper import ANALYSES
 from tgeokd.paper.base import KD, Differences
 from tgeokd.paper.comparison import ComparisonAnalysis, gain, gain_text
-from tgeokd.paper.formatting import formatted, mean
+from tgeokd.paper.formatting import mean
 from tgeokd.runs.plan import Entry
 
 __all__ = ["FULL", "KINDS", "STEPS", "VECTOR", "Ablation"]
@@ -56,8 +57,9 @@ class Ablation(ComparisonAnalysis):
         texts = {name: gain_text(d, metric) for name, d in differences.items()}
         first, second, third = STEPS
         return [
-            f"Test {metric}: {', '.join(values[name] for name in ('kd', *STEPS))}. SG + TG over kd: {texts[f'{first} over kd']}; "
-            f"adding ST: {texts[f'{second} over {first}']}; adding inter-sample: {texts[f'{third} over {second}']}.",
+            f"Test {metric}: {', '.join(values[name] for name in ('kd', *STEPS))}. SG + TG over kd: "
+            f"{texts[f'{first} over kd']}; adding ST: {texts[f'{second} over {first}']}; adding inter-sample: "
+            f"{texts[f'{third} over {second}']}.",
             "Kinds of features, compared with the full set: "
             + "; ".join(f"{values[name]}, {texts[f'{name} over {FULL}']}" for name in KINDS)
             + ".",

@@ -33,7 +33,10 @@ class AlphaOverEpochs(ComparisonAnalysis):
         keys = ("mean", "count")
         curves = [
             [
-                {"all": r["alpha_mean"], "groups": {name: {key: r["alpha"][name][key] for key in keys} for name in GROUPS}}
+                {
+                    "all": r["alpha_mean"],
+                    "groups": {name: {key: r["alpha"][name][key] for key in keys} for name in GROUPS},
+                }
                 for r in history
             ]
             for history in histories(folder, TGEO, seeds)

@@ -31,7 +31,7 @@ VARIANTS = {
     "tgeo, finite differences, every step": _tgeo("finite_difference", 1),
     "tgeo, as published": Entry("tgeo", {"paper": True}),
 }
-"""Compared with the default of ``tgeo``, which is the last layer in every 4th step where the student ends in a linear layer."""
+"""Compared with the default of ``tgeo``: the last layer in every 4th step, where the student ends in a linear layer."""
 
 
 @ANALYSES.register("cost")
@@ -57,7 +57,10 @@ class Cost(ComparisonAnalysis):
         def ratios(name: str, key: str) -> list[float]:
             return [own[key] / kd[key] for own, kd in zip(runs[name], runs["kd"], strict=True)]
 
-        return {"ratios": {name: {key: ratios(name, key) for key in COSTS} for name in self.rows}}
+        return {
+            "ratios": {name: {key: ratios(name, key) for key in COSTS} for name in self.rows},
+            "learned": [name for name, entry in self.rows.items() if entry.method == TGEO.method],
+        }
 
     def differences(self, data: dict[str, Any]) -> Differences:
         """The gain of each variant over the default of tgeo."""

@@ -38,7 +38,9 @@ class Fig3(ComparisonAnalysis):
 
     def collect(self, runs: Mapping[str, Sequence[Any]], folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
         """The groups of the last epoch, by row and seed."""
-        alpha = {edge: [history[-1]["alpha"] for history in histories(folder, row, seeds)] for edge, row in self.rows.items()}
+        alpha = {
+            edge: [history[-1]["alpha"] for history in histories(folder, row, seeds)] for edge, row in self.rows.items()
+        }
         return {"groups": list(GROUPS), "alpha": alpha}
 
     def differences(self, data: dict[str, Any]) -> Differences:

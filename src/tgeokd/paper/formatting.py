@@ -5,35 +5,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable
 
+from tgeokd.core.metrics import METRICS
 from tgeokd.runs.statistics import PairedDifference, paired
 
-__all__ = ["difference", "formatted", "interval", "mean", "metric_interval", "number", "subtract", "title", "verdict"]
-
-# Title, factor and digits of each metric.
-_METRICS = {
-    "accuracy": ("accuracy, %", 100.0, 2),
-    "macro_f1": ("macro F1, %", 100.0, 2),
-    "recall": ("recall, %", 100.0, 2),
-    "macro_auc": ("macro AUC", 1.0, 4),
-    "auc": ("AUC", 1.0, 4),
-    "detection_rate": ("found at 1 % false alarms, %", 100.0, 2),
-    "nll": ("NLL", 1.0, 4),
-    "calibration": ("calibration error", 1.0, 4),
-}
-
-
-def title(metric: str) -> str:
-    """The name of a metric in tables, with its unit."""
-    name, _, of = metric.partition("/")
-    return f"{name} of {of}, %" if of else _METRICS[name][0]
-
-
-def formatted(metric: str, mean: float | None, sd: float | None = None) -> str:
-    """A value of a metric in its unit, with its standard deviation if given; ``-`` without a value."""
-    if mean is None:
-        return "-"
-    _, factor, digits = _METRICS[metric.partition("/")[0]]
-    return f"{factor * mean:.{digits}f}" + ("" if sd is None else f" ± {factor * sd:.{digits}f}")
+__all__ = ["difference", "interval", "mean", "metric_interval", "number", "subtract", "verdict"]
 
 
 def difference(values: Iterable[float | None]) -> PairedDifference | None:
@@ -64,14 +39,14 @@ def interval(d: PairedDifference | None, *, factor: float = 1.0, digits: int = 2
         return "- (no samples)"
     value = f"{factor * d.mean:+.{digits}f}{unit}"
     if d.low is None or d.high is None:
-        return f"{value} ({'one seed' if d.n == 1 else f'equal in all {d.n} seeds'}, no interval)"
+        return f"{value} ({'one seed' if d.n == 1 else 'equal in all seeds'}, no interval)"
     return f"{value} (95 % interval {factor * d.low:+.{digits}f} to {factor * d.high:+.{digits}f})"
 
 
 def metric_interval(d: PairedDifference | None, metric: str) -> str:
     """The interval of a difference in a metric, in percentage points or in the metric's own unit."""
-    _, factor, digits = _METRICS[metric.partition("/")[0]]
-    return interval(d, factor=factor, digits=digits, unit="" if factor == 1 else " points")
+    shown = METRICS[metric.partition("/")[0]]
+    return interval(d, factor=shown.factor, digits=shown.digits, unit="" if shown.factor == 1 else " points")
 
 
 def verdict(d: PairedDifference | None, above: str, below: str) -> str:

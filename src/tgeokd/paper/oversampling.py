@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tgeokd.core.metrics import higher_is_better
+from tgeokd.core.metrics import formatted, higher_is_better
 from tgeokd.data import TASKS
 from tgeokd.paper import ANALYSES
 from tgeokd.paper.base import Differences, SeedAnalysis
 from tgeokd.paper.comparison import gain_text
-from tgeokd.paper.formatting import difference, formatted, mean, metric_interval, subtract, verdict
+from tgeokd.paper.formatting import difference, mean, metric_interval, subtract, verdict
 from tgeokd.runs.build import load_data
 from tgeokd.runs.config import RunConfig
 from tgeokd.runs.single import run
@@ -47,7 +47,9 @@ class Oversampling(SeedAnalysis):
     def validate(self, config: RunConfig) -> None:
         """The task must have the option."""
         if "oversample" not in inspect.signature(TASKS[config.task]).parameters:
-            raise InputError(f"task {config.task!r} has no option data.oversample; hil, nsl_kdd, tabular and adult have it")
+            raise InputError(
+                f"task {config.task!r} has no option data.oversample; hil, nsl_kdd, tabular and adult have it"
+            )
         for over in WITH.values():
             super().validate(_with(config, over))
 
@@ -116,8 +118,8 @@ class Oversampling(SeedAnalysis):
             rare.append(f"{method} {' to '.join(recalls)} %, {says}")
         names = ", ".join(dict.fromkeys(str(seed["rarest"]) for seed in data["seeds"]))
         return [
-            f"Gain of tgeo over kd in test {metric}: without oversampling {metric_interval(without, metric)}, with teacher and "
-            f"student oversampled {metric_interval(with_, metric)}: {explanation(without, with_)}.",
+            f"Gain of tgeo over kd in test {metric}: without oversampling {metric_interval(without, metric)}, with teacher "
+            f"and student oversampled {metric_interval(with_, metric)}: {explanation(without, with_)}.",
             f"Test {metric}: {'; '.join(effects)}.",
             f"Recall of the rarest class ({names}), neither oversampled to both: {'; '.join(rare)}.",
         ]

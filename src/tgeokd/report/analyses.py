@@ -13,7 +13,17 @@ from matplotlib.figure import Figure
 from tgeokd.paper.base import Findings
 from tgeokd.paper.cost import COSTS
 from tgeokd.paper.oversampling import CASES, RECALL, values
-from tgeokd.report.figures import BLUE, GREY, GROUP_STYLE, RATIO_AXIS, RED, alpha_by_group, metric_by_row, plot_range, save
+from tgeokd.report.figures import (
+    BLUE,
+    GREY,
+    GROUP_STYLE,
+    RATIO_AXIS,
+    RED,
+    alpha_by_group,
+    metric_by_row,
+    plot_range,
+    save,
+)
 from tgeokd.utils.registry import Registry
 
 __all__ = ["FIGURES", "draw_analysis"]
@@ -110,9 +120,7 @@ def fig5(data: Mapping[str, Any], path: Path) -> Path:
 @FIGURES.register("alpha-over-epochs")
 def alpha_over_epochs(data: Mapping[str, Any], path: Path) -> Path | None:
     """Mean alpha of each group by epoch."""
-    histories = [
-        [{"epoch": epoch, "alpha": of["groups"]} for epoch, of in enumerate(seed)] for seed in data["seeds"]
-    ]
+    histories = [[{"epoch": epoch, "alpha": of["groups"]} for epoch, of in enumerate(seed)] for seed in data["seeds"]]
     return alpha_by_group(histories, path, title=f"learned fusion ratio, {len(histories)} seeds")
 
 

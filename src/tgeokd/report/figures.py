@@ -119,7 +119,7 @@ def metric_by_row(
     figure = Figure(figsize=(7.2, 1.2 + 0.3 * len(values)), layout="constrained")
     axes = figure.add_subplot()
     for y, (name, of) in enumerate(values.items()):
-        mean = paired(METRICS[metric].factor * np.asarray(of))
+        mean = paired([METRICS[metric].factor * value for value in of])
         error = None if mean.high is None else mean.high - mean.mean
         color = BLUE if name in highlighted else GREY
         axes.errorbar(mean.mean, y, xerr=error, fmt="o", color=color, capsize=3, markersize=5)

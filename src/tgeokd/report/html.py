@@ -11,7 +11,7 @@ from typing import Any
 
 import jinja2
 
-from tgeokd.report.figures import alpha_by_group, alpha_by_label, metric_by_method
+from tgeokd.report.figures import alpha_by_group, alpha_by_label, metric_by_row
 from tgeokd.report.tables import comparison_table, paired_differences
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import slug
@@ -79,7 +79,13 @@ def _comparison(folder: Path, results: dict[str, Any]) -> list[_Section]:
         summary = [row for row in results["summary"] if row["setting"] == setting]
         drawings = folder / "figures"
         primary = results["primary_metric"]
-        figures = [metric_by_method(summary, primary, drawings / f"{primary}-{slug(setting)}.png", title=setting)]
+        values: dict[str, list[float]] = {row["method"]: [] for row in summary}
+        for run in results["runs"]:
+            if run["setting"] == setting:
+                values[run["method"]].append(run["metrics"][primary])
+        ours = {row["method"] for row in summary if row["method"].split(" ")[0] == "tgeo"}
+        path = drawings / f"{primary}-{slug(setting)}.png"
+        figures = [metric_by_row(values, primary, path, title=setting, highlighted=ours)]
         for row in summary:
             if row["method"].split(" ")[0] == "tgeo":
                 folders = sorted((folder / slug(setting) / slug(row["method"])).glob("seed-*"))
