@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 
@@ -42,11 +41,12 @@ from tgeokd.paper.training import (
 from tgeokd.runs import compare as compare_module
 from tgeokd.runs.build import load_data
 from tgeokd.runs.config import override, preset
-from tgeokd.runs.plan import Entry
+from tgeokd.runs.plan import MethodSpec
 from tgeokd.runs.single import run
-from tgeokd.runs.teacher import load_teacher, make_teacher
+from tgeokd.runs.teacher import build_teacher, load_teacher
 from tgeokd.teachers import StoredPredictions
 from tgeokd.utils.errors import InputError
+from tgeokd.utils.validation import replace
 
 PNG = b"\x89PNG"
 
@@ -67,7 +67,7 @@ def noisy():
 def teacher(noisy, tmp_path_factory):
     """The path of seed 0's teacher and its metrics."""
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    return path, make_teacher(noisy, load_data(noisy), path)
+    return path, build_teacher(noisy, load_data(noisy), path)
 
 
 def written(out, what):
@@ -165,14 +165,14 @@ def test_wrong_labels_are_wrong_and_the_rest_stays(noisy):
 
 
 def test_confusions_of_people_are_found_beside_the_data(tmp_path):
-    config = dataclasses.replace(preset("cifar100"), data={"labels": "fine"}, data_dir=str(tmp_path))
+    config = replace(preset("cifar100"), data={"labels": "fine"}, data_dir=str(tmp_path))
     data = TaskData(*[ArrayDataset(torch.zeros(1, 1), torch.zeros(1))] * 3, 100, InputSpec("array", (3, 32, 32)))
     assert human_counts(config, data) is None
     counts = np.roll(np.eye(100, dtype=int), 1, axis=1)  # everybody calls a class the next one
     (tmp_path / "cifar-n").mkdir()
     np.savetxt(tmp_path / "cifar-n" / CIFAR100.counts_file, counts, fmt="%d", delimiter=",")
     assert human_counts(config, data).tolist() == counts.tolist()
-    assert human_counts(dataclasses.replace(config, task="digits"), data) is None
+    assert human_counts(replace(config, task="digits"), data) is None
     relabelled, wrong = wrong_labels([(None, torch.tensor([3, 99]))], relabellers(config, data)["human"])
     assert relabelled[0][1].tolist() == [4, 0]
     assert wrong.all()
@@ -217,7 +217,7 @@ def test_watching_leaves_the_training_as_it_is(noisy):
     data = load_data(noisy)
     teacher = new_teacher(noisy, data)
     batches = some_batches(data, data.test, list(range(50)))
-    config = Entry("tgeo").apply(noisy)
+    config = MethodSpec("tgeo").apply(noisy)
     T = teacher_probs(noisy, data, teacher, batches)
     mask = torch.arange(50) < 20
     watch = fig5.Watch({"test": batches}, {"test": T}, {"first": ("test", mask), "others": ("test", ~mask)})
@@ -243,7 +243,7 @@ def test_a_job_is_done_once(noisy, tmp_path):
     assert base.kept(path, noisy, compute) == base.kept(path, noisy, compute) == {"value": [1.5, None]}
     assert calls == [noisy]
     with pytest.raises(InputError, match="made with other settings"):
-        base.kept(path, dataclasses.replace(noisy, temperature=3.0), compute)
+        base.kept(path, replace(noisy, temperature=3.0), compute)
 
 
 def test_processes_give_results_in_the_order_of_the_arguments():
@@ -271,14 +271,14 @@ def test_fig1_adds_up_to_the_runs(noisy, teacher, inline, tmp_path):
     assert count[0].sum() / 997 == pytest.approx(metrics["accuracy"])
     assert np.ptp(count, axis=1).max() <= 1
     for alpha in (0.1, 0.9):
-        result = run(Entry("kd", {"alpha": alpha}).apply(noisy), path)
+        result = run(MethodSpec("kd", {"alpha": alpha}).apply(noisy), path)
         assert correct[ALPHAS.index(alpha)].sum() / 997 == pytest.approx(result.metrics["accuracy"])
     means = np.array(seed["distance_sum"]) / count
     assert (np.diff(means, axis=1) >= 0).all()
 
 
 def test_fig3_and_alpha_over_epochs_are_the_runs_records(noisy, teacher, inline, tmp_path):
-    run(Entry("tgeo").apply(noisy), teacher[0], tmp_path / "run")
+    run(MethodSpec("tgeo").apply(noisy), teacher[0], tmp_path / "run")
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     run_analysis("fig3", noisy, [0], tmp_path / "3")
     content = written(tmp_path / "3", "fig3")["data"]
@@ -291,7 +291,7 @@ def test_fig3_and_alpha_over_epochs_are_the_runs_records(noisy, teacher, inline,
 
 
 def test_fig4_has_the_ratios_of_the_run(noisy, teacher, inline, tmp_path):
-    run(Entry("tgeo").apply(noisy), teacher[0], tmp_path / "run")
+    run(MethodSpec("tgeo").apply(noisy), teacher[0], tmp_path / "run")
     ratios = json.loads((tmp_path / "run" / "ratios.json").read_text())
     alpha, wrong = np.array(ratios["alpha"]), np.array(ratios["corrupted"])
     run_analysis("fig4", noisy, [0], tmp_path / "fig4")
@@ -314,7 +314,7 @@ def test_fig5_ends_where_the_run_ends(noisy, teacher, inline, tmp_path):
     assert set(seed) == {"kd", "tgeo"}
     data = load_data(noisy)
     network = load_teacher(noisy, data, teacher[0]).eval()
-    student = trained(Entry("kd", {"alpha": 0.5}).apply(noisy), data, network).student.eval()
+    student = trained(MethodSpec("kd", {"alpha": 0.5}).apply(noisy), data, network).student.eval()
     with torch.no_grad():
         S, T = (model(data.train.inputs).softmax(-1) for model in (student, network))
         S2, T2 = (model(data.test.inputs).softmax(-1) for model in (student, network))
@@ -344,7 +344,7 @@ def test_oversampling_repeats_training_rows_of_teacher_and_student_apart(inline,
     rows = "\n".join(f"{a:.4f},{b}" for a, b in zip(x, label, strict=True))
     (tmp_path / "t.csv").write_text(f"x,y\n{rows}\n")
     short_run = ["data.file=t.csv", "data.label=y", "student.epochs=2", "teacher.epochs=2", "teacher.patience=null"]
-    config = dataclasses.replace(override(preset("tabular"), short_run), data_dir=str(tmp_path))
+    config = replace(override(preset("tabular"), short_run), data_dir=str(tmp_path))
     run_analysis("oversampling", config, [0], tmp_path / "out")
     data = written(tmp_path / "out", "oversampling")["data"]
     (seed,) = data["seeds"]
@@ -354,10 +354,10 @@ def test_oversampling_repeats_training_rows_of_teacher_and_student_apart(inline,
     assert over == [plain[0]] * 2
     assert len(seed["rows"]) == 8
     # one case again, its teacher trained on oversampled rows and its student not
-    oversampled = dataclasses.replace(config, data=config.data | {"oversample": True})
-    made = make_teacher(oversampled, load_data(oversampled), tmp_path / "again.safetensors")
+    oversampled = replace(config, data=config.data | {"oversample": True})
+    made = build_teacher(oversampled, load_data(oversampled), tmp_path / "again.safetensors")
     assert made == {t["teacher"]: t["metrics"] for t in seed["teachers"]}["oversampled"]
-    again = run(Entry("kd", {"alpha": 0.5}).apply(config), tmp_path / "again.safetensors")
+    again = run(MethodSpec("kd", {"alpha": 0.5}).apply(config), tmp_path / "again.safetensors")
     case = {"method": "kd", "teacher": "oversampled", "student": "plain"}
     (found,) = (row["metrics"] for row in seed["rows"] if case.items() <= row.items())
     assert found == pytest.approx(again.metrics)
@@ -398,7 +398,7 @@ def test_a_finished_analysis_is_not_done_again_and_an_unfinished_one_goes_on(noi
     assert json.loads((tmp_path / "alpha-over-epochs.json").read_text())["seeds"] == [0]
     (tmp_path / "alpha-over-epochs.json").unlink()
     with pytest.raises(InputError, match="other settings"):
-        run_analysis("alpha-over-epochs", dataclasses.replace(noisy, temperature=3.0), [0], tmp_path)
+        run_analysis("alpha-over-epochs", replace(noisy, temperature=3.0), [0], tmp_path)
 
 
 # ---- the command

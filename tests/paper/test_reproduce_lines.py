@@ -10,7 +10,7 @@ import pytest
 from tgeokd.core.ratio_statistics import GROUPS
 from tgeokd.paper import ablation, alpha_over_epochs, cost, fig1, fig3, fig4, fig5, oversampling
 from tgeokd.paper.wording import difference, gained, interval, mean, verdict
-from tgeokd.runs.statistics import PairedDifference
+from tgeokd.runs.statistics import PairedTest
 
 UNSURE = "not seen: the interval covers zero"
 UP, DOWN, EITHER = (0.30, 0.32, 0.31), (-0.30, -0.32, -0.31), (0.30, -0.30, 0.01)
@@ -51,7 +51,7 @@ def test_a_verdict_follows_the_interval(values, said):
 
 
 def test_an_interval_that_ends_at_zero_covers_it():
-    assert verdict(PairedDifference(0.1, 0.0, 0.2, 0.05, 3), "above", "below") == UNSURE
+    assert verdict(PairedTest(0.1, 0.0, 0.2, 0.05, 3), "above", "below") == UNSURE
 
 
 # ---- fig1

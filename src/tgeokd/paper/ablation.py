@@ -13,18 +13,18 @@ from tgeokd.paper.wording import gained, mean, verdict
 from tgeokd.report.analyses import draw_ablation
 from tgeokd.report.tables import formatted
 from tgeokd.runs.config import RunConfig
-from tgeokd.runs.plan import Entry
+from tgeokd.runs.plan import MethodSpec
 
 __all__ = ["FULL", "ROWS", "ablation", "lines"]
 
 
-def _scalar(**options: Any) -> Entry:
-    return Entry("tgeo", {"encoding": "scalar", **options})
+def _scalar(**options: Any) -> MethodSpec:
+    return MethodSpec("tgeo", {"encoding": "scalar", **options})
 
 
 FULL = "SG + TG + ST + inter-sample"
 ROWS = {
-    "kd": Entry("kd", {"alpha": 0.5}),
+    "kd": MethodSpec("kd", {"alpha": 0.5}),
     "SG + TG": _scalar(student_teacher_edge=False, inter_sample=False),
     "SG + TG + ST": _scalar(inter_sample=False),
     FULL: _scalar(),
@@ -32,7 +32,7 @@ ROWS = {
     "edges": _scalar(vertices=False, angles=False),
     "angles": _scalar(vertices=False, edges=False, angles=True),
     "vertices + edges": _scalar(angles=False),
-    "vector encoding": Entry("tgeo", {"encoding": "vector"}),
+    "vector encoding": MethodSpec("tgeo", {"encoding": "vector"}),
 }
 
 

@@ -13,11 +13,11 @@ from tgeokd.paper.rows import compared, group_gap, group_mean, histories, shared
 from tgeokd.paper.wording import difference, interval, mean, shown, verdict
 from tgeokd.report.figures import alpha_by_group
 from tgeokd.runs.config import RunConfig
-from tgeokd.runs.plan import Entry
+from tgeokd.runs.plan import MethodSpec
 
 __all__ = ["alpha_over_epochs", "lines"]
 
-ROW = Entry("tgeo")
+ROW = MethodSpec("tgeo")
 
 
 def alpha_over_epochs(config: RunConfig, seeds: Sequence[int], out: Path, jobs: int | None = None) -> Findings:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tgeokd.runs.config import RunConfig
-from tgeokd.runs.executors import worker_pool
+from tgeokd.runs.config import RunConfig, replace
+from tgeokd.runs.executors import LocalProcesses, call_all
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import RunFolder
 
@@ -46,13 +45,7 @@ def in_processes(function: Callable[..., T], arguments: Iterable[tuple[Any, ...]
         arguments: one tuple a call.
         jobs: processes; None for one a core, never more than there are calls.
     """
-    calls = list(arguments)
-    pool = worker_pool(jobs, len(calls))
-    try:
-        futures = [pool.submit(function, *each) for each in calls]
-        return [future.result() for future in futures]
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return call_all(function, arguments, LocalProcesses(jobs))
 
 
 def over_seeds(
@@ -63,7 +56,7 @@ def over_seeds(
     jobs: int | None,
 ) -> list[dict[str, Any]]:
     """What a job finds under each seed; it is given the config with the seed, and the file that keeps its result."""
-    calls = [(dataclasses.replace(config, seed=seed), out / "runs" / f"seed-{seed}.json") for seed in seeds]
+    calls = [(replace(config, seed=seed), out / "runs" / f"seed-{seed}.json") for seed in seeds]
     return in_processes(measure, calls, jobs)
 
 

@@ -12,20 +12,20 @@ from tgeokd.paper.rows import compared, gain, shared_facts
 from tgeokd.paper.wording import difference, gained, mean, shown, verdict
 from tgeokd.report.analyses import draw_cost
 from tgeokd.runs.config import RunConfig
-from tgeokd.runs.plan import Entry
-from tgeokd.runs.statistics import PairedDifference
+from tgeokd.runs.plan import MethodSpec
+from tgeokd.runs.statistics import PairedTest
 
 __all__ = ["ROWS", "cost", "lines"]
 
 ROWS = {
-    "ce": Entry("ce"),
-    "kd": Entry("kd", {"alpha": 0.5}),
-    "rw": Entry("rw"),
-    "tgeo": Entry("tgeo"),
-    "tgeo, forward": Entry("tgeo", {"hypergradient": "forward"}),
-    "tgeo, last layer": Entry("tgeo", {"hypergradient": "last_layer"}),
-    "tgeo, every 4th step": Entry("tgeo", {"every": 4}),
-    "tgeo, finite difference": Entry("tgeo", {"hypergradient": "finite_difference"}),
+    "ce": MethodSpec("ce"),
+    "kd": MethodSpec("kd", {"alpha": 0.5}),
+    "rw": MethodSpec("rw"),
+    "tgeo": MethodSpec("tgeo"),
+    "tgeo, forward": MethodSpec("tgeo", {"hypergradient": "forward"}),
+    "tgeo, last layer": MethodSpec("tgeo", {"hypergradient": "last_layer"}),
+    "tgeo, every 4th step": MethodSpec("tgeo", {"every": 4}),
+    "tgeo, finite difference": MethodSpec("tgeo", {"hypergradient": "finite_difference"}),
 }
 
 
@@ -49,13 +49,13 @@ def cost(config: RunConfig, seeds: Sequence[int], out: Path, jobs: int | None = 
 
 def ratios(data: dict[str, Any], name: str, key: str) -> list[float]:
     """A row's number over that of ``kd``, one a seed."""
-    of = {label: {r["seed"]: r[key] for r in data["runs"] if r["method"] == label} for label in data["rows"].values()}
+    of = {label: {r["seed"]: r[key] for r in data["runs"] if r["row"] == label} for label in data["rows"].values()}
     own, kd = of[data["rows"][name]], of[data["rows"]["kd"]]
     return [value / kd[seed] for seed, value in own.items()]
 
 
 def _times(values: Sequence[float]) -> str:
-    d: PairedDifference | None = difference(values)
+    d: PairedTest | None = difference(values)
     if d is None or d.low is None or d.high is None:
         return f"{shown(mean(values))} x (no interval)"
     return f"{d.mean:.2f} x (95 % interval {d.low:.2f} to {d.high:.2f})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,8 @@ from tgeokd.paper.training import discrepancy, new_teacher, probs, teacher_probs
 from tgeokd.paper.wording import difference, gained, verdict
 from tgeokd.report.analyses import draw_fig1
 from tgeokd.runs.build import load_data, use_threads
-from tgeokd.runs.config import RunConfig
-from tgeokd.runs.plan import Entry
+from tgeokd.runs.config import RunConfig, replace
+from tgeokd.runs.plan import MethodSpec
 from tgeokd.runs.single import check
 
 __all__ = ["ALPHAS", "GROUPS", "fig1", "lines", "quantile_groups"]
@@ -41,7 +40,7 @@ def fig1(config: RunConfig, seeds: Sequence[int], out: Path, jobs: int | None = 
     for is in the data. The reference is none of the compared students: nobody is judged on groups of its own making.
     The test set is looked at; nothing that is trained depends on it.
     """
-    first = dataclasses.replace(config, seed=seeds[0])
+    first = replace(config, seed=seeds[0])
     for entry in _entries():
         check(entry.apply(first))
     found = over_seeds(_job, config, seeds, out, jobs)
@@ -63,8 +62,8 @@ def quantile_groups(values: Tensor, groups: int = GROUPS) -> Tensor:
     return ranks * groups // max(len(values), 1)
 
 
-def _entries() -> list[Entry]:
-    return [Entry("ce"), *(Entry("kd", {"alpha": alpha}) for alpha in ALPHAS)]
+def _entries() -> list[MethodSpec]:
+    return [MethodSpec("ce"), *(MethodSpec("kd", {"alpha": alpha}) for alpha in ALPHAS)]
 
 
 def _job(config: RunConfig, path: Path) -> dict[str, Any]:

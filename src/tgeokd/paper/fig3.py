@@ -13,11 +13,11 @@ from tgeokd.paper.rows import compared, gain, group_gap, group_mean, histories, 
 from tgeokd.paper.wording import difference, gained, interval, mean, shown, verdict
 from tgeokd.report.analyses import draw_fig3
 from tgeokd.runs.config import RunConfig
-from tgeokd.runs.plan import Entry
+from tgeokd.runs.plan import MethodSpec
 
 __all__ = ["ROWS", "fig3", "lines"]
 
-ROWS = {edge: Entry("tgeo", {"student_teacher_edge": edge == "with"}) for edge in ("with", "without")}
+ROWS = {edge: MethodSpec("tgeo", {"student_teacher_edge": edge == "with"}) for edge in ("with", "without")}
 
 
 def fig3(config: RunConfig, seeds: Sequence[int], out: Path, jobs: int | None = None) -> Findings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,8 +16,8 @@ from tgeokd.paper.training import check_teacher_sees, drawn, new_teacher, some_b
 from tgeokd.paper.wording import difference, interval, mean, shown, verdict
 from tgeokd.report.analyses import draw_fig4
 from tgeokd.runs.build import load_data, use_threads
-from tgeokd.runs.config import RunConfig
-from tgeokd.runs.plan import Entry
+from tgeokd.runs.config import RunConfig, replace
+from tgeokd.runs.plan import MethodSpec
 from tgeokd.runs.single import check
 from tgeokd.training.distiller import Distiller
 
@@ -46,7 +45,7 @@ def fig4(config: RunConfig, seeds: Sequence[int], out: Path, jobs: int | None = 
     by a *low* alpha: 0.5 tells nothing, less than 0.5 means that the outliers get the higher alpha.
     """
     check_teacher_sees(config, "fig4")
-    check(Entry("tgeo").apply(dataclasses.replace(config, seed=seeds[0])))
+    check(MethodSpec("tgeo").apply(replace(config, seed=seeds[0])))
     found = over_seeds(_job, config, seeds, out, jobs)
     data = {"bins": BINS, "seeds": found}
     return Findings(data, lines(data), partial(draw_fig4, data))
@@ -59,7 +58,7 @@ def _job(config: RunConfig, path: Path) -> dict[str, Any]:
 def _measure(config: RunConfig) -> dict[str, Any]:
     """The groups of a seed by name."""
     use_threads(config)
-    config = Entry("tgeo").apply(config)
+    config = MethodSpec("tgeo").apply(config)
     data = load_data(config)
     distiller = trained(config, data, new_teacher(config, data))
     rows = drawn(len(data.test), MOST, config.seed)  # type: ignore[arg-type]

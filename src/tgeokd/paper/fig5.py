@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,8 +26,8 @@ from tgeokd.paper.training import (
 from tgeokd.paper.wording import difference, interval, mean, shown, verdict
 from tgeokd.report.analyses import draw_fig5
 from tgeokd.runs.build import load_data, use_threads
-from tgeokd.runs.config import RunConfig
-from tgeokd.runs.plan import Entry
+from tgeokd.runs.config import RunConfig, replace
+from tgeokd.runs.plan import MethodSpec
 from tgeokd.runs.single import check
 from tgeokd.training.callbacks import Callback
 from tgeokd.training.distiller import Distiller
@@ -37,7 +36,7 @@ __all__ = ["METHODS", "PAIRS", "fig5", "lines"]
 
 MOST = 1000
 """Samples of the training and of the test set that are looked at after every epoch."""
-METHODS = {"kd": Entry("kd", {"alpha": 0.5}), "tgeo": Entry("tgeo")}
+METHODS = {"kd": MethodSpec("kd", {"alpha": 0.5}), "tgeo": MethodSpec("tgeo")}
 PAIRS = {"train": ("train, clean label", "train, corrupted label"), "test": ("test, normal", "test, Gaussian noise")}
 """Normal samples and outliers of each part."""
 
@@ -52,7 +51,7 @@ def fig5(config: RunConfig, seeds: Sequence[int], out: Path, jobs: int | None = 
     """
     check_teacher_sees(config, "fig5")
     for entry in METHODS.values():
-        check(entry.apply(dataclasses.replace(config, seed=seeds[0])))
+        check(entry.apply(replace(config, seed=seeds[0])))
     found = over_seeds(_job, config, seeds, out, jobs)
     data = {"seeds": found}
     return Findings(data, lines(data), partial(draw_fig5, data, PAIRS))

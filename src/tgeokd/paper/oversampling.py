@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import tempfile
 from collections.abc import Sequence
@@ -19,17 +18,17 @@ from tgeokd.paper.wording import difference, gained, mean, verdict
 from tgeokd.report.analyses import draw_oversampling
 from tgeokd.report.tables import formatted
 from tgeokd.runs.build import load_data
-from tgeokd.runs.config import RunConfig
-from tgeokd.runs.plan import Entry
+from tgeokd.runs.config import RunConfig, replace
+from tgeokd.runs.plan import MethodSpec
 from tgeokd.runs.single import check, run
-from tgeokd.runs.statistics import PairedDifference
-from tgeokd.runs.teacher import make_teacher
+from tgeokd.runs.statistics import PairedTest
+from tgeokd.runs.teacher import build_teacher
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.registry import look_up
 
 __all__ = ["METHODS", "lines", "oversampling"]
 
-METHODS = {"kd": Entry("kd", {"alpha": 0.5}), "tgeo": Entry("tgeo")}
+METHODS = {"kd": MethodSpec("kd", {"alpha": 0.5}), "tgeo": MethodSpec("tgeo")}
 WITH = {"plain": False, "oversampled": True}
 
 
@@ -45,14 +44,14 @@ def oversampling(config: RunConfig, seeds: Sequence[int], out: Path, jobs: int |
         raise InputError(f"task {config.task!r} has no option data.oversample; hil, nsl_kdd, tabular and adult have")
     for over in WITH.values():
         for entry in METHODS.values():
-            check(entry.apply(_with(dataclasses.replace(config, seed=seeds[0]), over)))
+            check(entry.apply(_with(replace(config, seed=seeds[0]), over)))
     found = over_seeds(_job, config, seeds, out, jobs)
     data = {"primary_metric": load_data(config).metrics.primary, "seeds": found}
     return Findings(data, lines(data), partial(draw_oversampling, data))
 
 
 def _with(config: RunConfig, over: bool) -> RunConfig:
-    return dataclasses.replace(config, data={**config.data, "oversample": over})
+    return replace(config, data={**config.data, "oversample": over})
 
 
 def _job(config: RunConfig, path: Path) -> dict[str, Any]:
@@ -74,7 +73,7 @@ def _measure(config: RunConfig) -> dict[str, Any]:
             if not over:
                 least = int(counts.masked_fill(counts == 0, len(target)).argmin())
                 rarest = data.class_names[least] if data.class_names else str(least)
-            teachers.append({"teacher": name, "metrics": make_teacher(changed, data, paths[name])})
+            teachers.append({"teacher": name, "metrics": build_teacher(changed, data, paths[name])})
         for student, over in WITH.items():
             for method, entry in METHODS.items():
                 for teacher, path in paths.items():
@@ -99,7 +98,7 @@ def _gains(data: dict[str, Any], case: str) -> list[float]:
     return [sign * (tgeo - kd) for tgeo, kd in values if tgeo is not None and kd is not None]
 
 
-def _change(data: dict[str, Any], method: str, teacher: str, student: str, *, recall: bool) -> PairedDifference | None:
+def _change(data: dict[str, Any], method: str, teacher: str, student: str, *, recall: bool) -> PairedTest | None:
     """What oversampling changes from a case without any, in the primary metric or the rarest class's recall."""
     changes: list[float | None] = []
     for seed in data["seeds"]:
@@ -110,7 +109,7 @@ def _change(data: dict[str, Any], method: str, teacher: str, student: str, *, re
     return difference(changes)
 
 
-def explains(without: PairedDifference | None, with_: PairedDifference | None) -> str:
+def explains(without: PairedTest | None, with_: PairedTest | None) -> str:
     """Whether oversampling explains a gain, from the gain without any and with both oversampled."""
     pair = (without, with_)
     if without is None or with_ is None or any(d is None or d.low is None for d in pair):

@@ -11,8 +11,8 @@ from tgeokd.core.metrics import higher_is_better
 from tgeokd.paper.wording import difference
 from tgeokd.runs.compare import compare
 from tgeokd.runs.config import RunConfig
-from tgeokd.runs.plan import Entry, Setting
-from tgeokd.runs.statistics import PairedDifference
+from tgeokd.runs.results import ComparisonResults, DataVariant, MethodSpec
+from tgeokd.runs.statistics import PairedTest
 from tgeokd.utils.files import slug
 
 __all__ = ["compared", "gain", "group_gap", "group_mean", "histories", "primary_of", "shared_facts"]
@@ -21,31 +21,34 @@ SETTING = "as-configured"
 
 
 def compared(
-    config: RunConfig, entries: Sequence[Entry], seeds: Sequence[int], out: Path, jobs: int | None
-) -> dict[str, Any]:
+    config: RunConfig, entries: Sequence[MethodSpec], seeds: Sequence[int], out: Path, jobs: int | None
+) -> ComparisonResults:
     """The comparison of some rows in ``out/runs``, begun or finished."""
     folder = out / "runs"
     begun = (folder / "comparison.yaml").exists()
-    return compare(config, entries, seeds, folder, settings=[Setting(SETTING)], jobs=jobs, resume=begun)
+    return compare(config, entries, seeds, folder, variants=[DataVariant(SETTING)], jobs=jobs, resume=begun)
 
 
-def histories(out: Path, entry: Entry, seeds: Iterable[int]) -> list[list[dict[str, Any]]]:
+def histories(out: Path, entry: MethodSpec, seeds: Iterable[int]) -> list[list[dict[str, Any]]]:
     """The records of a row's runs, epoch by epoch, one list a seed."""
     folders = (out / "runs" / slug(SETTING) / slug(entry.label) / f"seed-{seed}" for seed in seeds)
     return [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
 
 
-def shared_facts(results: Mapping[str, Any]) -> dict[str, Any]:
+def shared_facts(results: ComparisonResults) -> dict[str, Any]:
     """What every comparison's analysis keeps of ``results.json``."""
-    return {key: results[key] for key in ("primary_metric", "runs", "summary", "teachers", "machine")}
+    content = results.to_dict()
+    for record, run in zip(content["runs"], results.runs, strict=True):
+        record["row"] = run.label
+    return {key: content[key] for key in ("primary_metric", "runs", "summary", "teachers", "machine")}
 
 
 def primary_of(data: Mapping[str, Any], label: str) -> dict[int, float]:
     """A row's test value of the primary metric by seed."""
-    return {r["seed"]: r["metrics"][data["primary_metric"]] for r in data["runs"] if r["method"] == label}
+    return {r["seed"]: r["metrics"][data["primary_metric"]] for r in data["runs"] if r["row"] == label}
 
 
-def gain(data: Mapping[str, Any], label: str, over: str) -> PairedDifference | None:
+def gain(data: Mapping[str, Any], label: str, over: str) -> PairedTest | None:
     """By how much a row is better than another in the primary metric, paired by seed; positive where it is."""
     sign = 1.0 if higher_is_better(data["primary_metric"]) else -1.0
     own, other = primary_of(data, label), primary_of(data, over)

@@ -17,7 +17,7 @@ from tgeokd.data.loaders import subset
 from tgeokd.methods import build_method
 from tgeokd.runs.build import build_distiller, build_student, fit, method_of
 from tgeokd.runs.config import RunConfig
-from tgeokd.runs.teacher import load_teacher, make_teacher
+from tgeokd.runs.teacher import build_teacher, load_teacher
 from tgeokd.teachers import CLASSIFIERS, StoredPredictions
 from tgeokd.training.callbacks import Callback
 from tgeokd.training.distiller import Distiller
@@ -39,7 +39,7 @@ def new_teacher(config: RunConfig, data: TaskData) -> Any:
     """The run's teacher, made here and not kept."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "teacher.safetensors"
-        make_teacher(config, data, path)
+        build_teacher(config, data, path)
         return load_teacher(config, data, path)
 
 

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tgeokd.report.figures import metric_by_method
+from tgeokd.runs.results import RowSummary
+from tgeokd.utils.validation import validate_value
 
 __all__ = [
     "draw_ablation",
@@ -110,11 +112,10 @@ def draw_fig5(data: Mapping[str, Any], pairs: Mapping[str, tuple[str, str]], pat
 
 def draw_ablation(data: Mapping[str, Any], path: Path) -> Path:
     """Mean test value and interval of each row."""
-    of = {row["method"]: row for row in data["summary"]}
-    # the figure of comparisons highlights the rows of tgeo by their name
-    names = {name: name if name == "kd" else f"tgeo: {name}" for name in data["rows"]}
-    rows = [{**of[label], "method": names[name]} for name, label in data["rows"].items()]
-    return metric_by_method(rows, data["primary_metric"], path, title="what the ratio network sees")
+    of = {row.label: row for row in (validate_value(RowSummary, each, "summary") for each in data["summary"])}
+    names = [name if name == "kd" else f"tgeo: {name}" for name in data["rows"]]
+    rows = [of[label] for label in data["rows"].values()]
+    return metric_by_method(rows, data["primary_metric"], path, title="what the ratio network sees", labels=names)
 
 
 def draw_oversampling(data: Mapping[str, Any], path: Path) -> Path:

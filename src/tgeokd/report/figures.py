@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from tgeokd.core.ratio_statistics import GROUPS
+from tgeokd.runs.results import DEFAULT_METHOD, RowSummary
 
 __all__ = ["alpha_by_group", "alpha_by_label", "metric_by_method"]
 
@@ -98,14 +99,17 @@ def alpha_by_label(alpha: Sequence[float], corrupted: Sequence[bool], path: Path
     return _save(figure, path)
 
 
-def metric_by_method(summary: Sequence[dict[str, Any]], metric: str, path: Path, *, title: str) -> Path:
+def metric_by_method(
+    summary: Sequence[RowSummary], metric: str, path: Path, *, title: str, labels: Sequence[str] | None = None
+) -> Path:
     """Mean test value of each row with its 95 % interval over the seeds (t distribution; no bar for one seed).
 
     Args:
-        summary: rows of one setting of a comparison's ``summary``.
+        summary: rows of one data variant of a comparison.
         metric: which of its metrics.
         path: PNG to write.
         title: over the figure.
+        labels: of the rows; by default their own.
     """
     from scipy.stats import t  # local: nothing else needs scipy at start-up
 
@@ -113,14 +117,14 @@ def metric_by_method(summary: Sequence[dict[str, Any]], metric: str, path: Path,
     figure = Figure(figsize=(7.2, 1.2 + 0.3 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for y, row in enumerate(rows):
-        n, std = row["runs"], row[f"{metric}_std"]
-        error = 100 * std / math.sqrt(n) * float(t.ppf(0.975, n - 1)) if n > 1 else None
-        color = _LEARNED if row["method"].startswith("tgeo") else _OTHER
-        mean = 100 * row[f"{metric}_mean"]
+        n, (mean, sd) = row.runs, (row.metrics[metric].mean, row.metrics[metric].sd)
+        error = None if sd is None else 100 * sd / math.sqrt(n) * float(t.ppf(0.975, n - 1))
+        color = _LEARNED if row.method == DEFAULT_METHOD else _OTHER
+        mean *= 100
         axes.errorbar(mean, y, xerr=error, fmt="o", color=color, capsize=3, markersize=5)
     low, high = axes.get_xlim()
     axes.set_xlim(max(low, -1), min(high, 101))
-    axes.set_yticks(range(len(rows)), [row["method"] for row in rows])
+    axes.set_yticks(range(len(rows)), list(reversed(labels)) if labels is not None else [row.label for row in rows])
     axes.set(xlabel=f"test {metric}, % (mean and 95 % interval)", title=title, ylim=(-0.6, len(rows) - 0.4))
     axes.grid(axis="x", linewidth=0.4)
     axes.set_axisbelow(True)

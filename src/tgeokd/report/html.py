@@ -13,6 +13,7 @@ import jinja2
 
 from tgeokd.report.figures import alpha_by_group, alpha_by_label, metric_by_method
 from tgeokd.report.tables import comparison_table, paired_differences
+from tgeokd.runs.results import DEFAULT_METHOD, ComparisonResults, RunResults, read
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import slug
 
@@ -45,18 +46,15 @@ def build_report(folder: Path) -> Path:
     Raises:
         InputError: where the folder holds no finished run or comparison.
     """
-    results = _read(folder / "results.json")
-    finished = "task" in results and ("metrics" in results or results.get("summary"))
-    if not finished:
-        raise InputError(f"{folder / 'results.json'} holds no results of a run or a comparison")
-    config_file = "comparison.yaml" if "runs" in results else "config.yaml"
-    sections = _comparison(folder, results) if "runs" in results else [_single(folder, results)]
+    results = read(folder / "results.json")
+    config_file = "config.yaml" if isinstance(results, RunResults) else "comparison.yaml"
+    sections = [_single(folder, results)] if isinstance(results, RunResults) else _comparison(folder, results)
     template = jinja2.Environment(autoescape=True).from_string(
         resources.files("tgeokd.report").joinpath("templates", "page.html.jinja").read_text()
     )
     config = folder / config_file
     page = template.render(
-        title=f"{results['task']}: {'comparison' if 'runs' in results else results['method']}",
+        title=f"{results.task}: {results.run.method if isinstance(results, RunResults) else 'comparison'}",
         sections=sections,
         config=config.read_text() if config.exists() else "",
     )
@@ -65,30 +63,30 @@ def build_report(folder: Path) -> Path:
     return path
 
 
-def _single(folder: Path, results: dict[str, Any]) -> _Section:
-    metrics = results["metrics"]
-    rows = [[name, f"{value:.4f}"] for name, value in metrics.items()]
-    rows += [["epochs", str(results["epochs"])], ["seconds of training", f"{results['seconds']:.1f}"]]
-    figures = _ratio_figures([folder], folder / "figures", "", results["method"])
-    return _Section(f"{results['method']}, seed {results['seed']}", ["metric", "value"], rows, figures)
+def _single(folder: Path, results: RunResults) -> _Section:
+    run = results.run
+    rows = [[name, f"{value:.4f}"] for name, value in run.metrics.items()]
+    rows += [["epochs", str(run.epochs)], ["seconds of training", f"{run.seconds:.1f}"]]
+    figures = _ratio_figures([folder], folder / "figures", "", run.method)
+    return _Section(f"{run.method}, seed {run.seed}", ["metric", "value"], rows, figures)
 
 
-def _comparison(folder: Path, results: dict[str, Any]) -> list[_Section]:
+def _comparison(folder: Path, results: ComparisonResults) -> list[_Section]:
     sections = []
-    for setting in dict.fromkeys(row["setting"] for row in results["summary"]):
-        summary = [row for row in results["summary"] if row["setting"] == setting]
+    for variant in results.variants:
+        summary = [row for row in results.summary if row.variant == variant]
         drawings = folder / "figures"
-        primary = results["primary_metric"]
-        figures = [metric_by_method(summary, primary, drawings / f"{primary}-{slug(setting)}.png", title=setting)]
+        primary = results.primary_metric
+        figures = [metric_by_method(summary, primary, drawings / f"{primary}-{slug(variant)}.png", title=variant)]
         for row in summary:
-            if row["method"].split(" ")[0] == "tgeo":
-                folders = sorted((folder / slug(setting) / slug(row["method"])).glob("seed-*"))
-                suffix = f"-{slug(setting)}-{slug(row['method'])}"
-                figures += _ratio_figures(folders, drawings, suffix, f"{row['method']}, {setting}")
-        sections.append(_Section(setting, *comparison_table(results, setting), figures))
-        paired = paired_differences(results, setting)
+            if row.method == DEFAULT_METHOD:
+                folders = sorted((folder / slug(variant) / slug(row.label)).glob("seed-*"))
+                suffix = f"-{slug(variant)}-{slug(row.label)}"
+                figures += _ratio_figures(folders, drawings, suffix, f"{row.label}, {variant}")
+        sections.append(_Section(variant, *comparison_table(results, variant), figures))
+        paired = paired_differences(results.pairs, variant)
         if paired is not None:
-            sections.append(_Section(f"{setting}: paired differences over the seeds, p corrected by Holm", *paired, []))
+            sections.append(_Section(f"{variant}: paired differences over the seeds, p corrected by Holm", *paired, []))
     return sections
 
 

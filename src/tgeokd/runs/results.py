@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.validation import validate_as
+from tgeokd.utils.validation import replace, validate_value
 
 if TYPE_CHECKING:
     from tgeokd.runs.config import RunConfig
@@ -64,7 +64,7 @@ class MethodSpec:
     def apply(self, config: RunConfig) -> RunConfig:
         """The run's config with this row's method; the config's own method keeps the options it has there."""
         own = config.options if self.method == config.method else {}
-        return dataclasses.replace(config, method=self.method, options={**own, **self.options}, train_on=self.train_on)
+        return replace(config, method=self.method, options={**own, **self.options}, train_on=self.train_on)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class RunRecord(_Row):
         epochs: trained.
         best_epoch: index from 0 of the epoch with the best validation value of the task's primary metric.
         peak_memory_mb: highest resident memory of the process during training, MiB; on CUDA the memory allocated there.
-        trains_on_validation: whether the student trains on the validation samples, so that its ``val_...`` metrics mean nothing.
+        trains_on_validation: whether the student trains on the validation samples; its ``val_...`` metrics mean nothing then.
     """
 
     seed: int
@@ -248,7 +248,9 @@ class _Results:
             )
         if content.get("kind") != cls.kind:
             raise InputError(f"{source} holds the results of a {content.get('kind')}, not of a {cls.kind}")
-        return validate_as(cls, {k: v for k, v in content.items() if k not in ("schema_version", "kind")}, source)
+        fields = {key: value for key, value in content.items() if key not in ("schema_version", "kind")}
+        results: Self = validate_value(cls, fields, source)
+        return results
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -265,6 +267,7 @@ class RunResults(_Results):
         run: the run itself; its options are all that the method was built with.
         class_names: in the order of the logits.
         data: what the task notes about its data.
+        key: of everything that the run depends on, see :mod:`tgeokd.runs.stored`; None outside a comparison.
     """
 
     kind: ClassVar[str] = "run"
@@ -273,6 +276,7 @@ class RunResults(_Results):
     run: RunRecord
     class_names: list[str]
     data: dict[str, Any]
+    key: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
