@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from tgeokd.data import TASKS
 from tgeokd.methods import METHODS
 from tgeokd.runs.config import load_config, override, preset
 from tgeokd.runs.demo import DEMO_ROWS
+from tgeokd.utils.validation import replace
 
 SCRIPT = Path(sys.executable).with_name("tgeokd")
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -500,7 +500,7 @@ def test_a_preset_is_taken_by_its_name(tgeokd_, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "check", stop)
     argv = ("distill", "cifar100", "--preset", "paper", "--data-dir", tmp_path, "--out", tmp_path / "out")
     assert tgeokd_(*argv).code == 2
-    assert ran == [dataclasses.replace(preset("cifar100", "paper"), data_dir=str(tmp_path))]
+    assert ran == [replace(preset("cifar100", "paper"), data_dir=str(tmp_path))]
 
 
 @pytest.mark.parametrize(
@@ -615,6 +615,6 @@ def test_the_recipe_is_what_distill_runs_without_settings(tgeokd_, tmp_path, mon
         ran.append(config)
         raise cli.InputError("far enough")
 
-    monkeypatch.setattr(cli, "make_teacher", stop)
+    monkeypatch.setattr(cli, "build_teacher", stop)
     assert tgeokd_("distill", "digits", "--seed", 2, "--out", tmp_path / "out").code == 2
-    assert ran == [dataclasses.replace(preset("digits"), seed=2)]
+    assert ran == [replace(preset("digits"), seed=2)]

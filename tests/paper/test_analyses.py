@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import numpy as np
@@ -19,10 +18,10 @@ from tgeokd.paper.fig5 import DistanceCallback
 from tgeokd.paper.predictions import discrepancy, new_teacher, probs, sample, teacher_probs, trained
 from tgeokd.report.analyses import FIGURES, draw_analysis
 from tgeokd.runs.build import load_data
-from tgeokd.runs.config import override, preset
-from tgeokd.runs.plan import Entry
+from tgeokd.runs.config import override, preset, replace
+from tgeokd.runs.results import MethodSpec
 from tgeokd.runs.single import run
-from tgeokd.runs.teacher import load_teacher, make_teacher
+from tgeokd.runs.teacher import build_teacher, load_teacher
 from tgeokd.teachers import StoredPredictions
 
 
@@ -30,7 +29,7 @@ from tgeokd.teachers import StoredPredictions
 def teacher(noisy, tmp_path_factory):
     """The path of seed 0's teacher and its metrics."""
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    return path, make_teacher(noisy, load_data(noisy), path)
+    return path, build_teacher(noisy, load_data(noisy), path)
 
 
 def found_by(name, config, seeds, out):
@@ -106,7 +105,7 @@ def test_fig1_adds_up_to_the_runs(noisy, teacher, inline, tmp_path):
     assert count[0].sum() / 997 == pytest.approx(metrics["accuracy"])
     assert np.ptp(count, axis=1).max() <= 1
     for alpha in (0.1, 0.9):
-        result = run(Entry("kd", {"alpha": alpha}).apply(noisy), path)
+        result = run(MethodSpec("kd", {"alpha": alpha}).apply(noisy), path)
         assert correct[ALPHAS.index(alpha)].sum() / 997 == pytest.approx(result.metrics["accuracy"])
     distances = np.array(seed["distance_sum"]) / count
     assert (np.diff(distances, axis=1) >= 0).all()
@@ -158,16 +157,19 @@ def test_fig5_ends_where_the_run_ends(noisy, teacher, inline, tmp_path):
 
 @pytest.mark.slow
 def test_ablation_and_cost_have_the_values_of_the_comparison(noisy, inline, tmp_path):
-    noisy = dataclasses.replace(noisy, options={})  # the rows of cost have their own
+    noisy = replace(noisy, options={})  # the rows of cost have their own
     for name in ("ablation", "cost"):
         data = found_by(name, noisy, [1, 0], tmp_path / name)
         results = json.loads((tmp_path / name / "runs" / "results.json").read_text())
-        runs = {(record["method"], record["seed"]): record for record in results["runs"]}
+        runs = {}
+        for record in results["runs"]:
+            spec = MethodSpec(record["method"], record["options"], record["train_on"])
+            runs[spec, record["seed"]] = record
         for row, entry in ANALYSES[name].rows.items():
-            of = [runs[entry.label, seed] for seed in (1, 0)]
+            of = [runs[entry, seed] for seed in (1, 0)]
             assert data["values"][row] == [record["metrics"]["accuracy"] for record in of]
             for key in COSTS if name == "cost" else ():
-                kd = [runs[KD.label, seed][key] for seed in (1, 0)]
+                kd = [runs[KD, seed][key] for seed in (1, 0)]
                 assert data["ratios"][row][key] == pytest.approx([a[key] / b for a, b in zip(of, kd, strict=True)])
     assert data["processes"] == 1
     assert set(data["ratios"]) - set(data["learned"]) == {"ce", "kd", "rw"}
@@ -181,7 +183,7 @@ def test_oversampling_repeats_training_rows_of_teacher_and_student_separately(in
     rows = "\n".join(f"{a:.4f},{b}" for a, b in zip(x, label, strict=True))
     (tmp_path / "t.csv").write_text(f"x,y\n{rows}\n")
     short_run = ["data.file=t.csv", "data.label=y", "student.epochs=2", "teacher.epochs=2", "teacher.patience=null"]
-    config = dataclasses.replace(override(preset("tabular"), short_run), data_dir=str(tmp_path))
+    config = replace(override(preset("tabular"), short_run), data_dir=str(tmp_path))
     (seed,) = found_by("oversampling", config, [0], tmp_path / "out")["seeds"]
     assert seed["rarest"] == "rare"
     plain, over = seed["training_rows"]["plain"], seed["training_rows"]["oversampled"]
@@ -189,8 +191,8 @@ def test_oversampling_repeats_training_rows_of_teacher_and_student_separately(in
     assert over == [plain[0]] * 2
     assert len(seed["rows"]) == 8
     # one case again, its teacher trained on oversampled rows and its student not
-    oversampled = dataclasses.replace(config, data=config.data | {"oversample": True})
-    made = make_teacher(oversampled, load_data(oversampled), tmp_path / "again.safetensors")
+    oversampled = replace(config, data=config.data | {"oversample": True})
+    made = build_teacher(oversampled, load_data(oversampled), tmp_path / "again.safetensors")
     assert made == {t["teacher"]: t["metrics"] for t in seed["teachers"]}["oversampled"]
     again = run(KD.apply(config), tmp_path / "again.safetensors")
     case = {"method": "kd", "teacher": "oversampled", "student": "plain"}

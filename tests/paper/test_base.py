@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 from typing import ClassVar
@@ -12,10 +11,10 @@ from quick import contents, short
 
 from tgeokd.methods import build_method
 from tgeokd.paper import ANALYSES
-from tgeokd.paper.base import SeedAnalysis, in_processes, run_analysis
+from tgeokd.paper.base import SeedAnalysis, run_analysis
 from tgeokd.paper.cost import Cost
 from tgeokd.runs import compare as compare_module
-from tgeokd.runs.config import override, preset
+from tgeokd.runs.config import override, preset, replace
 from tgeokd.utils.errors import InputError
 
 
@@ -54,15 +53,10 @@ def test_a_seed_is_measured_once(tmp_path, inline):
     assert analysis.measure(short(), [3, 1], tmp_path, 1) == expected
     assert analysis.measured == [3, 1]
     with pytest.raises(InputError, match=r"seed-3\.json"):
-        analysis.measure(dataclasses.replace(short(), temperature=3.0), [3], tmp_path, 1)
+        analysis.measure(replace(short(), temperature=3.0), [3], tmp_path, 1)
     with pytest.raises(InputError, match="seed 4"):
         analysis.measure(short(), [4], tmp_path, 1)
     assert not (tmp_path / "runs" / "seed-4.json").exists()
-
-
-@pytest.mark.process
-def test_processes_give_results_in_the_order_of_the_arguments():
-    assert in_processes(divmod, [(9, 4), (7, 7), (1, 3)], processes=2) == [(2, 1), (1, 0), (0, 1)]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +93,7 @@ def test_a_finished_analysis_is_kept_and_an_unfinished_one_is_continued(noisy, i
     assert json.loads(result.read_text()) == content
     result.unlink()
     with pytest.raises(InputError, match=r"comparison\.yaml"):
-        run_analysis(name, dataclasses.replace(noisy, temperature=3.0), [0], tmp_path)
+        run_analysis(name, replace(noisy, temperature=3.0), [0], tmp_path)
 
 
 def resolved(entry):

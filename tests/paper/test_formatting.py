@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from tgeokd.paper.formatting import difference, interval, mean, metric_interval, subtract, verdict
-from tgeokd.runs.statistics import PairedDifference
+from tgeokd.runs.statistics import PairedTest
 
 UP, DOWN, EITHER = (0.30, 0.32, 0.31), (-0.30, -0.32, -0.31), (0.30, -0.30, 0.01)
 
@@ -40,4 +40,4 @@ def test_no_side_is_taken_where_the_interval_allows_none(values):
 def test_a_side_is_taken_where_the_interval_excludes_zero():
     assert verdict(difference(UP), "above", "below") == "above"
     assert verdict(difference(DOWN), "above", "below") == "below"
-    assert verdict(PairedDifference(0.1, 0.0, 0.2, 0.05, 3), "above", "below") not in ("above", "below")
+    assert verdict(PairedTest(0.1, 0.0, 0.2, 0.05, 3), "above", "below") not in ("above", "below")

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,12 +27,13 @@ from tgeokd.report.html import build_report
 from tgeokd.report.tables import comparison_table, formatted, paired_differences, title
 from tgeokd.runs.build import load_data
 from tgeokd.runs.compare import compare
-from tgeokd.runs.config import RunConfig, load_config, override, preset
-from tgeokd.runs.demo import DEMO_ROWS, DEMO_SETTINGS
-from tgeokd.runs.plan import Entry, Setting, parse_entry
+from tgeokd.runs.config import RunConfig, load_config, override, preset, replace
+from tgeokd.runs.demo import DEMO_ROWS, DEMO_VARIANTS
+from tgeokd.runs.plan import parse_method
 from tgeokd.runs.predict import predict
+from tgeokd.runs.results import DEFAULT_METHOD, DataVariant, MethodSpec
 from tgeokd.runs.single import check, run
-from tgeokd.runs.teacher import is_network, make_teacher, store_answers
+from tgeokd.runs.teacher import build_teacher, cache_teacher_logits, is_network
 from tgeokd.teachers import TeacherCacheOptions
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import RunFolder
@@ -109,7 +111,7 @@ def demo(
     and once with 30 % of the training labels replaced at random (held-out labels stay clean). Prints a table per setting and
     writes results.json, metrics.jsonl per run, figures and report.html.
     """
-    _compare(preset("digits"), DEMO_ROWS, seeds, out, DEMO_SETTINGS, jobs)
+    _compare(preset("digits"), DEMO_ROWS, seeds, out, DEMO_VARIANTS, jobs)
 
 
 @app.command()
@@ -171,7 +173,7 @@ def distill(
     teacher = out / "teacher.safetensors"
     if resume is None or not teacher.exists():
         console.print("teacher")
-        console.print(f"  {_shown(make_teacher(chosen, load_data(chosen), teacher, progress=True))}")
+        console.print(f"  {_shown(build_teacher(chosen, load_data(chosen), teacher, progress=True))}")
     console.print(f"student by {chosen.method}")
     result = run(chosen, teacher, out, resume=folder.checkpoint.exists(), progress=True)
     report = build_report(out)
@@ -219,10 +221,10 @@ def compare_command(
     tgeokd compare adult --data-dir data --set data.noise=0.2 --tune 6
     """
     chosen = _config(task, config, preset_name, settings, data_dir, None, None)
-    entries = [parse_entry(text) for text in re.split(r",(?![^\[{]*[\]}])", methods) if text.strip()]
+    entries = [parse_method(text) for text in re.split(r",(?![^\[{]*[\]}])", methods) if text.strip()]
     usual = preset(task, preset_name or "lite").data
     changed = [f"{key}={value}" for key, value in chosen.data.items() if usual.get(key) != value]
-    setting = Setting(", ".join(changed) or "default")
+    setting = DataVariant(", ".join(changed) or "default")
     out = out or Path("runs") / f"compare-{task}"
     _compare(chosen, entries, seeds, out, [setting], jobs, tune=tune, resume=resume)
 
@@ -270,7 +272,7 @@ def teacher_cache_command(
     asked: dict[str, Any] = {"views": views, "dtype": dtype, "top_k": top_k}
     given = {name: value for name, value in asked.items() if value is not None}
     options = dataclasses.replace(chosen.teacher_cache or TeacherCacheOptions(), **given, folder=str(out.resolve()))
-    chosen = dataclasses.replace(chosen, teacher_cache=options)
+    chosen = replace(chosen, teacher_cache=options)
     check(chosen)
     if not is_network(chosen):
         raise InputError("this teacher is no network: its predictions are stored once as it is, no cache is needed")
@@ -281,9 +283,9 @@ def teacher_cache_command(
     data, teacher = load_data(chosen), out / "teacher.safetensors"
     if not teacher.exists():
         console.print("teacher")
-        console.print(f"  {_shown(make_teacher(chosen, data, teacher, progress=True))}")
+        console.print(f"  {_shown(build_teacher(chosen, data, teacher, progress=True))}")
     console.print("what it says")
-    for part, cache in store_answers(chosen, data, teacher, out).items():
+    for part, cache in cache_teacher_logits(chosen, data, teacher, out).items():
         size = sum(path.stat().st_size for path in cache.folder.iterdir()) / 1e6
         kept = "all" if cache.top_k is None else f"{cache.top_k} of"
         console.print(
@@ -362,7 +364,7 @@ def reproduce(
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 2 the user's input is wrong (one line says how), 1 anything else."""
+    """MethodSpec point. Exit codes: 0 done, 2 the user's input is wrong (one line says how), 1 anything else."""
     try:
         sys.exit(app(standalone_mode=False))
     except InputError as error:
@@ -400,24 +402,24 @@ def _config(
     if task is not None and chosen.task != task:
         raise InputError(f"the config is for task {chosen.task!r}, not {task!r}")
     if method is not None and method != chosen.method:
-        chosen = dataclasses.replace(chosen, method=method, options={})  # options belong to a method
+        chosen = replace(chosen, method=method, options={})  # options belong to a method
     if seed is not None:
-        chosen = dataclasses.replace(chosen, seed=seed)
+        chosen = replace(chosen, seed=seed)
     chosen = override(chosen, settings or [])
     options = chosen.teacher_cache
     if options is not None and options.folder is not None:  # a run may be resumed from elsewhere
         options = dataclasses.replace(options, folder=str(Path(options.folder).resolve()))
-    return _with_data_dir(dataclasses.replace(chosen, teacher_cache=options), data_dir)
+    return _with_data_dir(replace(chosen, teacher_cache=options), data_dir)
 
 
 def _with_data_dir(config: RunConfig, data_dir: Path | None) -> RunConfig:
-    return config if data_dir is None else dataclasses.replace(config, data_dir=str(data_dir.resolve()))
+    return config if data_dir is None else replace(config, data_dir=str(data_dir.resolve()))
 
 
 def _elsewhere(config: RunConfig) -> RunConfig:
     """The config wherever its data and its folder have moved."""
     options = config.teacher_cache and dataclasses.replace(config.teacher_cache, folder=None)
-    return dataclasses.replace(config, data_dir=None, teacher_cache=options)
+    return replace(config, data_dir=None, teacher_cache=options)
 
 
 def _show_notes(config: RunConfig) -> None:
@@ -437,10 +439,10 @@ def _shown(metrics: dict[str, float]) -> str:
 
 def _compare(
     config: RunConfig,
-    entries: list[Entry],
+    rows: list[MethodSpec],
     seeds: int,
     out: Path,
-    settings: list[Setting],
+    variants: list[DataVariant],
     jobs: int | None,
     *,
     tune: int = 0,
@@ -456,27 +458,29 @@ def _compare(
 
     try:
         results = compare(
-            config, entries, range(seeds), out, settings=settings, tune=tune, jobs=jobs, resume=resume, on_event=show
+            config, rows, range(seeds), out, variants=variants, tune=tune, jobs=jobs, resume=resume, on_event=show
         )
     finally:
         if progress.live.is_started:
             progress.stop()
-    for setting in dict.fromkeys(row["setting"] for row in results["summary"]):
-        console.print(_drawn(f"{results['task']}, {setting}", *comparison_table(results, setting, brief=True)))
-        teachers = [t["metrics"] for t in results["teachers"] if t["setting"] == setting]
+    for variant in results.variants:
+        table = comparison_table(results, variant, brief=True)
+        ours = {row.label for row in results.summary if row.method == DEFAULT_METHOD}
+        console.print(_drawn(f"{results.task}, {variant}", *table, ours))
+        teachers = [teacher.metrics for teacher in results.teachers if teacher.variant == variant]
         spread = f"mean ± sd over {seeds} seeds" if seeds > 1 else "one seed"
-        primary = results["primary_metric"]
+        primary = results.primary_metric
         known = [metrics[primary] for metrics in teachers if primary in metrics]
         teacher = f"; teacher {title(primary)} {formatted(primary, sum(known) / len(known))}" if known else ""
         console.print(f"test set, last epoch, {spread}{teacher}\n")
-        paired = paired_differences(results, setting)
+        paired = paired_differences(results.main_pairs, variant)
         if paired is not None and seeds > 1:
-            console.print(_drawn(f"paired differences, {setting}", *paired))
+            console.print(_drawn(f"paired differences, {variant}", *paired))
             console.print("positive: the first is better; 95 % t intervals over the seeds, p corrected by Holm\n")
     console.print(f"report: {build_report(out)}")
 
 
-def _drawn(title: str, header: list[str], rows: list[list[str]]) -> Table:
+def _drawn(title: str, header: list[str], rows: list[list[str]], bold: Collection[str] = ()) -> Table:
     table = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True
     )
@@ -484,5 +488,5 @@ def _drawn(title: str, header: list[str], rows: list[list[str]]) -> Table:
         # on a narrow terminal a long name is folded; a number never is
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0, overflow="fold")
     for row in rows:
-        table.add_row(*row, style="bold" if row[0].startswith("tgeo") else None)
+        table.add_row(*row, style="bold" if row[0] in bold else None)
     return table

@@ -9,13 +9,13 @@ from tgeokd.paper import ANALYSES
 from tgeokd.paper.base import KD, Differences
 from tgeokd.paper.comparison import ComparisonAnalysis, gain, gain_text
 from tgeokd.paper.formatting import mean
-from tgeokd.runs.plan import Entry
+from tgeokd.runs.results import MethodSpec
 
 __all__ = ["FULL", "KINDS", "STEPS", "VECTOR", "Ablation"]
 
 
-def _scalar(**options: Any) -> Entry:
-    return Entry("tgeo", {"encoding": "scalar", **options})
+def _scalar(**options: Any) -> MethodSpec:
+    return MethodSpec("tgeo", {"encoding": "scalar", **options})
 
 
 FULL, VECTOR = "SG + TG + ST + inter-sample", "vector encoding"
@@ -42,7 +42,7 @@ class Ablation(ComparisonAnalysis):
     ``kd`` is the baseline.
     """
 
-    rows: ClassVar = {"kd": KD, **STEPS, **KINDS, VECTOR: Entry("tgeo", {"encoding": "vector"})}
+    rows: ClassVar = {"kd": KD, **STEPS, **KINDS, VECTOR: MethodSpec("tgeo", {"encoding": "vector"})}
 
     def differences(self, data: dict[str, Any]) -> Differences:
         """Each step over the one before; each kind of features and the vector encoding over the full set; that over kd."""

@@ -11,6 +11,7 @@ from tgeokd.paper import ANALYSES
 from tgeokd.paper.base import TGEO, Differences
 from tgeokd.paper.comparison import ComparisonAnalysis, group_gap, group_mean, histories
 from tgeokd.paper.formatting import difference, interval, mean, number, verdict
+from tgeokd.runs.results import RunRecord
 
 __all__ = ["CONTRASTS", "AlphaOverEpochs"]
 
@@ -28,7 +29,7 @@ class AlphaOverEpochs(ComparisonAnalysis):
 
     rows: ClassVar = {"tgeo": TGEO}
 
-    def collect(self, runs: Mapping[str, Sequence[Any]], folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    def collect(self, runs: Mapping[str, Sequence[RunRecord]], folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
         """By seed and epoch: mean alpha of all samples, and mean and count of each group."""
         keys = ("mean", "count")
         curves = [

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from tgeokd.paper import ANALYSES
 from tgeokd.runs.build import use_threads
-from tgeokd.runs.config import RunConfig
-from tgeokd.runs.executors import worker_pool
-from tgeokd.runs.plan import Entry
+from tgeokd.runs.config import RunConfig, replace
+from tgeokd.runs.executors import LocalProcesses, call_all
+from tgeokd.runs.results import MethodSpec
 from tgeokd.runs.single import check
-from tgeokd.runs.statistics import PairedDifference
+from tgeokd.runs.statistics import PairedTest
+from tgeokd.runs.stored import computed, result_key
 from tgeokd.runs.summary import machine
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import RunFolder
 
-__all__ = ["KD", "TGEO", "Analysis", "Differences", "Findings", "SeedAnalysis", "in_processes", "run_analysis"]
+__all__ = ["KD", "TGEO", "Analysis", "Differences", "Findings", "SeedAnalysis", "run_analysis"]
 
-T = TypeVar("T")
-Differences = dict[str, PairedDifference | None]
+Differences = dict[str, PairedTest | None]
 
-KD = Entry("kd", {"alpha": 0.5})
+KD = MethodSpec("kd", {"alpha": 0.5})
 """The baseline: the constant ratio that ``tgeo`` starts from."""
-TGEO = Entry("tgeo")
+TGEO = MethodSpec("tgeo")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Analysis(ABC):
     task: ClassVar[str] = "digits"
     settings: ClassVar[Mapping[str, tuple[str, ...]]] = {"digits": ("data.noise=0.3",)}
     processes: ClassVar[int | None] = None
-    rows: ClassVar[Mapping[str, Entry]] = {"kd": KD, "tgeo": TGEO}
+    rows: ClassVar[Mapping[str, MethodSpec]] = {"kd": KD, "tgeo": TGEO}
 
     @abstractmethod
     def measure(self, config: RunConfig, seeds: Sequence[int], out: Path, processes: int | None) -> dict[str, Any]:
@@ -97,44 +96,16 @@ class SeedAnalysis(Analysis):
 
     def measure(self, config: RunConfig, seeds: Sequence[int], out: Path, processes: int | None) -> dict[str, Any]:
         """The data of every seed, in the order of the seeds."""
-        self.validate(dataclasses.replace(config, seed=seeds[0]))
-        jobs = [(dataclasses.replace(config, seed=seed), out / "runs" / f"seed-{seed}.json") for seed in seeds]
-        return {**self.facts, "seeds": in_processes(self.stored, jobs, processes)}
+        self.validate(replace(config, seed=seeds[0]))
+        jobs = [(replace(config, seed=seed), out / "runs" / f"seed-{seed}.json") for seed in seeds]
+        return {**self.facts, "seeds": call_all(self.stored, jobs, LocalProcesses(processes))}
 
     def stored(self, config: RunConfig, path: Path) -> dict[str, Any]:
-        """The data of a seed: read from the file of an earlier call with the same config, or measured and written to it.
-
-        Raises:
-            InputError: where the file belongs to another config.
-        """
-        if path.exists():
-            content = json.loads(path.read_text())
-            if content["config"] != json.loads(json.dumps(config.to_dict())):
-                raise InputError(f"{path} was made with other settings; choose another folder")
-            found: dict[str, Any] = content["found"]
-            return found
+        """The data of a seed: read from the file of an earlier call with the same config, or measured and written to it."""
         use_threads(config)
-        found = self.measure_seed(config)
-        folder = RunFolder(path.parent, resume=True, checkpoint_needed=False)
-        folder.write_json(path.name, {"config": config.to_dict(), "found": found})
+        key = result_key(type(self).__name__, config)
+        found: dict[str, Any] = computed(path, key, lambda: self.measure_seed(config))
         return found
-
-
-def in_processes(function: Callable[..., T], arguments: Iterable[tuple[Any, ...]], processes: int | None) -> list[T]:
-    """``[function(*each) for each in arguments]``, computed in worker processes.
-
-    Args:
-        function: can be pickled.
-        arguments: one tuple per call.
-        processes: at most; None for one per core.
-    """
-    calls = list(arguments)
-    pool = worker_pool(processes, len(calls))
-    try:
-        futures = [pool.submit(function, *each) for each in calls]
-        return [future.result() for future in futures]
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def run_analysis(

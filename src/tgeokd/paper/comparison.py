@@ -12,8 +12,8 @@ from tgeokd.paper.base import Analysis
 from tgeokd.paper.formatting import difference, metric_interval, subtract, verdict
 from tgeokd.runs.compare import compare
 from tgeokd.runs.config import RunConfig
-from tgeokd.runs.plan import Entry, Setting
-from tgeokd.runs.statistics import PairedDifference
+from tgeokd.runs.results import DataVariant, MethodSpec, RunRecord
+from tgeokd.runs.statistics import PairedTest
 from tgeokd.utils.files import slug
 
 __all__ = ["ComparisonAnalysis", "gain", "gain_text", "group_gap", "group_mean", "histories"]
@@ -28,13 +28,14 @@ class ComparisonAnalysis(Analysis):
         """The test value of the primary metric by row and seed, and what :meth:`collect` adds."""
         folder, rows = out / "runs", list(self.rows.values())
         begun = (folder / "comparison.yaml").exists()
-        results = compare(config, rows, seeds, folder, settings=[Setting(VARIANT)], jobs=processes, resume=begun)
-        runs = {name: _runs(results, entry, seeds) for name, entry in self.rows.items()}
-        metric = results["primary_metric"]
-        values = {name: [run["metrics"][metric] for run in own] for name, own in runs.items()}
+        results = compare(config, rows, seeds, folder, variants=[DataVariant(VARIANT)], jobs=processes, resume=begun)
+        found = {(run.spec, run.seed): run for run in results.runs}
+        runs = {name: [found[row, seed] for seed in seeds] for name, row in self.rows.items()}
+        metric = results.primary_metric
+        values = {name: [run.metrics[metric] for run in own] for name, own in runs.items()}
         return {"primary_metric": metric, "values": values, **self.collect(runs, folder, seeds)}
 
-    def collect(self, runs: Mapping[str, Sequence[Any]], folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    def collect(self, runs: Mapping[str, Sequence[RunRecord]], folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
         """Further data.
 
         Args:
@@ -45,26 +46,20 @@ class ComparisonAnalysis(Analysis):
         return {}
 
 
-def _runs(results: Any, entry: Entry, seeds: Iterable[int]) -> list[Any]:
-    """The runs of a row, in the order of the seeds."""
-    by_seed = {run["seed"]: run for run in results["runs"] if run["method"] == entry.label}
-    return [by_seed[seed] for seed in seeds]
-
-
-def histories(folder: Path, entry: Entry, seeds: Iterable[int]) -> list[list[dict[str, Any]]]:
+def histories(folder: Path, row: MethodSpec, seeds: Iterable[int]) -> list[list[dict[str, Any]]]:
     """The records of a row's epochs, one list per seed."""
-    folders = (folder / slug(VARIANT) / slug(entry.label) / f"seed-{seed}" for seed in seeds)
+    folders = (folder / slug(VARIANT) / slug(row.label) / f"seed-{seed}" for seed in seeds)
     return [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
 
 
-def gain(data: Mapping[str, Any], name: str, over: str) -> PairedDifference | None:
+def gain(data: Mapping[str, Any], name: str, over: str) -> PairedTest | None:
     """By how much a row is better than another in the primary metric, paired by seed; positive is better."""
     sign = 1.0 if higher_is_better(data["primary_metric"]) else -1.0
     gaps = subtract(data["values"][name], data["values"][over])
     return difference(None if gap is None else sign * gap for gap in gaps)
 
 
-def gain_text(d: PairedDifference | None, metric: str) -> str:
+def gain_text(d: PairedTest | None, metric: str) -> str:
     """A gain with its interval and conclusion."""
     return f"{metric_interval(d, metric)}, {verdict(d, 'better', 'worse')}"
 

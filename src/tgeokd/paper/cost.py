@@ -11,7 +11,7 @@ from tgeokd.paper.base import KD, TGEO, Differences
 from tgeokd.paper.comparison import ComparisonAnalysis, gain, gain_text
 from tgeokd.paper.formatting import difference, mean, number
 from tgeokd.runs.config import RunConfig
-from tgeokd.runs.plan import Entry
+from tgeokd.runs.results import MethodSpec, RunRecord
 
 __all__ = ["COSTS", "INTERVAL", "VARIANTS", "Cost"]
 
@@ -20,8 +20,8 @@ INTERVAL = "every"
 COSTS = ("seconds", "peak_memory_mb")
 
 
-def _tgeo(hypergradient: str, interval: int) -> Entry:
-    return Entry("tgeo", {"hypergradient": hypergradient, INTERVAL: interval})
+def _tgeo(hypergradient: str, interval: int) -> MethodSpec:
+    return MethodSpec("tgeo", {"hypergradient": hypergradient, INTERVAL: interval})
 
 
 VARIANTS = {
@@ -29,7 +29,7 @@ VARIANTS = {
     "tgeo, exact, every step": _tgeo("exact", 1),
     "tgeo, exact, every 4th step": _tgeo("exact", 4),
     "tgeo, finite differences, every step": _tgeo("finite_difference", 1),
-    "tgeo, as published": Entry("tgeo", {"paper": True}),
+    "tgeo, as published": MethodSpec("tgeo", {"paper": True}),
 }
 """Compared with the default of ``tgeo``: the last layer in every 4th step, where the student ends in a linear layer."""
 
@@ -45,17 +45,17 @@ class Cost(ComparisonAnalysis):
 
     settings: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # time and memory do not depend on label noise
     processes = 1
-    rows: ClassVar = {"ce": Entry("ce"), "kd": KD, "rw": Entry("rw"), "tgeo": TGEO, **VARIANTS}
+    rows: ClassVar = {"ce": MethodSpec("ce"), "kd": KD, "rw": MethodSpec("rw"), "tgeo": TGEO, **VARIANTS}
 
     def measure(self, config: RunConfig, seeds: Sequence[int], out: Path, processes: int | None) -> dict[str, Any]:
         """The comparison, and the number of simultaneous runs."""
         return {"processes": processes, **super().measure(config, seeds, out, processes)}
 
-    def collect(self, runs: Mapping[str, Sequence[Any]], folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    def collect(self, runs: Mapping[str, Sequence[RunRecord]], folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
         """Each row's seconds and memory over those of kd, one ratio per seed."""
 
         def ratios(name: str, key: str) -> list[float]:
-            return [own[key] / kd[key] for own, kd in zip(runs[name], runs["kd"], strict=True)]
+            return [getattr(own, key) / getattr(kd, key) for own, kd in zip(runs[name], runs["kd"], strict=True)]
 
         return {
             "ratios": {name: {key: ratios(name, key) for key in COSTS} for name in self.rows},

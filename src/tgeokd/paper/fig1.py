@@ -16,7 +16,7 @@ from tgeokd.paper.formatting import difference, metric_interval, subtract, verdi
 from tgeokd.paper.predictions import discrepancy, new_teacher, probs, teacher_probs, trained
 from tgeokd.runs.build import load_data
 from tgeokd.runs.config import RunConfig
-from tgeokd.runs.plan import Entry
+from tgeokd.runs.results import MethodSpec
 
 __all__ = ["ALPHAS", "QUANTILES", "TEACHER", "Fig1", "accuracies", "quantile_groups"]
 
@@ -38,7 +38,10 @@ class Fig1(SeedAnalysis):
     Nothing that is trained or chosen depends on the test set.
     """
 
-    rows: ClassVar = {"ce": Entry("ce"), **{f"kd {alpha:g}": Entry("kd", {"alpha": alpha}) for alpha in ALPHAS}}
+    rows: ClassVar = {
+        "ce": MethodSpec("ce"),
+        **{f"kd {alpha:g}": MethodSpec("kd", {"alpha": alpha}) for alpha in ALPHAS},
+    }
     facts: ClassVar = {"alphas": list(ALPHAS)}
 
     def measure_seed(self, config: RunConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from tgeokd.paper import ANALYSES
 from tgeokd.paper.base import Differences
 from tgeokd.paper.comparison import ComparisonAnalysis, gain, group_gap, group_mean, histories
 from tgeokd.paper.formatting import difference, interval, mean, metric_interval, number, subtract, verdict
-from tgeokd.runs.plan import Entry
+from tgeokd.runs.results import MethodSpec, RunRecord
 
 __all__ = ["CONTRASTS", "Fig3"]
 
@@ -34,9 +34,11 @@ class Fig3(ComparisonAnalysis):
     the distance between the two predictions.
     """
 
-    rows: ClassVar = {edge: Entry("tgeo", {"student_teacher_edge": edge == "with"}) for edge in ("with", "without")}
+    rows: ClassVar = {
+        edge: MethodSpec("tgeo", {"student_teacher_edge": edge == "with"}) for edge in ("with", "without")
+    }
 
-    def collect(self, runs: Mapping[str, Sequence[Any]], folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    def collect(self, runs: Mapping[str, Sequence[RunRecord]], folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
         """The groups of the last epoch, by row and seed."""
         alpha = {
             edge: [history[-1]["alpha"] for history in histories(folder, row, seeds)] for edge, row in self.rows.items()

@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Iterable
 
 from tgeokd.core.metrics import METRICS
-from tgeokd.runs.statistics import PairedDifference, paired
+from tgeokd.runs.statistics import PairedTest, paired
 
 __all__ = ["difference", "interval", "mean", "metric_interval", "number", "subtract", "verdict"]
 
 
-def difference(values: Iterable[float | None]) -> PairedDifference | None:
+def difference(values: Iterable[float | None]) -> PairedTest | None:
     """Mean and 95 % interval of one difference per seed. Seeds without a value (None) are left out; None without any."""
     known = [value for value in values if value is not None]
     return paired(known) if known else None
@@ -33,7 +33,7 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def interval(d: PairedDifference | None, *, factor: float = 1.0, digits: int = 2, unit: str = "") -> str:
+def interval(d: PairedTest | None, *, factor: float = 1.0, digits: int = 2, unit: str = "") -> str:
     """``+1.20 points (95 % interval +0.30 to +2.10)``, or why there is no interval."""
     if d is None:
         return "- (no samples)"
@@ -43,13 +43,13 @@ def interval(d: PairedDifference | None, *, factor: float = 1.0, digits: int = 2
     return f"{value} (95 % interval {factor * d.low:+.{digits}f} to {factor * d.high:+.{digits}f})"
 
 
-def metric_interval(d: PairedDifference | None, metric: str) -> str:
+def metric_interval(d: PairedTest | None, metric: str) -> str:
     """The interval of a difference in a metric, in percentage points or in the metric's own unit."""
     shown = METRICS[metric.partition("/")[0]]
     return interval(d, factor=shown.factor, digits=shown.digits, unit="" if shown.factor == 1 else " points")
 
 
-def verdict(d: PairedDifference | None, above: str, below: str) -> str:
+def verdict(d: PairedTest | None, above: str, below: str) -> str:
     """The conclusion that an interval allows: ``above`` 0, ``below`` 0, or none."""
     if d is None:
         return "no conclusion"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,10 @@ from tgeokd.paper.base import Differences, SeedAnalysis
 from tgeokd.paper.comparison import gain_text
 from tgeokd.paper.formatting import difference, mean, metric_interval, subtract, verdict
 from tgeokd.runs.build import load_data
-from tgeokd.runs.config import RunConfig
+from tgeokd.runs.config import RunConfig, replace
 from tgeokd.runs.single import run
-from tgeokd.runs.statistics import PairedDifference
-from tgeokd.runs.teacher import make_teacher
+from tgeokd.runs.statistics import PairedTest
+from tgeokd.runs.teacher import build_teacher
 from tgeokd.utils.errors import InputError
 
 __all__ = ["CASES", "RECALL", "Oversampling", "explanation", "values"]
@@ -73,7 +72,7 @@ class Oversampling(SeedAnalysis):
                 if not over:
                     least = int(counts.masked_fill(counts == 0, len(target)).argmin())
                     rarest = data.class_names[least] if data.class_names else str(least)
-                teachers.append({"teacher": name, "metrics": make_teacher(changed, data, paths[name])})
+                teachers.append({"teacher": name, "metrics": build_teacher(changed, data, paths[name])})
             for student, over in WITH.items():
                 for method, entry in self.rows.items():
                     for teacher, path in paths.items():
@@ -86,7 +85,7 @@ class Oversampling(SeedAnalysis):
         """Gains of tgeo over kd; the effect of oversampling teacher or student alone; the rarest class, neither to both."""
         metric = data["primary_metric"]
 
-        def better(key: str, own: tuple[str, str, str], other: tuple[str, str, str]) -> PairedDifference | None:
+        def better(key: str, own: tuple[str, str, str], other: tuple[str, str, str]) -> PairedTest | None:
             sign = 1.0 if higher_is_better(key) else -1.0
             gaps = subtract(values(data, key, *own), values(data, key, *other))
             return difference(None if gap is None else sign * gap for gap in gaps)
@@ -135,7 +134,7 @@ def values(data: Mapping[str, Any], metric: str, method: str, teacher: str, stud
     return found
 
 
-def explanation(without: PairedDifference | None, with_: PairedDifference | None) -> str:
+def explanation(without: PairedTest | None, with_: PairedTest | None) -> str:
     """Whether oversampling explains a gain, from the gains with neither and with both oversampled."""
     if without is None or with_ is None or without.low is None or with_.low is None:
         return "no conclusion without intervals"
@@ -147,4 +146,4 @@ def explanation(without: PairedDifference | None, with_: PairedDifference | None
 
 
 def _with(config: RunConfig, over: bool) -> RunConfig:
-    return dataclasses.replace(config, data={**config.data, "oversample": over})
+    return replace(config, data={**config.data, "oversample": over})

@@ -17,7 +17,7 @@ from tgeokd.data.loaders import subset
 from tgeokd.methods import build_method
 from tgeokd.runs.build import build_distiller, build_student, fit, method_of
 from tgeokd.runs.config import RunConfig
-from tgeokd.runs.teacher import is_network, load_teacher, make_teacher
+from tgeokd.runs.teacher import build_teacher, is_network, load_teacher
 from tgeokd.teachers import StoredPredictions
 from tgeokd.training.callbacks import Callback
 from tgeokd.training.distiller import Distiller
@@ -30,7 +30,7 @@ def new_teacher(config: RunConfig, data: TaskData) -> Any:
     """The run's teacher, trained or loaded, without writing it to the run's folder."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "teacher.safetensors"
-        make_teacher(config, data, path)
+        build_teacher(config, data, path)
         return load_teacher(config, data, path)
 
 
