@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import pytest
-from quick import InlinePool, short
+from quick import short
+
+from tgeokd.runs.executors import InProcess, LocalProcesses
 
 
 @pytest.fixture
 def inline(monkeypatch):
     """Jobs are done in this process."""
-    monkeypatch.setattr("tgeokd.runs.executors.ProcessPoolExecutor", InlinePool)
+    monkeypatch.setattr(LocalProcesses, "open", InProcess.open)
 
 
 @pytest.fixture(scope="session")
