@@ -46,14 +46,13 @@ def config(monkeypatch):
 
 
 def test_a_task_that_reads_files_needs_a_folder(config):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=r"'yours'.*--data-dir.*TGEOKD_DATA"):
         load_data(config("yours"))
-    assert str(caught.value) == "task 'yours' reads data of yours: give their folder as --data-dir or TGEOKD_DATA"
 
 
 def test_real_tasks_without_a_folder_are_refused_alike():
     for task in ("adult", "nsl_kdd", "cifar100"):
-        with pytest.raises(InputError, match=f"^task '{task}' reads data of yours: give their folder as --data-dir"):
+        with pytest.raises(InputError, match=f"'{task}'.*--data-dir"):
             load_data(preset(task))
 
 

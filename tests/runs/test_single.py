@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, log_loss
 
 from tgeokd.runs.build import load_data
+from tgeokd.runs.results import RunResults
 from tgeokd.runs.single import check, run
 from tgeokd.runs.teacher import build_teacher, load_teacher
 from tgeokd.utils.errors import InputError
@@ -71,27 +72,17 @@ def test_the_loaded_teacher_is_the_saved_one(config, teacher):
 
 def test_results_json_is_what_the_saved_student_achieves(config, finished):
     out, result = finished
-    written = json.loads((out / "results.json").read_text())
+    written = RunResults.read(out / "results.json")
     data = load_data(config)
     weights = load_file(out / "student.safetensors")
     for prefix, split in (("", data.test), ("val_", data.held_out)):
         probs, labels = forward(weights, split.inputs), true_labels(split)
-        assert written["metrics"][f"{prefix}accuracy"] == pytest.approx(accuracy_score(labels, probs.argmax(axis=1)))
-        assert written["metrics"][f"{prefix}nll"] == pytest.approx(log_loss(labels, probs), rel=1e-5)
-    assert written == {
-        "task": "digits",
-        "method": "tgeo",
-        "options": {},
-        "train_on": "train",
-        "seed": 3,
-        "metrics": result.metrics,
-        "seconds": result.seconds,
-        "epochs": 2,
-        "best_epoch": result.best_epoch,
-        "peak_memory_mb": result.peak_memory_mb,
-        "data": {},
-        "class_names": list("0123456789"),
-    }
+        assert written.run.metrics[f"{prefix}accuracy"] == pytest.approx(accuracy_score(labels, probs.argmax(axis=1)))
+        assert written.run.metrics[f"{prefix}nll"] == pytest.approx(log_loss(labels, probs), rel=1e-5)
+    assert written.run == result
+    assert (written.task, written.data, written.class_names) == ("digits", {}, list("0123456789"))
+    assert (result.method, result.options, result.train_on, result.seed) == ("tgeo", {}, "train", 3)
+    assert (result.epochs, result.trains_on_validation) == (2, True)  # by default outer=union
     assert result.seconds > 0
     assert 50 < result.peak_memory_mb < 50_000  # a process with torch in it
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -109,7 +100,7 @@ def test_a_run_leaves_the_promised_files_and_nothing_else(finished):
     assert [path.name for path in (finished[0] / "last.ckpt").iterdir()] == ["state.pt"]
     records = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == [0, 1]
-    last = json.loads((finished[0] / "results.json").read_text())["metrics"]
+    last = RunResults.read(finished[0] / "results.json").run.metrics
     assert records[-1]["val_accuracy"] == last["val_accuracy"]
     assert records[-1]["val_loss"] == pytest.approx(last["val_nll"])
 
@@ -179,9 +170,7 @@ def test_a_method_that_needs_held_out_samples_may_not_train_on_them(settings, tm
     method = settings[0].removeprefix("method=")
     wrong = short(*settings, "train_on=train+val")
     for refuse in (lambda: check(wrong), lambda: run(wrong, tmp_path / "teacher", tmp_path / "out")):
-        with pytest.raises(
-            InputError, match=f"method '{method}' needs held-out samples; train_on=train\\+val leaves none"
-        ):
+        with pytest.raises(InputError, match=f"method '{method}'.*train_on=train\\+val"):
             refuse()
     assert not (tmp_path / "out").exists()
 
@@ -216,7 +205,7 @@ def test_a_method_that_needs_held_out_samples_may_not_train_on_them(settings, tm
         (["accelerator=gpux"], "accelerator.*gpux"),
         (["precision=33-true"], "precision.*33-true"),
         (["precision=16-mixed"], "precision '16-mixed'"),
-        (["seed=-1"], "seed must lie in"),
+        (["seed=-1"], "seed.*-1"),
     ],
 )
 def test_wrong_settings_fail_before_anything_is_trained(settings, message):

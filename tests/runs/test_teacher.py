@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from tgeokd.data.loaders import ArrayDataset
 from tgeokd.runs.build import build_teacher_network, load_data, teacher_seed
+from tgeokd.runs.results import RunResults
 from tgeokd.runs.single import check, run
 from tgeokd.runs.teacher import build_teacher, load_teacher
 from tgeokd.teachers import StoredPredictions
@@ -147,7 +147,7 @@ def test_a_student_learns_from_a_classifier(tmp_path, options):
     build_teacher(config, load_data(config), path)
     result = run(config, path, tmp_path / "run")
     assert result.metrics["accuracy"] > 0.5
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["metrics"] == result.metrics
+    assert RunResults.read(tmp_path / "run" / "results.json").run == result
 
 
 def test_the_seed_of_a_run_decides_its_classifier(tmp_path):
@@ -171,7 +171,7 @@ def test_the_seed_of_a_run_decides_its_classifier(tmp_path):
         ),
         (
             ["teacher.model={name: random_forest}", "teacher.weights=x.pth"],
-            "teacher.weights are a network's, and random_forest is none",
+            r"teacher\.weights.*random_forest",
         ),
         (["teacher.model={name: random_forrest}"], "unknown model 'random_forrest'"),
     ],
@@ -253,11 +253,11 @@ def test_predictions_need_a_task_with_ids(tmp_path, predictions):
     config = given(predictions)
     data = load_data(config)
     nameless = dataclasses.replace(data, train=ArrayDataset(data.train.inputs, data.train.target))
-    with pytest.raises(InputError, match="task 'digits' gives its samples no ids"):
+    with pytest.raises(InputError, match=r"ids.*'digits'"):
         check(config, nameless)
 
 
 def test_a_model_and_predictions_together_are_refused(predictions):
     for extra in ("model: {name: mlp}", "weights: x.pth"):
-        with pytest.raises(InputError, match=r"teacher\.predictions stand in for a model"):
+        with pytest.raises(InputError, match=r"teacher\.predictions"):
             short(f"teacher={{predictions: {predictions}, {extra}}}")
