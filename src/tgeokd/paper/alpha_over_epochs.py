@@ -54,13 +54,13 @@ class AlphaOverEpochs(ComparisonAnalysis):
         """From the first to the last epoch; teacher right and wrong; student and teacher agreeing or not."""
         seeds, moved = data["seeds"], differences["last epoch"]
         start, end = (number(mean(seed[epoch]["all"] for seed in seeds)) for epoch in (0, -1))
-        says = verdict(moved, "the weight of the teacher increases", "the weight of the label increases")
-        lines = [f"Mean alpha is {start} in the first epoch and {end} in the last: {interval(moved)}, {says}."]
+        conclusion = verdict(moved, "the weight of the teacher increases", "the weight of the label increases")
+        lines = [f"Mean alpha is {start} in the first epoch and {end} in the last: {interval(moved)}, {conclusion}."]
         for name, sides in CONTRASTS.items():
             first, second = (number(mean(group_mean(seed[-1]["groups"], side) for seed in seeds)) for side in sides)
             gap = differences[name]
-            says = verdict(gap, f"higher where {name}", "lower there")
+            conclusion = verdict(gap, f"higher where {name}", "lower there")
             lines.append(
-                f"In the last epoch alpha is {first} where {name} and {second} elsewhere: {interval(gap)}, {says}."
+                f"In the last epoch alpha is {first} where {name} and {second} elsewhere: {interval(gap)}, {conclusion}."
             )
         return lines

@@ -84,7 +84,7 @@ class Fig1(SeedAnalysis):
             best.append(f"teacher {name} (n = {n}) {', '.join(each)}")
         right, wrong, gap, pays = (metric_interval(d, "accuracy") for d in differences.values())
         alpha_for = "a larger alpha is better for samples on which the teacher is"
-        says = verdict(
+        conclusion = verdict(
             differences["right less wrong"], f"{alpha_for} right", f"{alpha_for} wrong, contrary to expectation"
         )
         third = "Whether choosing alpha by group is better than one alpha cannot be judged with one seed."
@@ -96,7 +96,7 @@ class Fig1(SeedAnalysis):
         return [
             f"Best fixed alpha by student-teacher distance, nearest fifth first: {'; '.join(best)}.",
             f"Alpha {ALPHAS[-1]:g} instead of {ALPHAS[0]:g} changes test accuracy by {right} where the teacher is right and "
-            f"by {wrong} where it is wrong; difference {gap}: {says}.",
+            f"by {wrong} where it is wrong; difference {gap}: {conclusion}.",
             third,
         ]
 

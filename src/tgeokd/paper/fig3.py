@@ -60,9 +60,9 @@ class Fig3(ComparisonAnalysis):
         texts = {}
         for name in CONTRASTS:
             larger = differences[f"{name}, larger with"]
-            says = verdict(larger, "the edge increases the difference", "the edge decreases the difference")
+            conclusion = verdict(larger, "the edge increases the difference", "the edge decreases the difference")
             each = ", ".join(f"{interval(differences[f'{name}, {edge}'])} {edge} the edge S-T" for edge in self.rows)
-            texts[name] = f"{each}; change of its size by the edge {interval(larger)}: {says}"
+            texts[name] = f"{each}; change of its size by the edge {interval(larger)}: {conclusion}"
         means = ", ".join(
             " and ".join(number(mean(group_mean(seed, names) for seed in seeds)) for names in (_RIGHT, _WRONG))
             + f" {edge} the edge S-T"

@@ -103,8 +103,8 @@ class Fig5(SeedAnalysis):
             for name in self.rows:
                 gap = differences[f"{split}, {name}"]
                 own, other = (number(mean(_last(data, name, group))) for group in (outlier, normal))
-                says = verdict(gap, "farther from the teacher on outliers", "nearer to the teacher on outliers")
-                texts.append(f"{name} {own} compared with {other}, difference {interval(gap)}, {says}")
+                conclusion = verdict(gap, "farther from the teacher on outliers", "nearer to the teacher on outliers")
+                texts.append(f"{name} {own} compared with {other}, difference {interval(gap)}, {conclusion}")
             lines.append(
                 f"Student-teacher distance after the last epoch, {outlier} compared with {normal}: {'; '.join(texts)}."
             )

@@ -113,8 +113,8 @@ class Oversampling(SeedAnalysis):
         for method in self.rows:
             change = differences[f"rarest class, {method}"]
             recalls = [formatted(RECALL, mean(values(data, RECALL, method, *case))) for case in (NEITHER, BOTH)]
-            says = f"{metric_interval(change, RECALL)}, {verdict(change, 'higher', 'lower')}"
-            rare.append(f"{method} {' to '.join(recalls)} %, {says}")
+            conclusion = f"{metric_interval(change, RECALL)}, {verdict(change, 'higher', 'lower')}"
+            rare.append(f"{method} {' to '.join(recalls)} %, {conclusion}")
         names = ", ".join(dict.fromkeys(str(seed["rarest"]) for seed in data["seeds"]))
         return [
             f"Gain of tgeo over kd in test {metric}: without oversampling {metric_interval(without, metric)}, with teacher "
