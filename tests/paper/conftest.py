@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from quick import short
 
+from tgeokd.paper.cost import INTERVAL
 from tgeokd.runs.executors import InProcess, LocalProcesses
 
 
@@ -15,4 +16,4 @@ def inline(monkeypatch):
 @pytest.fixture(scope="session")
 def noisy():
     """Two epochs, 30 % of the training labels replaced, and an update of the ratio network in every step."""
-    return short("data.noise=0.3", "student.batch_size=200", "teacher.batch_size=200", "options.every=1")
+    return short("data.noise=0.3", "student.batch_size=200", "teacher.batch_size=200", f"options.{INTERVAL}=1")

@@ -71,7 +71,7 @@ class Cost(ComparisonAnalysis):
         n, metric = data["processes"], data["primary_metric"]
         how = "one run at a time" if n == 1 else f"{n} simultaneous runs, which slow each other down"
         time, memory = (
-            ", ".join(f"{name} {_times(of[key])}" for name, of in data["ratios"].items() if name != "kd")
+            "; ".join(f"{name} {_times(of[key])}" for name, of in data["ratios"].items() if name != "kd")
             for key in COSTS
         )
         gains = "; ".join(f"{name} {gain_text(differences[f'{name} over tgeo'], metric)}" for name in VARIANTS)

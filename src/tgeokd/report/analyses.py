@@ -135,6 +135,7 @@ def ablation(data: Mapping[str, Any], path: Path) -> Path:
 @FIGURES.register("oversampling")
 def oversampling(data: Mapping[str, Any], path: Path) -> Path:
     """Test value and recall of the rarest class of each case: one point per seed and a line for the mean."""
+    shown = {"plain": "no", "oversampled": "yes"}
     figure, panels = _panels(1, 2, width=10.4, height=4.0)
     for axes, metric in zip(panels, (data["primary_metric"], RECALL), strict=True):
         for shift, method, color in ((-0.15, "kd", GREY), (0.15, "tgeo", BLUE)):
@@ -144,8 +145,9 @@ def oversampling(data: Mapping[str, Any], path: Path) -> Path:
                 axes.plot([x + shift] * len(found), found, "o", color=color, alpha=0.6, label=label)
                 if found:
                     axes.plot([x + shift - 0.1, x + shift + 0.1], [np.mean(found)] * 2, color=color)
-        axes.set_xticks(range(len(CASES)), [f"teacher {t}\nstudent {s}" for t, s in CASES], fontsize=8)
-        axes.set_xlabel("training rows")
+        ticks = [f"teacher {shown[teacher]}\nstudent {shown[student]}" for teacher, student in CASES]
+        axes.set_xticks(range(len(CASES)), ticks, fontsize=8)
+        axes.set_xlabel("training rows oversampled")
         axes.legend(**_SMALL)
     rarest = ", ".join(dict.fromkeys(str(seed["rarest"]) for seed in data["seeds"]))
     panels[0].set_ylabel(f"test {data['primary_metric']}")
