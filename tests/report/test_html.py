@@ -31,7 +31,8 @@ def compared(tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "comparison"
     variants = [DataVariant("clean", {"noise": 0.0}), DataVariant("noise 30 %", {"noise": 0.3})]
     rows = [parse_method(row) for row in ROWS]
-    compare(short(), rows, [0, 1], out, variants=variants, executor=InProcess())
+    config = short("student.batch_size=400", "teacher.batch_size=400")
+    compare(config, rows, [0, 1], out, variants=variants, executor=InProcess())
     return out
 
 
