@@ -75,6 +75,7 @@ def assert_is_self_contained(page: str):
     assert "@import" not in page
 
 
+@pytest.mark.slow
 def test_the_report_of_a_comparison_names_every_row_and_holds_every_figure(compared, page):
     assert_is_self_contained(page)
     main, others = (
@@ -104,6 +105,7 @@ def test_the_report_of_a_comparison_names_every_row_and_holds_every_figure(compa
             assert picture.tobytes() == on_disk.tobytes()
 
 
+@pytest.mark.slow
 def test_the_tables_of_a_comparison_are_its_results(compared, page):
     results = ComparisonResults.read(compared / "results.json")
     rows = cells(page)
@@ -118,6 +120,7 @@ def test_the_tables_of_a_comparison_are_its_results(compared, page):
     assert gains == {f"{pair.reference.label} - {pair.other.label}": f"{100 * pair.gain:.2f}" for pair in expected}
 
 
+@pytest.mark.slow
 def test_the_report_of_a_comparison_holds_its_settings(page):
     assert html.escape("name: noise 30 %") in page
     assert "outer: holdout" in page
