@@ -84,7 +84,7 @@ class Executor(ABC):
                     function, arguments = job.prepare(results)
                     running[pool.submit(function, *arguments)] = job
                 if not running:
-                    raise ValueError(f"jobs need results of unknown jobs: {[str(job.key) for job in blocked]}")
+                    raise ValueError(f"jobs need results that no job has: {[job.key for job in blocked]}")
                 for finished in wait(running, return_when=FIRST_COMPLETED).done:
                     job = running.pop(finished)
                     try:

@@ -61,6 +61,13 @@ class MethodSpec:
             shown.append(self.train_on)
         return f"{self.method} ({', '.join(shown)})" if shown else self.method
 
+    @property
+    def text(self) -> str:
+        """The row as the command line accepts it, for example ``kd:alpha=0.5@train+val``."""
+        values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.options.items()}
+        options = "".join(f":{key}={value}" for key, value in values.items())
+        return f"{self.method}{options}{'@train+val' if self.train_on == 'train+val' else ''}"
+
     def apply(self, config: RunConfig) -> RunConfig:
         """The run's config with this row's method; the config's own method keeps the options it has there."""
         own = config.options if self.method == config.method else {}
@@ -120,7 +127,7 @@ class RunRecord(_Row):
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation (n - 1) over the seeds; None with one seed."""
+    """Mean and standard deviation (n - 1) over the seeds; None with one seed or a value that is not finite."""
 
     mean: float
     sd: float | None

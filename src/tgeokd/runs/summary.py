@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
 from collections.abc import Iterable, Sequence
@@ -46,20 +47,21 @@ def summarise(runs: Sequence[RunRecord], tuning: Iterable[TuningRecord] = ()) ->
                 metrics={name: _spread([run.metrics[name] for run in own if name in run.metrics]) for name in names},
                 seconds=seconds,
                 peak_memory_mb=memory,
-                best_epoch=statistics.mean(run.best_epoch for run in own),
+                best_epoch=statistics.fmean(run.best_epoch for run in own),
                 trains_on_validation=own[0].trains_on_validation,
                 seconds_vs_kd=seconds.mean / statistics.mean(run.seconds for run in kd) if kd else None,
                 memory_vs_kd=memory.mean / statistics.mean(run.peak_memory_mb for run in kd) if kd else None,
                 relative_improvement=relative_improvement(_auc(own), _auc(ce)) if "auc" in names and ce else None,
                 tuning_runs=len(tried),
-                tuning_seconds=sum(trial["seconds"] for trial in tried),
+                tuning_seconds=float(sum(trial["seconds"] for trial in tried)),
             )
         )
     return summary
 
 
 def _spread(values: list[float]) -> Spread:
-    return Spread(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
+    has_sd = len(values) > 1 and all(map(math.isfinite, values))
+    return Spread(statistics.mean(values), statistics.stdev(values) if has_sd else None)
 
 
 def _auc(runs: Iterable[RunRecord]) -> float:
