@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from quick import short
@@ -14,6 +12,7 @@ from tgeokd.runs import build
 from tgeokd.runs.build import build_student, build_teacher_network, load_data, teacher_seed
 from tgeokd.runs.config import RunConfig, preset
 from tgeokd.utils.errors import InputError
+from tgeokd.utils.validation import replace
 
 
 def nothing(**notes):
@@ -40,21 +39,20 @@ def config(monkeypatch):
     build._load_data.cache_clear()
 
     def of(task, **changes) -> RunConfig:
-        return dataclasses.replace(short("data={}"), task=task, **changes)
+        return replace(short("data={}"), task=task, **changes)
 
     yield of
     build._load_data.cache_clear()
 
 
 def test_a_task_that_reads_files_needs_a_folder(config):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=r"'yours'.*--data-dir.*TGEOKD_DATA"):
         load_data(config("yours"))
-    assert str(caught.value) == "task 'yours' reads data of yours: give their folder as --data-dir or TGEOKD_DATA"
 
 
 def test_real_tasks_without_a_folder_are_refused_alike():
     for task in ("adult", "nsl_kdd", "cifar100"):
-        with pytest.raises(InputError, match=f"^task '{task}' reads data of yours: give their folder as --data-dir"):
+        with pytest.raises(InputError, match=f"'{task}'.*--data-dir"):
             load_data(preset(task))
 
 
@@ -92,9 +90,9 @@ def test_data_is_loaded_once_for_the_runs_of_a_seed_and_again_for_another(config
     other.mkdir()
     first = config("yours", data_dir=str(tmp_path))
     data = load_data(first)
-    assert load_data(dataclasses.replace(first, method="kd", temperature=9.0)) is data
+    assert load_data(replace(first, method="kd", temperature=9.0)) is data
     for changed in ({"seed": 1}, {"data": {"rows": 4}}, {"data_dir": str(other)}):
-        assert load_data(dataclasses.replace(first, **changed)).notes != data.notes
+        assert load_data(replace(first, **changed)).notes != data.notes
 
 
 # ---- networks
@@ -106,7 +104,7 @@ def test_networks_follow_from_the_seed_alone_and_leave_teacher_and_student_diffe
     torch.manual_seed(1)
     first = build_student(config, data)
     torch.manual_seed(2)
-    second = build_student(dataclasses.replace(config, method="kd", temperature=1.0), data)
+    second = build_student(replace(config, method="kd", temperature=1.0), data)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     teacher = build_teacher_network(config, data)
     assert all(a.shape == b.shape for a, b in zip(first.parameters(), teacher.parameters(), strict=True))
