@@ -8,6 +8,7 @@ from quick import short
 
 from tgeokd.data import InputSpec, TaskData
 from tgeokd.data.loaders import ArrayDataset
+from tgeokd.methods import build_method
 from tgeokd.runs import build
 from tgeokd.runs.build import build_student, build_teacher_network, load_data, teacher_seed
 from tgeokd.runs.config import RunConfig, preset
@@ -117,3 +118,26 @@ def test_what_follows_from_the_data_cannot_be_set(fixed):
     config = short(f"student.model.{fixed}=3")
     with pytest.raises(InputError, match=rf"model\.{fixed} follows from the data and cannot be set"):
         build_student(config, load_data(config))
+
+
+@pytest.mark.parametrize(
+    ("settings", "native", "warned"),
+    [
+        (["precision=bf16-mixed", "accelerator=cpu"], False, True),
+        (["precision=bf16-true", "accelerator=cpu"], False, True),
+        (["precision=bf16-mixed", "accelerator=cpu"], True, False),
+        (["precision=32-true", "accelerator=cpu"], False, False),
+    ],
+)
+def test_emulated_bfloat16_is_logged_once(monkeypatch, caplog, settings, native, warned):
+    monkeypatch.setattr(build, "_native_bfloat16", lambda: native)
+    build._warn_if_emulated.cache_clear()
+    config = short("method=ce", *settings)
+    data = load_data(config)
+    for _ in range(2):
+        model = build_student(config, data)
+        build.build_distiller(model, None, build_method("ce"), config, config.student, data, progress=False)
+    build._warn_if_emulated.cache_clear()
+    messages = [record for record in caplog.records if record.name == build.__name__]
+    assert len(messages) == warned
+    assert all("bf16" in record.getMessage() for record in messages)

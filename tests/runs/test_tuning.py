@@ -317,6 +317,8 @@ def alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.process
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found in /proc")
 def test_a_comparison_killed_in_the_middle_resumes_to_the_same_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr("tgeokd.runs.executors.ProcessPoolExecutor", InlinePool)
