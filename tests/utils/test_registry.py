@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 
 import pytest
 
@@ -91,12 +90,6 @@ def test_one_name_stands_for_one_thing():
     with pytest.raises(ValueError, match="'a'"):
         registry.register("a")(str)
     assert registry["a"] is int
-
-
-def test_names_that_share_an_entry_give_its_first_arguments():
-    registry: Registry[Callable[[int], int]] = Registry("power")
-    registry.register("square", 2)(registry.register("cube", 3)(lambda exponent, base: base**exponent))
-    assert (registry["square"](5), registry["cube"](5)) == (25, 125)
 
 
 def test_a_near_name_is_suggested_and_all_are_listed():

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from tgeokd.data.base import InputSpec
 from tgeokd.models.cifar.layers import check_images
 from tgeokd.utils.errors import InputError, first_line, missing_package, unknown_name
-from tgeokd.utils.typed import checked
 
 __all__ = ["hub_model"]
 
@@ -39,7 +38,8 @@ def hub_model(name: str, *, inputs: InputSpec, num_classes: int, pretrained: boo
     library, _, model_name = name.partition(":")
     if library not in BUILDERS:
         raise unknown_name(f"library of model {name!r}:", library, BUILDERS)
-    checked(f"pretrained of model {name!r}", pretrained, bool)
+    if not isinstance(pretrained, bool):
+        raise InputError(f"pretrained of model {name!r} must be true or false, not {pretrained!r}")
     check_images(name, inputs)
     for option in READING_FILES:
         if option in options:

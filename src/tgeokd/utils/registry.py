@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from importlib import import_module, metadata, resources
 from importlib.resources.abc import Traversable
 from typing import Any, Generic, TypeVar
@@ -57,12 +56,8 @@ class Registry(Mapping[str, T], Generic[T]):
         self._entries: dict[str, T] = {}
         self._known: dict[str, str | metadata.EntryPoint] | None = None
 
-    def register(self, name: str, *arguments: Any) -> Callable[[U], U]:
+    def register(self, name: str) -> Callable[[U], U]:
         """A decorator that adds a class or a function under a name.
-
-        Args:
-            name: of the entry.
-            *arguments: first positional arguments of the class or function under this name, where several names share it.
 
         Raises:
             ValueError: from the decorator, where the name stands for something else already.
@@ -72,9 +67,7 @@ class Registry(Mapping[str, T], Generic[T]):
             existing: Any = self._entries.get(name, entry)
             if existing is not entry and _place(existing) != _place(entry):
                 raise ValueError(f"{self.kind} {name!r} is registered already, as {existing!r}")
-            value: Any = entry
-            value = partial(value, *arguments) if arguments else value
-            self._entries[name] = value
+            self._entries[name] = entry  # type: ignore[assignment]
             return entry
 
         return add
@@ -141,7 +134,6 @@ def _registered_in(folder: Traversable, package: str) -> Iterator[tuple[str, str
 
 def _place(entry: Any) -> tuple[Any, Any]:
     """Where an entry is defined: a module that is imported twice registers its entries twice."""
-    entry = entry.func if isinstance(entry, partial) else entry
     return getattr(entry, "__module__", None), getattr(entry, "__qualname__", id(entry))
 
 

@@ -7,7 +7,6 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from tgeokd.utils.errors import InputError, check_names
@@ -87,8 +86,7 @@ def call_checked(what: str, function: Callable[..., Any], options: Mapping[str, 
         options: from outside; unknown ones are refused with the nearest name.
         **fixed: further arguments, not open to the outside.
     """
-    inner = function.func if isinstance(function, partial) else function
-    target = inner.__init__ if isinstance(inner, type) else inner  # type: ignore[misc]
+    target = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
     if target is object.__init__:
         known: list[str] = []
     else:
