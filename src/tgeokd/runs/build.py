@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 from functools import lru_cache
@@ -12,11 +13,11 @@ import torch
 from torch import nn
 
 from tgeokd.data import TASKS, InputSpec, TaskData
-from tgeokd.training.distiller import Distiller
-from tgeokd.utils.errors import InputError
-from tgeokd.runs.config import Recipe, RunConfig
 from tgeokd.methods import Method, build_method
 from tgeokd.models import build_model
+from tgeokd.runs.config import Recipe, RunConfig
+from tgeokd.training.distiller import Distiller
+from tgeokd.utils.errors import InputError
 from tgeokd.utils.registry import look_up
 from tgeokd.utils.typed import call_checked
 
@@ -35,7 +36,11 @@ __all__ = [
 
 def load_data(config: RunConfig) -> TaskData:
     """The task's data under the run's seed. The last one is kept: the runs of a seed, one after the other, share it."""
-    return _load_data(config.task, json.dumps(config.data, sort_keys=True), config.data_dir, config.seed)
+    data = _load_data(config.task, json.dumps(config.data, sort_keys=True), config.data_dir, config.seed)
+    if not config.metrics:
+        return data
+    names = tuple(dict.fromkeys((*data.metrics.names, *config.metrics)))
+    return dataclasses.replace(data, metrics=dataclasses.replace(data.metrics, names=names))
 
 
 @lru_cache(maxsize=1)

@@ -148,6 +148,7 @@ class RunConfig:
         task: name of the task.
         data: options of the task's data.
         data_dir: folder of the user's data.
+        metrics: names of metrics to report besides those of the task.
         teacher: how the teacher is made.
         student: how the student is made.
         method: name of the method.
@@ -169,6 +170,7 @@ class RunConfig:
     student: Recipe
     data: dict[str, Any] = field(default_factory=dict)
     data_dir: str | None = None
+    metrics: tuple[str, ...] = ()
     method: str = "tgeo"
     options: dict[str, Any] = field(default_factory=dict)
     train_on: TrainOn = "train"
