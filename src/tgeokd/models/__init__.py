@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from tgeokd.data.base import InputSpec
 from tgeokd.models.registry import MODELS
 from tgeokd.utils.typed import call_checked
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tgeokd.data.base import InputSpec
 
 __all__ = ["MODELS", "build_model"]
 

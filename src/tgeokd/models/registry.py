@@ -1,22 +1,23 @@
-"""The models by name."""
+"""The models by name. Importing this file does not import PyTorch."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tgeokd.utils.registry import Registry
 
+if TYPE_CHECKING:
+    from torch import nn
+
 __all__ = ["MODELS"]
 
-Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
+Builder = TypeVar("Builder", bound="Callable[..., nn.Module]")
 
 
-class ModelRegistry(Registry[Callable[..., nn.Module]]):
+class ModelRegistry(Registry[Any]):
     """Functions that take ``inputs``, ``num_classes`` and the options of a model as keyword arguments."""
 
     def register(self, name: str, *arguments: Any) -> Callable[[Builder], Builder]:  # type: ignore[override]

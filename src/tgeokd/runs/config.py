@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from tgeokd.data import TASKS
+from tgeokd.teachers import TeacherCacheOptions
 from tgeokd.utils.errors import InputError, one_line, unknown_name
 from tgeokd.utils.registry import look_up
-from tgeokd.teachers import TeacherCacheOptions
 from tgeokd.utils.typed import from_mapping
 
 __all__ = [
@@ -200,8 +200,10 @@ class RunConfig:
 def presets(task: str) -> list[str]:
     """Names of the recipes shipped for a task."""
     look_up("task", task, dict.fromkeys(TASKS))
-    files = resources.files("tgeokd.runs.presets").joinpath(task).iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    folder = resources.files("tgeokd.runs.presets").joinpath(task)
+    if not folder.is_dir():
+        raise InputError(f"task {task!r} has no presets: give a --config")
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
 def preset(task: str, name: str = "lite") -> RunConfig:
