@@ -82,7 +82,6 @@ def test_explicit_registration(installed):
     assert float(done.stdout) == pytest.approx(0.25), done.stderr
 
 
-@pytest.mark.xfail(strict=False, reason="METHODS is not a registry yet")
 def test_method(distill):
     folder, results = distill("digits", "--method", "my_method", "--set", "options.scale=0.5", *SHORT)
     assert results["method"] == "my_method"
@@ -124,7 +123,6 @@ def test_metric(distill):
     assert math.isfinite(metrics["val_my_metric"])
 
 
-@pytest.mark.xfail(strict=False, reason="estimators are not a registry yet")
 def test_estimator(distill):
     _, results = distill("digits", "--method", "tgeo", "--set", "options.hypergradient=my_estimator", *SHORT)
     assert results["method"] == "tgeo"

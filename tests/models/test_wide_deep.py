@@ -6,9 +6,8 @@ from realdata import data_dir
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from tgeokd.bilevel import ratio_gradient
-from tgeokd.bilevel.estimators.last_layer import find_head
-from tgeokd.bilevel.lookahead import new_part
+from tgeokd.bilevel import MicroBatch, ratio_gradient
+from tgeokd.bilevel.estimators.last_layer import LastLayerEstimator
 from tgeokd.data import TASKS
 from tgeokd.data.base import InputSpec
 from tgeokd.models import build_model
@@ -100,9 +99,9 @@ def test_forward_mode_equals_unrolling(inputs, optimizer):
 
 def test_the_last_layer_is_found_as_the_head():
     net = model()
-    x = batch()
-    part = new_part(net, "last_layer", x, torch.zeros(12, dtype=torch.int64), torch.zeros(12, 2))
-    assert find_head(net, part) is net.head
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    estimator = LastLayerEstimator().resolve(net, optimizer, MicroBatch.begin(net, batch()))
+    assert estimator.head is net.head
 
 
 def test_the_wide_part_learns_single_effects_and_the_deep_part_interactions():

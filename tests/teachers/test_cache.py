@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tgeokd.teachers import TeacherCache, TeacherCacheOptions
 from tgeokd.teachers.cache.key import Samples
+from tgeokd.teachers.cache.writer import write_cache
 from tgeokd.utils.errors import InputError
 
 N, C, V = 12, 6, 3
@@ -45,7 +46,7 @@ def answers(logits=None, size=5, wait=0.0, pipe=None):
 
 def write(folder, given=None, **options):
     settings = {"key": KEY, "ids": IDS, "digests": IDS * 7, "num_classes": C, "views": V, **options}
-    return TeacherCache.write(folder, answers() if given is None else given, **settings)
+    return write_cache(folder, answers() if given is None else given, **settings)
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("fp32", 24), ("fp16", 11), ("bf16", 8)])

@@ -1,19 +1,25 @@
-"""Teachers that are not networks (stored predictions, anything with ``predict_proba``), and networks that are asked once."""
+"""Teachers: networks, stored predictions, classifiers with ``predict_proba``, and a cache around any of them."""
 
 from __future__ import annotations
 
-from tgeokd.teachers.cache.store import TeacherCache, TeacherCacheOptions
+from tgeokd.teachers.base import Teacher
+from tgeokd.teachers.cache.options import TeacherCacheOptions
+from tgeokd.teachers.cache.store import TeacherCache
 from tgeokd.teachers.cached import CachedTeacher
 from tgeokd.teachers.classifiers import CLASSIFIERS, fit_classifier
+from tgeokd.teachers.network import NetworkTeacher, as_teacher
 from tgeokd.teachers.proba import ProbaTeacher
 from tgeokd.teachers.stored import StoredPredictions
 
 __all__ = [
     "CLASSIFIERS",
     "CachedTeacher",
+    "NetworkTeacher",
     "ProbaTeacher",
     "StoredPredictions",
+    "Teacher",
     "TeacherCache",
     "TeacherCacheOptions",
+    "as_teacher",
     "fit_classifier",
 ]

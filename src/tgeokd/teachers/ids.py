@@ -1,45 +1,45 @@
-"""From the ids of samples to rows of a table of predictions."""
+"""From sample ids to rows of a table of predictions."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from tgeokd.data.batch import Batch
 from tgeokd.utils.errors import InputError
 
-__all__ = ["IdIndex", "first_rows"]
+__all__ = ["IdIndex", "check_repeats", "first_rows", "ids_of"]
 
 DENSE = 4
-"""Ids that fill at least one in so many places between the first and the last are found by a table, others by search."""
+"""Ids are found with a table where they fill at least one in this many places of their range, otherwise by binary search."""
 
 
 class IdIndex:
-    """Which row holds which sample.
+    """The row of each sample id.
 
     Args:
-        ids: of the rows, whole numbers, each once, in any order, shape (M,), at least one.
-        what: what the table is called in messages.
+        ids: distinct integers in any order, shape (M,), M >= 1.
+        what: the table's name in messages.
 
     Attributes:
         ascending: the ids in ascending order, int64, shape (M,).
         order: the row of each of these.
 
     Raises:
-        InputError: for another shape or type, no id at all, or one that occurs twice.
+        InputError: for another shape or type, no ids, or an id that occurs twice.
     """
 
     def __init__(self, ids: Tensor, what: str = "the teacher's predictions") -> None:
-        if not _whole_numbers(ids):
-            raise InputError(f"ids must be whole numbers of shape (M,), not {ids.dtype} of shape {tuple(ids.shape)}")
+        _check_integers(ids)
         if not len(ids):
-            raise InputError(f"{what} hold no samples")
+            raise InputError(f"{what}: no samples")
         self.ids, self.what = ids.detach().to("cpu", torch.int64), what
         self.ascending, self.order = self.ids.sort()
         repeated = (self.ascending[1:] == self.ascending[:-1]).nonzero()
         if len(repeated):
             twice = int(self.ascending[int(repeated[0])])
             rows = (self.ids == twice).nonzero().flatten().tolist()
-            raise InputError(f"{what} hold sample {twice} more than once: rows {rows[0]} and {rows[1]}")
+            raise InputError(f"{what}: sample {twice} occurs more than once, in rows {rows[0]} and {rows[1]}")
         self.first, self.last = int(self.ascending[0]), int(self.ascending[-1])
         self._table: Tensor | None = None
         if self.last - self.first < DENSE * len(ids):
@@ -54,22 +54,21 @@ class IdIndex:
         """Rows of samples.
 
         Args:
-            ids: whole numbers, shape (N,), in any order, repeats allowed. Those on an accelerator are read back, which waits.
+            ids: integers, shape (N,), in any order, repeats allowed. Ids on an accelerator are copied to the CPU first.
 
         Returns:
             int64, shape (N,), on the CPU.
 
         Raises:
-            InputError: for an id that the table does not hold.
+            InputError: for an id that is not in the table.
         """
-        if not _whole_numbers(ids):
-            raise InputError(f"ids must be whole numbers of shape (N,), not {ids.dtype} of shape {tuple(ids.shape)}")
+        _check_integers(ids)
         wanted = ids.to("cpu", torch.int64)
         rows = self._looked_up(wanted) if self._table is not None else self._searched(wanted)
         if rows is None:
             wrong = int(wanted[~torch.isin(wanted, self.ids)][0])
             raise InputError(
-                f"{self.what} hold no sample {wrong} (they hold {len(self)} samples, ids {self.first} to {self.last})"
+                f"{self.what}: no sample {wrong}; there are {len(self)} samples with ids {self.first} to {self.last}"
             )
         return rows
 
@@ -86,12 +85,48 @@ class IdIndex:
         return self.order[places] if torch.equal(self.ascending[places], wanted) else None
 
 
+def ids_of(batch: Batch, what: str, hint: str = "") -> Tensor:
+    """The sample ids of a batch.
+
+    Raises:
+        InputError: where the batch has none; ``what`` needs them, and ``hint`` is appended.
+    """
+    if batch.ids is None:
+        raise InputError(
+            f"{what} by sample id: loaders must yield (inputs, target, ids), for example over "
+            f"ArrayDataset(inputs, target, ids){hint}"
+        )
+    return batch.ids
+
+
 def first_rows(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each different id stands first, (M,), and for each of the N rows which of these M it is, (N,); int64."""
+    """The rows where each distinct id occurs first, ascending, (M,), and for each row the first row of its id, (N,)."""
     known, place = ids.unique(return_inverse=True)
-    n = len(ids)
-    return torch.full((len(known),), n).scatter_reduce(0, place, torch.arange(n), "amin"), place
+    first = torch.full((len(known),), len(ids)).scatter_reduce(0, place, torch.arange(len(ids)), "amin")
+    return first.sort().values, first[place]
 
 
-def _whole_numbers(ids: Tensor) -> bool:
-    return ids.ndim == 1 and not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+def check_repeats(ids: Tensor, logits: Tensor, first: Tensor) -> None:
+    """Check that logits of one sample that was queried more than once differ by rounding only.
+
+    Args:
+        ids: of the samples, shape (N,).
+        logits: of a later query, shape (N, C).
+        first: of the first query, shape (N, C).
+
+    Raises:
+        InputError: where they differ by more than 1 % of the largest logit, or by more than 0.01 if that is larger.
+    """
+    apart = (logits - first).abs().amax(dim=-1)
+    wrong = (apart > 1e-2 * first.abs().amax(dim=-1).clamp(min=1)).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise InputError(
+            f"the teacher gives different logits for two samples with the id {int(ids[row])} (by {float(apart[row]):.3g}); "
+            "each sample needs its own id, and the loaders must not augment"
+        )
+
+
+def _check_integers(ids: Tensor) -> None:
+    if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise InputError(f"ids must be integers of shape (N,), not {ids.dtype} of shape {tuple(ids.shape)}")

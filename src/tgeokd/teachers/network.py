@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tgeokd.core.compiling import compiled
+from tgeokd.core.compiling import compile_module, forward_of
 from tgeokd.core.losses import logits_from_probs
 from tgeokd.core.model_call import class_logits, class_probs
 from tgeokd.data.batch import Batch
 from tgeokd.teachers.base import Teacher
 from tgeokd.teachers.cache.key import teacher_digest
+from tgeokd.teachers.proba import ProbaTeacher
 from tgeokd.utils.errors import InputError
 
 __all__ = ["NetworkTeacher", "as_teacher"]
@@ -41,7 +42,8 @@ class NetworkTeacher(Teacher):
     ) -> None:
         self.model, self.probs = model, probs
         self._context = context
-        self._run = compiled(model) if compile and isinstance(model, nn.Module) else model
+        compiles = compile and isinstance(model, nn.Module)
+        self._run = forward_of(compile_module(model)) if compiles else model  # type: ignore[arg-type]
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits of the model, or logarithms of its probabilities, shape (N, C)."""
@@ -62,8 +64,9 @@ def as_teacher(teacher: Any, **options: Any) -> Teacher:
     """A teacher from anything that can be one.
 
     Args:
-        teacher: a :class:`~tgeokd.teachers.base.Teacher`, returned as it is; or a module or callable from inputs to logits.
-        **options: of :class:`NetworkTeacher`.
+        teacher: a :class:`~tgeokd.teachers.base.Teacher`, returned as it is; a module or callable from inputs to logits; or a
+            fitted classifier with ``predict_proba`` that is not callable.
+        **options: of :class:`NetworkTeacher`, for a module or callable.
 
     Raises:
         InputError: for anything else.
@@ -71,5 +74,10 @@ def as_teacher(teacher: Any, **options: Any) -> Teacher:
     if isinstance(teacher, Teacher):
         return teacher
     if not callable(teacher):
-        raise InputError(f"a teacher must be a module, a callable or a Teacher, not {type(teacher).__name__}")
+        if hasattr(teacher, "predict_proba"):
+            return ProbaTeacher(teacher)
+        raise InputError(
+            "a teacher must be a Teacher, a module, a callable from inputs to logits or a fitted classifier with "
+            f"predict_proba, not {type(teacher).__name__}"
+        )
     return NetworkTeacher(teacher, **options)

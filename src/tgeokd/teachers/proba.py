@@ -1,4 +1,4 @@
-"""A teacher that is anything with ``predict_proba``: scikit-learn, LightGBM, XGBoost, ..."""
+"""A fitted classifier with ``predict_proba`` as a teacher: scikit-learn, LightGBM, XGBoost, ..."""
 
 from __future__ import annotations
 
@@ -11,27 +11,38 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tgeokd.core.losses import logits_from_probs
+from tgeokd.core.model_call import class_logits
 from tgeokd.data.base import InputSpec
+from tgeokd.data.batch import Batch
+from tgeokd.teachers.base import Teacher
 from tgeokd.utils.errors import InputError
 
 __all__ = ["ProbaTeacher", "as_columns", "categorical_columns"]
 
 
-class ProbaTeacher:
-    """A fitted classifier as a callable from model inputs to logits.
+class ProbaTeacher(Teacher):
+    """A fitted classifier as a teacher, and as a callable from model inputs to logits.
 
     Args:
-        classifier: has ``predict_proba`` and ``classes_``, fitted on columns as :func:`as_columns` makes them.
-        num_classes: C; None takes as many classes as it was fitted on. Classes that it never saw get probability 0, which as a
-            logit is ``log(1.2e-38)``, about -87.
+        classifier: has ``predict_proba`` and ``classes_``, fitted on columns as :func:`as_columns` returns them.
+        num_classes: C; by default the number of classes that it was fitted on. Classes without training samples get
+            probability 0, whose logit is ``log(1.2e-38)``, about -87.
         classes: class index of each of its ``classes_``, in their order; None where it was fitted on class indices.
+        class_names: names of the C classes.
 
     Raises:
         InputError: where it has no ``predict_proba``, or its classes are not class indices from 0 to C - 1.
     """
 
+    num_classes: int
+
     def __init__(
-        self, classifier: Any, *, num_classes: int | None = None, classes: Sequence[int] | None = None
+        self,
+        classifier: Any,
+        *,
+        num_classes: int | None = None,
+        classes: Sequence[int] | None = None,
+        class_names: Sequence[str] = (),
     ) -> None:
         name = type(classifier).__name__
         if not callable(getattr(classifier, "predict_proba", None)):
@@ -45,6 +56,7 @@ class ProbaTeacher:
             )
         known = fitted if classes is None else np.asarray(classes)
         self.num_classes = len(known) if num_classes is None else num_classes
+        self.class_names = tuple(class_names)
         numbers = known.ndim == 1 and known.dtype.kind in "iuf" and len(known) > 0
         if not numbers or not np.isin(known, np.arange(self.num_classes)).all():
             raise InputError(
@@ -54,18 +66,22 @@ class ProbaTeacher:
         self.classifier = classifier
         self.classes: NDArray[np.int64] = known.astype(np.int64)
 
+    def logits(self, batch: Batch) -> Tensor:
+        """Logs of the predicted probabilities of a batch, shape (N, C); see :meth:`__call__`."""
+        return class_logits(self, batch.inputs)
+
     def __call__(self, inputs: Tensor, categorical: Tensor | None = None) -> Tensor:
         """Logits of a batch.
 
         Args:
-            inputs: shape (N, ...), flattened to columns; of a table the numeric columns, shape (N, M).
+            inputs: shape (N, ...), flattened to columns; for a table the numeric columns, shape (N, M).
             categorical: codes of a table's categorical columns, shape (N, K).
 
         Returns:
             Logs of the probabilities, shape (N, C), float32, on the device of ``inputs``.
 
         Raises:
-            InputError: where what ``predict_proba`` returns has the wrong shape or is not a distribution, such as NaN.
+            InputError: where ``predict_proba`` returns another shape, or rows that are not distributions.
         """
         found = np.asarray(self.classifier.predict_proba(as_columns(inputs, categorical)))
         name = type(self.classifier).__name__
@@ -82,11 +98,11 @@ class ProbaTeacher:
 
 
 def as_columns(inputs: Tensor, categorical: Tensor | None = None) -> NDArray[np.float32]:
-    """Model inputs as the columns of one array: numbers first, then the codes of the categories.
+    """Model inputs as the columns of one array: numeric columns first, then category codes.
 
     Args:
-        inputs: shape (N, ...), flattened; of a table the numeric columns, shape (N, M).
-        categorical: codes of a table, shape (N, K), below 2^24, so that float32 holds them exactly.
+        inputs: shape (N, ...), flattened; for a table the numeric columns, shape (N, M).
+        categorical: category codes of a table, shape (N, K), below 2^24, which float32 represents exactly.
 
     Returns:
         Shape (N, F), float32.
@@ -96,11 +112,11 @@ def as_columns(inputs: Tensor, categorical: Tensor | None = None) -> NDArray[np.
 
 
 def categorical_columns(inputs: InputSpec, *, most: int | None = None) -> list[int]:
-    """Which columns of :func:`as_columns` hold codes of categories.
+    """The indices of the columns of :func:`as_columns` that hold category codes.
 
     Args:
         inputs: of the task.
-        most: leave out columns with more codes than this; a library that cannot take them must treat them as numbers.
+        most: leave out columns with more codes than this, for a library that cannot treat them as categories.
     """
     if inputs.kind == "array":
         return []

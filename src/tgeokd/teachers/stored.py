@@ -1,8 +1,10 @@
-"""A teacher that has already spoken: its logits, found by the ids of the samples."""
+"""Stored logits as a teacher, found by sample id."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +13,36 @@ from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from tgeokd.core.losses import logits_from_probs, to_class_logits
-from tgeokd.core.model_call import class_logits, eval_mode, module_device, random_state, replayed
+from tgeokd.core.model_call import eval_mode, module_device, random_state, replayed
+from tgeokd.data.batch import Batch
+from tgeokd.teachers.base import Teacher
 from tgeokd.teachers.formats import read_predictions, write_predictions
-from tgeokd.teachers.ids import IdIndex, first_rows
+from tgeokd.teachers.ids import IdIndex, check_repeats, first_rows, ids_of
+from tgeokd.teachers.network import NetworkTeacher, as_teacher
 from tgeokd.utils.errors import InputError
 
 __all__ = ["StoredPredictions"]
 
 
-class StoredPredictions:
-    """A teacher's logits for M samples, asked by sample id rather than by inputs.
+class StoredPredictions(Teacher):
+    """A teacher's logits for M samples, looked up by sample id. The inputs of a batch are not used.
 
-    Under random augmentation the stored logits belong to the sample as it was when they were made, without this epoch's
-    augmentation: the student then sees a crop or a flip that the teacher did not. A module as teacher sees the same inputs.
+    Under random augmentation, the stored logits belong to the samples as they were when they were stored, and not to the
+    augmented inputs that the student sees.
 
     Args:
-        logits: shape (M, C), (M, 1) or (M,); one logit ``z`` a sample stands for ``(0, z)``. Kept in float32 on the CPU.
-        ids: of the samples, whole numbers, each once, in any order, shape (M,).
+        logits: shape (M, C), (M, 1) or (M,); one logit ``z`` per sample stands for ``(0, z)``. Kept in float32 on the CPU.
+        ids: distinct integers in any order, shape (M,).
+
+    Attributes:
+        ids: int64, shape (M,).
+        stored_logits: float32, shape (M, C).
 
     Raises:
-        InputError: for shapes that do not fit, no sample at all, an id that occurs twice, or a logit that is not finite.
+        InputError: for shapes that do not fit, no samples, an id that occurs twice, or a logit that is not finite.
     """
+
+    num_classes: int
 
     def __init__(self, logits: Tensor, ids: Tensor) -> None:
         if ids.ndim == 1 and (logits.ndim == 0 or len(logits) != len(ids)):
@@ -40,8 +51,9 @@ class StoredPredictions:
             )
         self._index = IdIndex(ids)
         self.ids = self._index.ids
-        self.logits = to_class_logits(logits.detach().to("cpu", torch.float32))
-        finite = self.logits.isfinite().all(dim=-1)
+        self.stored_logits = to_class_logits(logits.detach().to("cpu", torch.float32))
+        self.num_classes = self.stored_logits.shape[-1]
+        finite = self.stored_logits.isfinite().all(dim=-1)
         if not bool(finite.all()):
             row = int((~finite).nonzero()[0])
             raise InputError(f"the teacher's logits of row {row} (sample {int(self.ids[row])}) are NaN or infinite")
@@ -49,19 +61,21 @@ class StoredPredictions:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def num_classes(self) -> int:
-        """C."""
-        return self.logits.shape[-1]
+    def logits(self, batch: Batch) -> Tensor:
+        """Stored logits of a batch, shape (N, C), float32, on the device of its target.
+
+        Raises:
+            InputError: for a batch without ids, or an id that is not stored.
+        """
+        return self.lookup(ids_of(batch, "stored teacher predictions are found").cpu()).to(batch.target.device)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """Logits of samples.
+        """Stored logits of samples.
 
-        The table stays on the CPU, whatever its size. Ask with ids on the CPU, as a loader gives them, and move the result:
-        ids on an accelerator have to be read back first, which waits for it.
+        The table stays on the CPU. Ids on an accelerator are copied to the CPU first, which waits for the accelerator.
 
         Args:
-            ids: whole numbers, shape (N,), in any order, repeats allowed.
+            ids: integers, shape (N,), in any order, repeats allowed.
 
         Returns:
             Shape (N, C), float32, on the device of ``ids``.
@@ -69,21 +83,26 @@ class StoredPredictions:
         Raises:
             InputError: for an id that is not stored.
         """
-        return self.logits[self._index.rows(ids)].to(ids.device)
+        return self.stored_logits[self._index.rows(ids)].to(ids.device)
+
+    def fingerprint(self) -> str:
+        """A hash of the ids and the logits."""
+        digest = hashlib.sha256(f"stored predictions {tuple(self.stored_logits.shape)}".encode())
+        for tensor in (self.ids, self.stored_logits):
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        return digest.hexdigest()
 
     @classmethod
     def from_file(cls, path: str | Path, *, num_classes: int | None = None) -> StoredPredictions:
         """Predictions from a file.
 
         Args:
-            path: ``.npz`` or ``.safetensors`` with arrays ``ids`` and either ``probs`` or ``logits``; ``.parquet`` with a
-                column ``id`` and either a list column ``probs`` or ``logits``, or columns ``prob_0``, ... or ``logit_0``, ....
-                One number a sample is the logit, or the probability, of class 1 of two. Read as float32; a probability
-                below 1.2e-38 counts as that.
+            path: see :func:`~tgeokd.teachers.formats.read_predictions`. One number per sample is the logit, or the
+                probability, of class 1 of two. A probability below 1.2e-38 is raised to that value.
             num_classes: C; None takes what the file holds.
 
         Raises:
-            InputError: naming the file, for one that is missing, damaged or does not hold these, for rows that are not
+            InputError: naming the file, for one that is missing, damaged or of another format, rows that are not
                 distributions, another number of classes, and whatever the constructor refuses.
         """
         ids, kind, values = read_predictions(path)
@@ -104,57 +123,40 @@ class StoredPredictions:
 
     def save(self, path: str | Path) -> None:
         """Write ids and logits to an ``.npz``, ``.safetensors`` or ``.parquet`` file, in the order of ``ids``."""
-        write_predictions(path, self.ids, self.logits)
+        write_predictions(path, self.ids, self.stored_logits)
 
     @classmethod
     def from_teacher(cls, teacher: Any, *loaders: Iterable[Any]) -> StoredPredictions:
-        """Ask any teacher once for every sample.
+        """Query any teacher once for every sample.
 
         Augmentation in a loader is drawn once and then fixed; pass loaders without it.
 
         Args:
-            teacher: a module, put in eval mode meanwhile, or any callable from inputs to logits.
-            *loaders: batches ``(inputs, target, ids)``. A sample may come more than once, as in an oversampled training set.
+            teacher: whatever :func:`~tgeokd.teachers.network.as_teacher` accepts. A module is in eval mode meanwhile, and
+                inputs are moved to its device.
+            *loaders: yield batches with ids. A sample may occur more than once, as in an oversampled training set.
 
         Raises:
-            InputError: for batches without ids, an id for which the teacher gives different answers, and whatever the
-                constructor refuses.
+            InputError: for batches without ids, an id with different logits, and whatever the constructor refuses.
         """
-        if isinstance(teacher, nn.Module):
-            with eval_mode(teacher):
-                return cls(*_each_once(*_asked(teacher, loaders, module_device(teacher))))
-        return cls(*_each_once(*_asked(teacher, loaders, None)))
-
-
-@torch.no_grad()
-def _asked(teacher: Any, loaders: Iterable[Iterable[Any]], device: torch.device | None) -> tuple[Tensor, Tensor]:
-    """Logits and ids of all batches, on the CPU. Inputs go to ``device``, or stay where they are."""
-    logits, ids = [], []
-    with replayed(random_state(device or torch.device("cpu"))):  # a DataLoader draws a seed when it starts
-        for loader in loaders:
-            for batch in loader:
-                if not isinstance(batch, tuple | list) or len(batch) != 3:
-                    raise InputError("to store a teacher's predictions a loader must yield (inputs, target, ids)")
-                inputs = batch[0] if device is None else move_data_to_device(batch[0], device)
-                logits.append(class_logits(teacher, inputs).cpu())
-                ids.append(batch[2].cpu())
-    if not logits:
-        raise InputError("the loaders hold no samples to ask the teacher about")
-    return torch.cat(logits), torch.cat(ids)
-
-
-def _each_once(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The first answer for each id. Those for a repeated id may differ by rounding, not by more."""
-    first, place = first_rows(ids)
-    if len(first) == len(ids):
-        return logits, ids
-    apart = (logits - logits[first][place]).abs().amax(dim=-1)
-    wrong = apart > 1e-2 * logits.abs().amax(dim=-1).clamp(min=1)
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        raise InputError(
-            f"the teacher gives different logits for two samples with the id {int(ids[row])} (by {float(apart[row]):.3g}); "
-            "ids must name samples, and the loaders must not augment"
-        )
-    kept = first.sort().values
-    return logits[kept], ids[kept]
+        queried = as_teacher(teacher)
+        model = queried.model if isinstance(queried, NetworkTeacher) else None
+        module = model if isinstance(model, nn.Module) else None
+        device = torch.device("cpu") if module is None else module_device(module)
+        logits, ids = [], []
+        # A DataLoader draws a seed when it starts.
+        with replayed(random_state(device)), nullcontext() if module is None else eval_mode(module), torch.no_grad():
+            for loader in loaders:
+                for item in loader:
+                    batch = Batch.parse(item)
+                    ids.append(ids_of(batch, "teacher predictions are stored").cpu())
+                    if module is not None:
+                        batch = Batch(move_data_to_device(batch.inputs, device), batch.target, batch.ids)
+                    logits.append(queried.logits(batch).cpu())
+        if not logits:
+            raise InputError("the loaders from which to store the teacher's predictions hold no samples")
+        every, names = torch.cat(logits), torch.cat(ids)
+        rows, first = first_rows(names)
+        if len(rows) < len(names):
+            check_repeats(names, every, every[first])
+        return cls(every[rows], names[rows])

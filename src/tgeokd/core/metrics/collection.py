@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tgeokd.core.metrics.registry import METRICS
-from tgeokd.core.validation import check_target
+from tgeokd.core.validation import validate_labels
 from tgeokd.utils.errors import InputError, check_names
 
 __all__ = ["Metrics", "formatted", "higher_is_better", "title"]
@@ -85,7 +85,7 @@ class Metrics:
             target: class indices, shape (N,), int64.
             num_classes: C.
         """
-        check_target(target, num_classes, "set to evaluate")
+        validate_labels(target, num_classes, "set to evaluate")
         if len(target) == 0:
             raise InputError("the set to evaluate is empty")
         for name in self.names:

@@ -10,7 +10,7 @@ from torch import Tensor
 from tgeokd.core.metrics.base import Percent, log_odds
 from tgeokd.core.metrics.collection import Metrics
 from tgeokd.core.metrics.registry import METRICS
-from tgeokd.core.validation import check_target
+from tgeokd.core.validation import validate_labels
 from tgeokd.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class DetectionRate(Percent):
 
     def check(self, target: Tensor, num_classes: int, settings: Metrics) -> None:
         """Refuse attack classes that do not exist, and labels without attacks or without normal samples."""
-        check_target(torch.tensor(settings.attack_classes), num_classes, "attack_classes")
+        validate_labels(torch.tensor(settings.attack_classes), num_classes, "attack_classes")
         attacks = sorted(set(settings.attack_classes))
         for kind, classes in (("attack", attacks), ("normal", [c for c in range(num_classes) if c not in attacks])):
             if not set(classes) & set(target.unique().tolist()):

@@ -1,0 +1,111 @@
+"""Loaders over other views or other rows of a loader's data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+
+from tgeokd.data.batch import Batch
+from tgeokd.data.loaders import BatchLoader
+from tgeokd.teachers.cache.key import transforms_of
+from tgeokd.teachers.ids import ids_of
+from tgeokd.utils.errors import InputError
+
+__all__ = ["BATCH", "cached_ids", "check_deterministic", "loader_of_rows", "with_views"]
+
+BATCH = 256  # samples per query of the teacher, where the loader has no batch size
+
+
+def cached_ids(batch: Batch) -> Tensor:
+    """The sample ids of a batch.
+
+    Raises:
+        InputError: where it has none.
+    """
+    return ids_of(batch, "cached teacher predictions are found", "; or set cache_teacher=False")
+
+
+def with_views(loader: DataLoader[Any], views: int) -> DataLoader[Any]:
+    """A loader like another, with its sampler, over ``views`` fixed augmented versions of its samples.
+
+    Raises:
+        InputError: for a data set that augments at random and has no ``with_views(views)``.
+    """
+    workers: dict[str, Any] = {}
+    if loader.num_workers:
+        workers = {"persistent_workers": loader.persistent_workers, "prefetch_factor": loader.prefetch_factor}
+    return BatchLoader(
+        _with_views(loader.dataset, views),
+        loader.batch_size,
+        sampler=loader.sampler,
+        drop_last=loader.drop_last,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        generator=loader.generator,
+        **workers,
+    )
+
+
+def _with_views(dataset: Dataset[Any], views: int) -> Dataset[Any]:
+    if isinstance(dataset, Subset):
+        return Subset(_with_views(dataset.dataset, views), dataset.indices)
+    if isinstance(dataset, ConcatDataset):
+        return ConcatDataset([_with_views(each, views) for each in dataset.datasets])
+    if not transforms_of(dataset)[1]:
+        return dataset
+    if not hasattr(dataset, "with_views"):
+        raise InputError(
+            f"the data set {type(dataset).__name__} augments at random and has no with_views(views), so the stored logits "
+            "would belong to other inputs than the student's; use ArrayDataset, or cache_teacher=False"
+        )
+    other: Dataset[Any] = dataset.with_views(views)
+    return other
+
+
+def loader_of_rows(loader: Any, rows: Sequence[int]) -> DataLoader[Any]:
+    """Some rows of the loader's data set in this order, with the collation and the workers of the loader."""
+    return DataLoader(
+        loader.dataset,
+        getattr(loader, "batch_size", None) or BATCH,
+        sampler=rows,
+        collate_fn=getattr(loader, "collate_fn", None),
+        num_workers=getattr(loader, "num_workers", 0) if len(rows) > BATCH else 0,
+        worker_init_fn=getattr(loader, "worker_init_fn", None),
+    )
+
+
+def check_deterministic(loader: Iterable[Any]) -> None:
+    """Fetch the first batch twice and check that its inputs are the same.
+
+    Raises:
+        InputError: where they differ, or where there is no batch.
+    """
+    first, second = (next(iter(loader), None) for _ in range(2))
+    if first is None or second is None:
+        raise InputError("the training loader is empty, or can be read only once")
+    first, second = Batch.parse(first), Batch.parse(second)
+    if not torch.equal(cached_ids(first).cpu(), cached_ids(second).cpu()):
+        return  # shuffled, by a loader whose data set cannot be fetched by row
+    if not _equal(first.inputs, second.inputs):
+        raise InputError(
+            "the loader yields other inputs for the same samples on each pass, so the stored logits would belong to other "
+            "inputs than the student's; use ArrayDataset with a transform that has view(inputs, ids, view), or "
+            "cache_teacher=False"
+        )
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor):
+        return torch.allclose(first, second, rtol=0, atol=0, equal_nan=first.is_floating_point())
+    if isinstance(first, dict):
+        return all(_equal(value, second[key]) for key, value in first.items())
+    if isinstance(first, tuple | list):
+        return all(_equal(*pair) for pair in zip(first, second, strict=True))
+    return True
