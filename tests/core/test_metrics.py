@@ -235,8 +235,8 @@ def test_wrong_choices(options, given):
     ("names", "classes", "labels", "given"),
     [
         (("auc",), 3, [0, 1], "'auc'.* 3"),
-        (("auc",), 2, [1, 1], "'AUC'.*'bad'"),
-        (("macro_auc",), 3, [0, 0], "'macro AUC'.*'good'"),
+        (("auc",), 2, [1, 1], "'auc'.*'bad'"),
+        (("macro_auc",), 3, [0, 0], "'macro_auc'.*'good'"),
         (("detection_rate",), 2, [0, 0], r"'detection_rate'.*attack.*\(bad\)"),
         (("detection_rate",), 3, [1, 1], r"'detection_rate'.*normal.*\(good, 2\)"),
         (("detection_rate",), 1, [0, 0], "attack_classes has label 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import logging
@@ -39,7 +40,11 @@ __all__ = [
 
 def load_data(config: RunConfig) -> TaskData:
     """The task's data under the run's seed. The last result is kept, because consecutive runs often share it."""
-    return _load_data(config.task, json.dumps(config.data, sort_keys=True), config.data_dir, config.seed)
+    data = _load_data(config.task, json.dumps(config.data, sort_keys=True), config.data_dir, config.seed)
+    if not config.metrics:
+        return data
+    names = tuple(dict.fromkeys((*data.metrics.names, *config.metrics)))
+    return dataclasses.replace(data, metrics=dataclasses.replace(data.metrics, names=names))
 
 
 @lru_cache(maxsize=1)

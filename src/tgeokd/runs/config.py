@@ -147,6 +147,7 @@ class RunConfig(Config):
         task: name of the task.
         data: options of the task's data.
         data_dir: folder of the user's data.
+        metrics: names of metrics to report besides those of the task.
         teacher: see :class:`TeacherRecipe`.
         student: see :class:`Recipe`.
         method: name of the method.
@@ -169,6 +170,7 @@ class RunConfig(Config):
     student: Recipe
     data: dict[str, Any] = Field(default_factory=dict)
     data_dir: str | None = None
+    metrics: tuple[str, ...] = ()
     method: str = "tgeo"
     options: dict[str, Any] = Field(default_factory=dict)
     train_on: TrainOn = "train"
@@ -190,8 +192,10 @@ class RunConfig(Config):
 def presets(task: str) -> list[str]:
     """Names of the recipes shipped for a task."""
     look_up("task", task, dict.fromkeys(TASKS))
-    files = resources.files("tgeokd.runs.presets").joinpath(task).iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    folder = resources.files("tgeokd.runs.presets").joinpath(task)
+    if not folder.is_dir():
+        raise InputError(f"task {task!r} has no presets: give a --config")
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
 def preset(task: str, name: str = "lite") -> RunConfig:

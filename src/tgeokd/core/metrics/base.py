@@ -24,6 +24,7 @@ class Metric:
     """Base of all metrics. A subclass gives :attr:`title` and :meth:`compute`; everything else is optional.
 
     Attributes:
+        name: set by the registry.
         title: column heading in tables; of a metric per class, with ``{}`` for the name of the class.
         higher_is_better: direction of the metric.
         factor: tables show the value times this factor,
@@ -31,6 +32,7 @@ class Metric:
         per_class: whether :meth:`compute` returns one value per class.
     """
 
+    name: ClassVar[str]
     title: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     factor: ClassVar[int] = 1
@@ -71,7 +73,7 @@ class RankingMetric(Metric):
         present = target.unique().tolist()
         if len(present) < 2:
             only = settings.class_name(present[0])
-            raise InputError(f"metric {self.title!r} needs two classes in the labels; all are {only!r}")
+            raise InputError(f"metric {self.name!r} needs two classes in the labels; all are {only!r}")
 
 
 def log_odds(logits: Tensor, classes: list[int]) -> Floats:
