@@ -25,7 +25,6 @@ from tgeokd.runs.single import check, run
 from tgeokd.runs.statistics import PairedDifference
 from tgeokd.runs.teacher import make_teacher
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.registry import look_up
 
 __all__ = ["METHODS", "lines", "oversampling"]
 
@@ -40,9 +39,8 @@ def oversampling(config: RunConfig, seeds: Sequence[int], out: Path, jobs: int |
     held-out and test rows are the same in all four cases of a seed. ``kd`` has alpha 0.5, where ``tgeo`` starts.
     The rarest class is that with the fewest training rows; its recall is given where the task reports recall.
     """
-    task = look_up("task", config.task, TASKS)
-    if "oversample" not in inspect.signature(task).parameters:
-        raise InputError(f"task {config.task!r} has no option data.oversample; hil, nsl_kdd, tabular and adult have")
+    if "oversample" not in inspect.signature(TASKS[config.task]).parameters:
+        raise InputError(f"task {config.task!r} has no option data.oversample")
     for over in WITH.values():
         for entry in METHODS.values():
             check(entry.apply(_with(dataclasses.replace(config, seed=seeds[0]), over)))

@@ -17,7 +17,6 @@ from tgeokd.utils.errors import InputError
 from tgeokd.runs.config import Recipe, RunConfig
 from tgeokd.methods import Method, build_method
 from tgeokd.models import build_model
-from tgeokd.utils.registry import look_up
 from tgeokd.utils.typed import call_checked
 
 __all__ = [
@@ -40,7 +39,7 @@ def load_data(config: RunConfig) -> TaskData:
 
 @lru_cache(maxsize=1)
 def _load_data(name: str, options: str, data_dir: str | None, seed: int) -> TaskData:
-    task = look_up("task", name, TASKS)
+    task = TASKS[name]
     fixed: dict[str, Any] = {"seed": seed}
     folder = inspect.signature(task).parameters.get("data_dir")
     if folder is not None:

@@ -1,4 +1,4 @@
-"""Random numbers that depend on a row's number alone, so that a streamed file needs no list of its rows."""
+"""Random numbers as a function of the row number, so that a streamed file needs no list of its rows."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["row_uniform"]
 
 
 def row_uniform(rows: NDArray[np.int64], seed: int, purpose: int) -> NDArray[np.float64]:
-    """A number in [0, 1) for each row.
+    """A uniform number in [0, 1) for each row.
 
     The finaliser of splitmix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014) applied to
-    the row's number and a key.
+    the row number and a key.
 
     Args:
         rows: row numbers, shape (N,).
-        seed: of the run.
-        purpose: numbers for different purposes are independent.
+        seed: seed of the run.
+        purpose: selects one of several independent sequences.
 
     Returns:
         Shape (N,).
