@@ -1,22 +1,25 @@
-"""Random numbers as a function of sample id, seed and view: the same in any batch, in any order, on any device."""
+"""Random numbers as a function of sample id and seed: the same in any batch, in any order, on any device.
+
+They come from the finaliser of splitmix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014)
+applied to the id and a key.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["below", "random_bits"]
+__all__ = ["below", "random_bits", "row_uniform"]
 
 _FIELD = 20  # bits used for a number below a bound
 
 
 def random_bits(ids: Tensor, seed: int, view: int) -> Tensor:
     """63 random bits for each sample.
-
-    The finaliser of splitmix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014) applied to
-    the id and a key, in integer arithmetic.
 
     Args:
         ids: int64, shape (N,).
@@ -42,6 +45,21 @@ def below(bits: Tensor, field: int, bound: int) -> Tensor:
     """
     value: Tensor = (bits >> (_FIELD * field)) & (2**_FIELD - 1)
     return (value * bound) >> _FIELD
+
+
+def row_uniform(rows: NDArray[np.int64], seed: int, purpose: int) -> NDArray[np.float64]:
+    """A uniform number in [0, 1) for each row number, so that a streamed file needs no list of its rows.
+
+    Args:
+        rows: row numbers, shape (N,).
+        seed: seed of the run.
+        purpose: selects one of several independent sequences, 0 to 63.
+
+    Returns:
+        Shape (N,).
+    """
+    bits = _mix(torch.from_numpy(rows.astype(np.int64)) ^ _mix(torch.tensor(seed * 64 + purpose)))
+    return np.ldexp(((bits >> 11) & (2**53 - 1)).numpy().astype(np.float64), -53)
 
 
 @lru_cache(maxsize=64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,7 +30,6 @@ __all__ = [
 ]
 
 MISSING, UNKNOWN, FIRST = 0, 1, 2  # codes of a categorical column; known values start at FIRST
-LISTED = 20  # names listed in a message at most
 
 
 @dataclass(frozen=True)
@@ -82,12 +80,12 @@ class FeatureEncoder:
     Attributes:
         numeric: the numeric columns, in the order of the features.
         categorical: the categorical columns, in the order of the features.
-        unknown: how :meth:`transform` treats a value without a code: ``code`` (code 1) or ``error``.
+        unknown: always ``code``: a value without a code of its own gets code 1.
     """
 
     numeric: tuple[NumericColumn, ...]
     categorical: tuple[CategoricalColumn, ...]
-    unknown: Literal["code", "error"] = "code"
+    unknown: Literal["code"] = "code"
 
     def __post_init__(self) -> None:
         names = [*(column.name for column in self.numeric), *(column.name for column in self.categorical)]
@@ -104,7 +102,6 @@ class FeatureEncoder:
         numeric: Sequence[str],
         categorical: Sequence[str],
         min_count: int = 1,
-        unknown: Literal["code", "error"] = "code",
     ) -> FeatureEncoder:
         """Fit means, standard deviations and codes to training rows.
 
@@ -113,22 +110,18 @@ class FeatureEncoder:
             numeric: columns to standardise; text is parsed as numbers.
             categorical: columns to encode as categories.
             min_count: rows on which a value must occur to get a code of its own.
-            unknown: see the class. ``error`` needs ``min_count=1``, because rarer values have no code.
 
         Raises:
             InputError: for a missing column, a value that is not a number, no rows, or no columns.
         """
         if min_count < 1:
             raise InputError(f"min_count must be >= 1, not {min_count}")
-        if unknown == "error" and min_count > 1:
-            raise InputError(f"unknown='error' needs min_count=1, not {min_count}: rare values have no code")
         if not len(frame):
             raise InputError("there is no row to fit the encoder on")
         values = _numbers(frame, numeric, "")
         return cls(
             tuple(_standard(name, values[:, i]) for i, name in enumerate(numeric)),
             tuple(CategoricalColumn(name, _frequent(as_text(frame, name), min_count)) for name in categorical),
-            unknown,
         )
 
     def transform(self, frame: pl.DataFrame, *, source: str = "") -> tuple[Tensor, Tensor]:
@@ -142,7 +135,7 @@ class FeatureEncoder:
             Numbers, shape (N, M), float32, the indicators of missing values last; codes, shape (N, K), int64.
 
         Raises:
-            InputError: for a missing column, a value that is not a number, or an unknown value with ``unknown="error"``.
+            InputError: for a missing column, or a value that is not a number.
         """
         numbers = _numbers(frame, [column.name for column in self.numeric], source)
         mean = np.array([column.mean for column in self.numeric])
@@ -156,13 +149,7 @@ class FeatureEncoder:
 
         codes = np.empty((len(frame), len(self.categorical)), dtype=np.int64)
         for i, column in enumerate(self.categorical):
-            text = as_text(frame, column.name, source=source)
-            codes[:, i] = _codes(text, column.values)
-            if self.unknown == "error" and (codes[:, i] == UNKNOWN).any():
-                row = int((codes[:, i] == UNKNOWN).argmax())
-                raise InputError(
-                    f"{place(row, source, column.name)}: {_unknown('value', str(text[row]), column.values)}"
-                )
+            codes[:, i] = _codes(as_text(frame, column.name, source=source), column.values)
         return torch.from_numpy(features), torch.from_numpy(codes)
 
     @property
@@ -170,12 +157,6 @@ class FeatureEncoder:
         """The number of numeric features, and the number of codes of each categorical column."""
         width = len(self.numeric) + sum(column.indicator for column in self.numeric)
         return InputSpec("table", (width,), tuple(len(column.values) + FIRST for column in self.categorical))
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """Names of the numeric features, then of the categorical ones."""
-        flags = [f"{column.name} is missing" for column in self.numeric if column.indicator]
-        return (*(column.name for column in self.numeric), *flags, *(column.name for column in self.categorical))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, the input of :meth:`from_dict`."""
@@ -298,7 +279,7 @@ def as_text(frame: pl.DataFrame, name: str, *, source: str = "") -> pl.Series:
 def column_of(frame: pl.DataFrame, name: str, source: str) -> pl.Series:
     """A column; an InputError with the nearest name where it does not exist."""
     if name not in frame.columns:
-        raise InputError(prefix(source) + _unknown("column", name, frame.columns))
+        raise InputError(f"{prefix(source)}{unknown_name('column', name, frame.columns)}")
     return frame[name]
 
 
@@ -310,11 +291,3 @@ def prefix(source: str) -> str:
 def place(row: int, source: str, column: str) -> str:
     """The position of a value in messages; rows are counted from 0, like ids."""
     return f"row {row} (the first is 0){f' of {source}' if source else ''}, column {column}"
-
-
-def _unknown(kind: str, name: str, known: Sequence[str]) -> str:
-    """As :func:`unknown_name`, without the list where there are many names."""
-    if len(known) <= LISTED:
-        return str(unknown_name(kind, name, known))
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"unknown {kind} {name!r}{f'; did you mean {near[0]!r}?' if near else ';'} {len(known)} names are known"

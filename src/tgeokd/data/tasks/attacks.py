@@ -11,17 +11,14 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tgeokd.core.metrics import Metrics
-from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.base import TaskData
-from tgeokd.data.noise import symmetric_noise
 from tgeokd.data.split import Rows
-from tgeokd.data.split import oversample as oversampled
 from tgeokd.data.tables.encoder import FeatureEncoder, as_numbers, place
 from tgeokd.data.tables.labels import BadRows
 from tgeokd.data.tables.reader import Table
+from tgeokd.data.tables.splits import table_splits
 from tgeokd.utils.errors import InputError
 
 __all__ = ["NAMES", "attack_task", "found", "labelled"]
@@ -104,8 +101,7 @@ def attack_task(
 ) -> TaskData:
     """A task from the rows of its splits.
 
-    The encoder is fitted on the training rows before oversampling. Label noise comes first and classes are balanced by the
-    noisy labels, as for a user who has only those. Validation and test rows are neither noisy nor repeated.
+    The encoder is fitted on the training rows before oversampling.
 
     Args:
         frame: all rows.
@@ -116,9 +112,9 @@ def attack_task(
         categorical: columns to encode as categories.
         class_names: names of the C classes.
         attack_classes: class indices that are attacks.
-        noise: share of the training labels replaced by a random class.
-        oversample: repeat training rows of the rarer classes until all classes are equally frequent.
-        seed: seed of the label noise and the oversampling.
+        noise: see :func:`~tgeokd.data.tables.splits.table_splits`.
+        oversample: see there.
+        seed: see there.
         tables: the tables that were read, for names and checksums in the notes.
         notes: further notes.
         test_groups: masks over the rows of the test set.
@@ -126,43 +122,41 @@ def attack_task(
     """
     metrics = Metrics(NAMES, "macro_f1", tuple(attack_classes), tuple(class_names), choose_by)
     train, held_out, test = splits
-    y = torch.from_numpy(target)
-    metrics.check(y[test], len(class_names))
+    metrics.check(torch.from_numpy(target[test]), len(class_names))
     encoder = FeatureEncoder.fit(frame[train], numeric=numeric, categorical=categorical)
-    labels, corrupted = symmetric_noise(y[train], noise, len(class_names), seed)
-    kept = oversampled(labels.numpy(), seed=seed) if oversample else np.arange(len(train))
-    numbers, codes = encoder.transform(frame)
-    y_of = {"train": y[train], "held_out": y[held_out], "test": y[test]}
-    found_and_done = {
+    data = table_splits(
+        encoder.transform(frame),
+        target,
+        ids,
+        splits,
+        num_classes=len(class_names),
+        noise=noise,
+        oversample=oversample,
+        seed=seed,
+    )
+    names = ("train", "held_out", "test")
+    counts = {
+        name: np.bincount(target[rows], minlength=len(class_names)) for name, rows in zip(names, splits, strict=True)
+    }
+    everything = {
         "files": {Path(table.source).name: table.sha256 for table in tables},
         **notes,
-        "rows": {"train": len(train), "oversampled": len(kept) - len(train)}
+        "rows": {"train": len(train), "oversampled": len(data["train"]) - len(train)}
         | {"held_out": len(held_out), "test": len(test)},
-        "class_counts": {
-            split: {name: int((values == c).sum()) for c, name in enumerate(class_names)}
-            for split, values in y_of.items()
-        },
-        "wrong_training_labels": int(corrupted.sum()),
+        "class_counts": {name: dict(zip(class_names, found.tolist(), strict=True)) for name, found in counts.items()},
+        "wrong_training_labels": int(data["corrupted"][: len(train)].sum()),
         "missing": _most(encoder.missing(frame)),
         "infinite": _most(encoder.infinite(frame)),
         "unseen_in_test": encoder.unseen(frame[test]),
     }
-
-    def dataset(rows: Rows, labels: Tensor) -> ArrayDataset:
-        return ArrayDataset((numbers[rows], codes[rows]), labels, torch.from_numpy(ids[rows]))
-
     return TaskData(
-        dataset(train[kept], labels[kept]),
-        dataset(held_out, y[held_out]),
-        dataset(test, y[test]),
-        len(class_names),
-        encoder.inputs,
-        corrupted[kept],
-        tuple(class_names),
-        metrics,
-        {key: value for key, value in found_and_done.items() if value != {}},
-        {name: torch.from_numpy(mask) for name, mask in (test_groups or {}).items()},
-        encoder,
+        **data,
+        inputs=encoder.inputs,
+        class_names=tuple(class_names),
+        metrics=metrics,
+        notes={key: value for key, value in everything.items() if value != {}},
+        test_groups={name: torch.from_numpy(mask) for name, mask in (test_groups or {}).items()},
+        encoder=encoder,
     )
 
 

@@ -29,19 +29,7 @@ from tgeokd.data.tasks.cifar_archive import Archive, Checksum, Contents, find_ar
 from tgeokd.data.tasks.registry import TASKS, provides, same_options
 from tgeokd.utils.errors import InputError, missing_package, one_line
 
-__all__ = [
-    "CIFAR10",
-    "CIFAR100",
-    "CIFAR100_COARSE",
-    "CifarLabels",
-    "Noise",
-    "Spec",
-    "beside",
-    "cifar10",
-    "cifar100",
-    "human_counts",
-    "which_labels",
-]
+__all__ = ["CIFAR10", "CIFAR100", "CIFAR100_COARSE", "cifar10", "cifar100"]
 
 Noise = Literal["none", "symmetric", "human", "cifar_n"]
 CifarLabels = Literal["aggre_label", "worse_label", "random_label1", "random_label2", "random_label3"]
@@ -189,7 +177,7 @@ def _task(
     )
 
 
-def which_labels(task: str, options: Mapping[str, Any]) -> tuple[Spec, str]:
+def _which_labels(task: str, options: Mapping[str, Any]) -> tuple[Spec, str]:
     """The data set that a task's options select, and the key of people's labels in its CIFAR-N file."""
     if task == "cifar10":
         return CIFAR10, options.get("cifar_n_labels", "worse_label")
@@ -199,9 +187,9 @@ def which_labels(task: str, options: Mapping[str, Any]) -> tuple[Spec, str]:
 
 def _confusion(task: str, options: Mapping[str, Any], data_dir: Path, num_classes: int) -> Tensor | None:
     """How people confuse the classes, int64, shape (C, C); None where ``data_dir`` has neither counts nor labels."""
-    spec, key = which_labels(task, options)
-    known = any(beside(data_dir, file) for file in (spec.counts_file, spec.human_file))
-    return human_counts(spec, data_dir, key, num_classes) if known else None
+    spec, key = _which_labels(task, options)
+    known = any(_beside(data_dir, file) for file in (spec.counts_file, spec.human_file))
+    return _human_counts(spec, data_dir, key, num_classes) if known else None
 
 
 @TASKS.register("cifar100")
@@ -237,7 +225,7 @@ def cifar100(*, data_dir: Path, labels: Literal["fine", "coarse"] = "fine", **op
     Raises:
         InputError: for data that is missing, damaged or not as expected, with the file, and the row if there is one.
     """
-    return _task(*which_labels("cifar100", {"labels": labels}), data_dir=data_dir, **options)
+    return _task(*_which_labels("cifar100", {"labels": labels}), data_dir=data_dir, **options)
 
 
 @TASKS.register("cifar10")
@@ -254,7 +242,7 @@ def cifar10(*, data_dir: Path, cifar_n_labels: CifarLabels = "worse_label", **op
     Raises:
         InputError: as :func:`cifar100`.
     """
-    return _task(*which_labels("cifar10", {"cifar_n_labels": cifar_n_labels}), data_dir=data_dir, **options)
+    return _task(*_which_labels("cifar10", {"cifar_n_labels": cifar_n_labels}), data_dir=data_dir, **options)
 
 
 def _source(spec: Spec, data_dir: Path, download: bool) -> Path:
@@ -298,22 +286,21 @@ def _relabel(
     if noise == "symmetric":
         return lambda rows, seed: symmetric_noise(clean[rows], rate, classes, seed)
     if noise == "human":
-        counts = human_counts(spec, data_dir, human_key, classes)
+        counts = _human_counts(spec, data_dir, human_key, classes)
         return lambda rows, seed: confusion_noise(clean[rows], counts, seed)
     labels = _cifar_n(spec, contents, source, data_dir, human_key) if noise == "cifar_n" else clean
     return lambda rows, seed: (labels[rows], labels[rows] != clean[rows])
 
 
-def human_counts(spec: Spec, data_dir: Path, human_key: str, classes: int) -> Tensor:
+def _human_counts(spec: Spec, data_dir: Path, human_key: str, classes: int) -> Tensor:
     """How people confuse the classes, from a table of counts or from CIFAR-N's labels, int64, shape (C, C).
 
     Raises:
         InputError: where neither file is in ``data_dir`` or its ``cifar-n``, or one has other contents.
     """
-    table = beside(data_dir, spec.counts_file)
-    if table is not None:
+    if table := _beside(data_dir, spec.counts_file):
         return read_confusion_counts(table, classes)
-    path = beside(data_dir, spec.human_file)
+    path = _beside(data_dir, spec.human_file)
     if path is None:
         raise InputError(_lacking("human", data_dir, f"{spec.counts_file} and {spec.human_file}"))
     labels = read_human_labels(path, (spec.clean_key, human_key), classes)
@@ -332,7 +319,7 @@ def _cifar_n(spec: Spec, contents: Contents, source: Path, data_dir: Path, human
                 f"{contents.unofficial[name]}), so {spec.archive.name}N's labels cannot be matched to images; noise=human "
                 "draws labels from how often people confuse the classes instead"
             )
-    path = beside(data_dir, spec.human_file)
+    path = _beside(data_dir, spec.human_file)
     if path is None:
         raise InputError(_lacking("cifar_n", data_dir, spec.human_file))
     labels = read_human_labels(path, (spec.clean_key, human_key), len(contents.class_names))
@@ -349,10 +336,9 @@ def _cifar_n(spec: Spec, contents: Contents, source: Path, data_dir: Path, human
     return labels[human_key]
 
 
-def beside(data_dir: Path, name: str) -> Path | None:
+def _beside(data_dir: Path, name: str) -> Path | None:
     """A file of CIFAR-N, in ``cifar-n`` or directly in the data folder; None where it is in neither."""
-    places = (data_dir / "cifar-n" / name, data_dir / name)
-    return next((path for path in places if path.is_file()), None)
+    return next((path for path in (data_dir / "cifar-n" / name, data_dir / name) if path.is_file()), None)
 
 
 def _lacking(noise: str, data_dir: Path, names: str) -> str:

@@ -14,14 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from tgeokd.core.metrics import Metrics
-from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.base import TaskData
-from tgeokd.data.noise import symmetric_noise
-from tgeokd.data.split import Rows, stratified_split, subset
-from tgeokd.data.split import oversample as oversampled
+from tgeokd.data.split import stratified_split, subset
 from tgeokd.data.tables.encoder import FeatureEncoder, as_numbers
 from tgeokd.data.tables.labels import BadRows, class_indices, find_classes, with_label
 from tgeokd.data.tables.reader import Table, read_rows, read_table
+from tgeokd.data.tables.splits import table_splits
 from tgeokd.data.tasks.registry import TASKS, provides, same_options
 from tgeokd.utils.errors import InputError, check_names
 
@@ -101,28 +99,28 @@ def _task(
     tables = [table] if other is None else [table, other]
     encoded = [encoder.transform(one.frame, source=one.source) for one in tables]
     numbers, codes = (torch.cat(both) for both in zip(*encoded, strict=True))
-    labels, ids = torch.from_numpy(target), torch.from_numpy(_ids(tables, columns.id_column))
-
-    noisy, corrupted = symmetric_noise(labels[fit], noise, len(classes), seed)
-    drawn = oversampled(noisy.numpy(), seed=seed) if oversample else np.arange(len(fit))
-
-    def split(rows: Rows, target: torch.Tensor) -> ArrayDataset:
-        return ArrayDataset((numbers[rows], codes[rows]), target, ids[rows])
-
+    splits = table_splits(
+        (numbers, codes),
+        target,
+        _ids(tables, columns.id_column),
+        (fit, held, rest),
+        num_classes=len(classes),
+        noise=noise,
+        oversample=oversample,
+        seed=seed,
+    )
+    counts = np.bincount(target[fit], minlength=len(classes)).tolist()
     return TaskData(
-        split(fit[drawn], noisy[drawn]),
-        split(held, labels[held]),
-        split(rest, labels[rest]),
-        len(classes),
-        encoder.inputs,
-        corrupted[drawn],
-        classes,
-        Metrics(BINARY if len(classes) == 2 else MULTICLASS, class_names=classes),
-        {
+        **splits,
+        inputs=encoder.inputs,
+        class_names=classes,
+        metrics=Metrics(BINARY if len(classes) == 2 else MULTICLASS, class_names=classes),
+        notes={
             "files": {one.source: {"sha256": one.sha256, "rows": one.total} for one in tables},
             "rows": {"train": len(fit), "held_out": len(held), "test": len(rest)}
-            | {"left out": sum(one.total - len(one.rows) for one in tables), "drawn again": len(drawn) - len(fit)},
-            "training labels": dict(zip(classes, labels[fit].bincount(minlength=len(classes)).tolist(), strict=True)),
+            | {"left out": sum(one.total - len(one.rows) for one in tables)}
+            | {"drawn again": len(splits["train"]) - len(fit)},
+            "training labels": dict(zip(classes, counts, strict=True)),
             "numeric": [column.name for column in encoder.numeric],
             "categorical": {column.name: len(column.values) for column in encoder.categorical},
             "columns left out": left_out | dict.fromkeys(columns.drop, "asked for"),

@@ -96,14 +96,6 @@ class CriteoEncoder:
         codes = torch.from_numpy(self.codes(_as_read(frame, source)).astype(np.int64))
         return torch.empty(len(frame), 0), codes
 
-    def unseen(self, frame: pl.DataFrame) -> dict[str, int]:
-        """Number of rows with a value without a code of its own, for each column that has such rows."""
-        return _tally(self.codes(_as_read(frame, "")) == UNKNOWN)
-
-    def missing(self, frame: pl.DataFrame) -> dict[str, int]:
-        """Number of rows with a missing value, for each column that has such rows."""
-        return _tally(self.codes(_as_read(frame, "")) == MISSING)
-
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, the input of :meth:`from_dict`."""
         return {"kind": KIND, "values": {name: list(values) for name, values in self.values.items()}}
@@ -170,7 +162,3 @@ def _as_read(frame: pl.DataFrame, source: str) -> pl.DataFrame:
                 f"{prefix(source)}column {name} has values of type {column.dtype}; read categories as text"
             )
     return pl.DataFrame(columns)
-
-
-def _tally(mask: NDArray[np.bool_]) -> dict[str, int]:
-    return {name: int(n) for name, n in zip(COLUMNS, mask.sum(axis=0), strict=True) if n}

@@ -12,17 +12,16 @@ The model: a click has the probability ``sigmoid(b + first + pairs + numbers)`` 
   per value (a factorisation machine, Rendle 2010), which a sum of single effects cannot express;
 - ``numbers`` is the sum, over the integer columns, of a linear and a quadratic function of ``log(v + 4)``.
 
-The three terms are scaled to fixed standard deviations, and ``b`` is set for a quarter of clicks. A missing cell contributes 0.
+The three terms are scaled to fixed standard deviations, and ``b`` is set for a quarter of clicks. A missing cell adds 0.
 
 Rows are drawn in chunks of 65,536, each from its own random stream: a longer file starts with the rows of a shorter one.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,7 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from tgeokd.data.tasks.criteo.reader import CATEGORIES, INTEGERS
+from tgeokd.utils.files import replace_file
 
 __all__ = ["GENERATOR_VERSION", "ClickModel", "generate", "probability_file"]
 
@@ -166,22 +166,23 @@ def generate(path: Path, rows: int, seed: int = 0) -> None:
         rows: number of rows.
         seed: seed of the :class:`ClickModel`.
     """
-    temporary = [p.with_name(f".{p.name}.{os.getpid()}.tmp") for p in (probability_file(path), path)]
-    probabilities: list[Floats] = []
-    try:
-        kinds = {"label": pa.int8(), **dict.fromkeys(INTEGERS, pa.int64()), **dict.fromkeys(CATEGORIES, pa.string())}
-        options = pa.csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
-        with pa.csv.CSVWriter(str(temporary[1]), pa.schema(kinds), write_options=options) as writer:
+    kinds = {"label": pa.int8(), **dict.fromkeys(INTEGERS, pa.int64()), **dict.fromkeys(CATEGORIES, pa.string())}
+    options = pa.csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
+
+    def write(file: Path) -> None:
+        probabilities: list[Floats] = []
+        with pa.csv.CSVWriter(str(file), pa.schema(kinds), write_options=options) as writer:
             for table, probability in ClickModel(seed).chunks(rows):
                 writer.write_table(table)
                 probabilities.append(probability)
-        with temporary[0].open("wb") as stream:
-            np.save(stream, np.concatenate(probabilities))
-        temporary[0].replace(probability_file(path))
-        temporary[1].replace(path)
-    finally:
-        for file in temporary:
-            file.unlink(missing_ok=True)
+        replace_file(probability_file(path), partial(_save, np.concatenate(probabilities)))
+
+    replace_file(path, write)
+
+
+def _save(array: Floats, path: Path) -> None:
+    with path.open("wb") as file:  # np.save changes the suffix of a path
+        np.save(file, array)
 
 
 def probability_file(path: Path) -> Path:

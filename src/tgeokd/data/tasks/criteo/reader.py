@@ -1,7 +1,7 @@
 """The raw formats of the Criteo click logs, read block by block.
 
-The first line determines which of two formats a file has: 40 tab-separated fields without a header (the challenge's ``train.txt``, a
-``day_N`` of the terabyte logs), or comma-separated values with a header that has at least ``Label``, ``I1``..``I13`` and
+The first line determines the format: 40 tab-separated fields without a header (the challenge's ``train.txt``, a ``day_N`` of
+the terabyte logs), or comma-separated values with a header that has at least ``Label``, ``I1``..``I13`` and
 ``C1``..``C26`` (the challenge's CSV, Criteo_x4). Either may be compressed (``.gz``, ``.bz2``, ``.zst``).
 """
 

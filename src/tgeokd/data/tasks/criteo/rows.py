@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset, Dataset
 
 from tgeokd.data.arrays import WholeBatch
 from tgeokd.data.datasets import FetchesBatches, Joinable, StoredInBlocks
-from tgeokd.data.tasks.criteo.rowhash import row_uniform
+from tgeokd.data.tables.counter import row_uniform
 from tgeokd.data.tasks.criteo.store import Store
 from tgeokd.utils.errors import InputError
 

@@ -23,11 +23,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from tgeokd.data.tables.counter import row_uniform
 from tgeokd.data.tables.encoder import MISSING, UNKNOWN
 from tgeokd.data.tables.labels import BadRows
 from tgeokd.data.tasks.criteo.encoder import CriteoEncoder
-from tgeokd.data.tasks.criteo.reader import COLUMNS, Block, RawFile
-from tgeokd.data.tasks.criteo.rowhash import row_uniform
+from tgeokd.data.tasks.criteo.reader import COLUMNS, RawFile
 from tgeokd.utils.errors import InputError
 
 __all__ = ["SPLITS", "Store", "StoreSettings", "open_store"]
@@ -131,15 +131,9 @@ def open_store(path: Path, settings: StoreSettings, cache: Path) -> Store:
     if target.is_dir():
         logger.info("using the encoded rows in %s", target)
         return Store(target)
+    making = cache / f".{target.name}.{uuid.uuid4().hex}.tmp"
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        making = cache / f".{target.name}.{uuid.uuid4().hex}.tmp"
-        making.mkdir()
-    except OSError as error:
-        raise InputError(
-            f"cannot write encoded rows to {cache}: {error.strerror}; set data.cache to another folder"
-        ) from error
-    try:
+        making.mkdir(parents=True)
         logger.info("encoding %s into %s", path, target)
         _make(raw, settings, making)
         if _state(path) != state:
@@ -150,7 +144,9 @@ def open_store(path: Path, settings: StoreSettings, cache: Path) -> Store:
             if not target.is_dir():  # else another process has written the same content
                 raise
     except OSError as error:
-        raise InputError(f"cannot write encoded rows to {cache}: {error.strerror}") from error
+        raise InputError(
+            f"cannot write encoded rows to {cache}: {error.strerror}; data.cache sets another folder"
+        ) from error
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return Store(target)
@@ -216,7 +212,7 @@ def _encode(
                 here = in_split == i
                 written[split] += int(here.sum())
                 unknown[split] += (codes[here] == UNKNOWN).sum(axis=0)
-                for name, content in _arrays(block, codes).items():
+                for name, content in (("codes", codes), ("label", block.label), ("row", block.rows)):
                     files[split, name].write(np.ascontiguousarray(content[here], dtype=ARRAYS[name][0]).data)
     if written != size:
         raise InputError(f"{raw.path} changed while it was being read")
@@ -228,10 +224,6 @@ def _encode(
 
 def _by_column(counts: NDArray[np.int64]) -> dict[str, int]:
     return {column: int(n) for column, n in zip(COLUMNS, counts, strict=True) if n}
-
-
-def _arrays(block: Block, codes: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
-    return {"codes": codes, "label": block.label, "row": block.rows}
 
 
 def _array_file(stack: ExitStack, path: Path, kind: str, shape: tuple[int, ...]) -> BinaryIO:
