@@ -43,20 +43,16 @@ class Encoder(Protocol):
     @property
     def inputs(self) -> InputSpec:
         """The inputs that :meth:`transform` returns."""
-        ...
 
     def transform(self, frame: pl.DataFrame, *, source: str = "") -> tuple[Tensor, Tensor]:
         """The pair (numeric, categorical) of a frame; ``source`` is the name of the file in messages."""
-        ...
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, the input of :meth:`from_dict`."""
-        ...
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """The encoder from the output of :meth:`to_dict`."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ class FetchesBatches(Protocol):
 
     def fetch(self, rows: Tensor) -> tuple[Any, ...]:
         """The batch of some row numbers, int64, shape (n,)."""
-        ...
 
 
 @runtime_checkable
@@ -61,7 +60,6 @@ class Fingerprinted(Protocol):
 
     def fingerprint(self) -> str:
         """A digest of everything that predictions depend on: inputs, ids and transform."""
-        ...
 
 
 @runtime_checkable
@@ -76,11 +74,9 @@ class HasViews(Protocol):
 
     def with_views(self, views: int) -> Dataset[Any]:
         """The same samples in a fixed number of views."""
-        ...
 
     def set_view(self, view: int) -> None:
         """Select the view that is returned from the next batch on."""
-        ...
 
 
 @runtime_checkable
@@ -89,7 +85,6 @@ class Joinable(Protocol):
 
     def join(self, other: Dataset[Any]) -> Dataset[Any]:
         """These samples followed by those of another data set, with this one's transform."""
-        ...
 
 
 @runtime_checkable
@@ -98,7 +93,6 @@ class Subsettable(Protocol):
 
     def subset(self, rows: list[int]) -> Dataset[Any]:
         """The samples of some row numbers."""
-        ...
 
 
 def joined(first: Dataset[Any], second: Dataset[Any]) -> Dataset[Any]:

@@ -34,32 +34,20 @@ MISSING, UNKNOWN, FIRST = 0, 1, 2  # codes of a categorical column; known values
 
 @dataclass(frozen=True)
 class NumericColumn:
-    """A standardised column.
-
-    Attributes:
-        name: name of the column.
-        mean: mean of the values that are not missing.
-        sd: their standard deviation (divided by N), 0 for a constant column.
-        indicator: whether a further feature indicates missing values.
-    """
+    """A standardised column."""
 
     name: str
-    mean: float
-    sd: float
-    indicator: bool
+    mean: float  # of the values that are not missing
+    sd: float  # their standard deviation (divided by N), 0 for a constant column
+    indicator: bool  # whether a further feature indicates missing values
 
 
 @dataclass(frozen=True)
 class CategoricalColumn:
-    """A column of categories.
-
-    Attributes:
-        name: name of the column.
-        values: the values with a code of their own; ``values[0]`` has code 2.
-    """
+    """A column of categories."""
 
     name: str
-    values: tuple[str, ...]
+    values: tuple[str, ...]  # those with a code of their own; values[0] has code 2
 
 
 @ENCODERS.register("columns")

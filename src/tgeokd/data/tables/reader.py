@@ -29,20 +29,12 @@ SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a file.
-
-    Attributes:
-        frame: the rows that could be read.
-        rows: their row numbers in the file, counted from 0 after the header, int64, shape (len(frame),).
-        source: name of the file in messages.
-        total: number of rows of the file.
-        sha256: checksum of the file.
-    """
+    """Rows of a file."""
 
     frame: pl.DataFrame
-    rows: NDArray[np.int64]
-    source: str
-    total: int
+    rows: NDArray[np.int64]  # row numbers in the file, counted from 0 after the header, shape (len(frame),)
+    source: str  # name of the file in messages
+    total: int  # rows of the file, including those left out
     sha256: str
 
     def filter(self, keep: NDArray[np.bool_]) -> Table:

@@ -40,19 +40,12 @@ Relabel = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Spec:
-    """A data set of the CIFAR family.
-
-    Attributes:
-        archive: its python archive.
-        mean: mean of the training images per channel, of values in [0, 1].
-        std: their standard deviation.
-        level: of the classes, in the names of CIFAR-N: ``coarse_`` for superclasses.
-    """
+    """A data set of the CIFAR family."""
 
     archive: Archive
-    mean: tuple[float, float, float]
+    mean: tuple[float, float, float]  # of the training images per channel, of values in [0, 1]
     std: tuple[float, float, float]
-    level: str = ""
+    level: str = ""  # in the names of CIFAR-N: ``coarse_`` for superclasses
 
     @property
     def human_file(self) -> str:

@@ -36,23 +36,14 @@ ALLOWED: dict[tuple[str, str], Any] = {
 
 @dataclass(frozen=True)
 class Archive:
-    """The layout of a python archive of CIFAR.
+    """The layout of a python archive of CIFAR, with the names and official MD5 sums of its members."""
 
-    Attributes:
-        name: name of the data set.
-        folder: folder of its members.
-        train: names and official MD5 sums of the training members, in order.
-        test: those of the test members.
-        meta: those of the member with the class names.
-        keys: of a member's labels, and of the class names in ``meta``.
-    """
-
-    name: str
-    folder: str
+    name: str  # of the data set
+    folder: str  # of the members
     train: tuple[tuple[str, str], ...]
     test: tuple[tuple[str, str], ...]
-    meta: tuple[str, str]
-    keys: tuple[str, str]
+    meta: tuple[str, str]  # the member with the class names
+    keys: tuple[str, str]  # of the labels of a member, and of the class names
 
     @property
     def file(self) -> str:
@@ -67,29 +58,17 @@ class Archive:
 
 @dataclass(frozen=True)
 class Contents:
-    """The contents of an archive.
+    """The contents of an archive."""
 
-    Attributes:
-        images: training images, uint8, shape (N, 3, 32, 32).
-        target: their class indices, int64, shape (N,).
-        test_images: test images.
-        test_target: their class indices.
-        class_names: names of the C classes.
-        file: name of the archive or folder.
-        sha256: checksum of the archive; None for a folder.
-        md5: MD5 sum of every member.
-        unofficial: official MD5 sums of the members that have another one.
-    """
-
-    images: Tensor
-    target: Tensor
+    images: Tensor  # of the training set, uint8, shape (N, 3, 32, 32)
+    target: Tensor  # class indices, int64, shape (N,)
     test_images: Tensor
     test_target: Tensor
     class_names: tuple[str, ...]
-    file: str
-    sha256: str | None
-    md5: dict[str, str]
-    unofficial: dict[str, str]
+    file: str  # name of the archive or folder
+    sha256: str | None  # None for a folder
+    md5: dict[str, str]  # of every member
+    unofficial: dict[str, str]  # official MD5 sums of the members that have another one
 
 
 def find_archive(archive: Archive, data_dir: Path) -> Path | None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -145,10 +144,7 @@ def imagenet(
     )
 
 
-@dataclass(frozen=True)
-class _Folder:
-    """The files in a folder of class folders, class by class."""
-
+class _Folder(NamedTuple):
     names: tuple[str, ...]
     paths: Strings
     target: NDArray[np.int64]
@@ -159,6 +155,7 @@ class _Folder:
 
 
 def _folder(folder: Path) -> _Folder:
+    """The files in a folder of class folders, class by class."""
     try:
         found = ImageFolder(str(folder), allow_empty=True)
     except OSError as error:

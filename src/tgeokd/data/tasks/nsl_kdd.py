@@ -100,8 +100,8 @@ def nsl_kdd(
 
     Publications differ in the classes of ``httptunnel`` and ``worm``. Here they are U2R and R2L, which gives the usual counts
     of the test file: 7,458 DoS, 2,421 Probe, 2,754 R2L, 200 U2R. ``difficulty`` is not a feature. ``duration``, ``src_bytes``
-    and ``dst_bytes``, which span nine orders of magnitude, are transformed by ``log(1 + x)``. Sample ids are row numbers of the
-    training file, followed by those of the test file.
+    and ``dst_bytes``, which span nine orders of magnitude, become ``log(1 + x)``. Sample ids are row numbers of the training
+    file, followed by those of the test file.
 
     Args:
         data_dir: the data folder.

@@ -41,17 +41,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive valid rows of a file.
+    """Consecutive valid rows of a file."""
 
-    Attributes:
-        rows: row numbers among the data rows of the file, from 0, including bad rows; shape (n,), int64.
-        label: 0 or 1, shape (n,), uint8.
-        frame: :data:`COLUMNS`, integers as floats, categories as text, null for missing values.
-    """
-
-    rows: NDArray[np.int64]
-    label: NDArray[np.uint8]
-    frame: pl.DataFrame
+    rows: NDArray[np.int64]  # row numbers among all data rows of the file, from 0, shape (n,)
+    label: NDArray[np.uint8]  # 0 or 1, shape (n,)
+    frame: pl.DataFrame  # COLUMNS: integers as floats, categories as text, null for missing values
 
 
 class RawFile:

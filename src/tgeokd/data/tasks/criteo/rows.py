@@ -26,19 +26,12 @@ AT_A_TIME = 1 << 20
 
 @dataclass(frozen=True)
 class StoredSplit:
-    """One split of a store.
-
-    Attributes:
-        store: its store.
-        name: name of the split.
-        noise: probability that the label of a row is flipped.
-        seed: seed of the flips.
-    """
+    """One split of a store."""
 
     store: Store
     name: str
-    noise: float = 0.0
-    seed: int = 0
+    noise: float = 0.0  # probability that the label of a row is flipped
+    seed: int = 0  # of the flips
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise <= 1:

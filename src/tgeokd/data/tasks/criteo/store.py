@@ -46,17 +46,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """Everything besides the file that determines the contents of a store.
+    """Everything besides the file that determines the contents of a store; see :func:`~tgeokd.data.tasks.criteo.task.criteo`.
 
-    Attributes:
-        seed: seed of the split. The split of a row is a function of its number and the seed, so it is known while the file is
-            streamed; class frequencies are equal in all splits up to chance.
-        held_out: share of the rows in the validation set.
-        test: share of the rows in the test set.
-        min_count: training rows on which a value must occur to get a code of its own.
-        max_tracked: distinct values of a column to count at a time.
-        rows: number of rows to read from the start of the file; None for all.
-        bad_rows: see :class:`~tgeokd.data.tasks.criteo.reader.RawFile`.
+    The split of a row is a function of its number and the seed, so it is known while the file is streamed; class frequencies
+    are equal in all splits up to chance.
     """
 
     seed: int = 0
