@@ -2,28 +2,21 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 import io
 import json
 import pickle
 import tarfile
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-import yaml
 from realdata import data_dir
 from refusals import refused
 
-from tgeokd.data import TASKS
 from tgeokd.data.tasks import cifar, cifar_archive
 from tgeokd.data.tasks.cifar import CIFAR10, CIFAR100, cifar10, cifar100
-from tgeokd.models import MODELS
-from tgeokd.runs.config import RunConfig
-from tgeokd.utils.typed import from_mapping
 
 CLASSES, PER_CLASS, TEST_PER_CLASS = 5, 20, 6
 N, N_TEST = CLASSES * PER_CLASS, CLASSES * TEST_PER_CLASS
@@ -449,21 +442,10 @@ def test_the_label_set_of_cifar10n_is_a_choice(ten, labels, shift):
     assert data.train.target.tolist() == [(LABELS[i] + shift) % CLASSES for i in data.train.ids]
 
 
-def test_every_recipe_names_options_and_models_that_exist():
-    files = [
-        file for task in ("cifar100", "cifar10") for file in resources.files(f"tgeokd.runs.presets.{task}").iterdir()
-    ]
-    recipes = [yaml.safe_load(file.read_text()) for file in files if file.name.endswith(".yaml")]
-    assert len(recipes) == 5
-    for recipe in recipes:
-        config = from_mapping(RunConfig, recipe)
-        assert {config.teacher.model["name"], config.student.model["name"]} <= set(MODELS)
-        assert set(config.data) <= set(inspect.signature(TASKS[config.task]).parameters)
-
-
 # ---- the real archive
 
 
+@pytest.mark.realdata
 def test_the_real_images_and_human_confusion():
     folder = data_dir()
     if cifar_archive.find_archive(CIFAR100.archive, folder) is None or not (folder / "cifar-n").is_dir():
@@ -482,6 +464,7 @@ def test_the_real_images_and_human_confusion():
     assert data.notes["official"] is False
 
 
+@pytest.mark.realdata
 @pytest.mark.parametrize("noise", ["none", "human"])
 def test_the_superclasses_are_those_of_the_archive(noise):
     folder = data_dir()

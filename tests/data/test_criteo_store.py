@@ -13,7 +13,8 @@ from refusals import refused
 from scipy.stats import chisquare
 from torch.utils.data import ConcatDataset, DataLoader
 
-from tgeokd.data.loaders import ArrayDataset, shuffling
+from tgeokd.data.arrays import ArrayDataset
+from tgeokd.data.loaders import shuffling
 from tgeokd.data.tasks.criteo import store as store_module
 from tgeokd.data.tasks.criteo.rows import StoredRows, StoredSplit
 from tgeokd.data.tasks.criteo.store import SPLITS, StoreSettings, open_store

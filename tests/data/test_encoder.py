@@ -128,6 +128,7 @@ def test_survives_json():
             assert torch.equal(one, other)
 
 
+@pytest.mark.realdata
 def test_real_columns_are_standardised_and_keep_their_categories():
     frame = pl.read_parquet(data_dir() / "adult" / "adult.parquet")
     encoder = _fit(frame, ("age", "hours-per-week"), ("workclass", "native-country"), min_count=20)

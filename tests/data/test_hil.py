@@ -296,6 +296,7 @@ def test_a_class_without_rows_is_refused(tmp_path):
         hil(data_dir=tmp_path, file="data1.csv")
 
 
+@pytest.mark.realdata
 @pytest.mark.parametrize(
     ("file", "classes", "columns", "rows"),
     [
@@ -317,11 +318,13 @@ def test_the_parts_at_hand(file, classes, columns, rows):
     assert data.test.inputs[0][:, 0].numpy() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.realdata
 def test_the_published_header():
     frame = pl.read_parquet(data_dir() / "hil" / "hil_binary_data1_527rows_128feat.parquet")
     assert tuple(frame.columns[:128]) == FEATURES
 
 
+@pytest.mark.realdata
 @pytest.mark.parametrize("classes", ["triple", "binary"])
 def test_trees_find_the_classes_of_the_parts_at_hand(classes):
     """The labels belong to the rows: a peer on the same split is far better than the largest class."""

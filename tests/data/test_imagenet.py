@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import inspect
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from realdata import data_dir
 from refusals import refused
@@ -15,12 +12,10 @@ from sklearn.datasets import load_sample_images
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 from torchvision import transforms
 
-from tgeokd.data.loaders import joined
+from tgeokd.data.datasets import joined
 from tgeokd.data.tasks.cifar import CIFAR100
 from tgeokd.data.tasks.cifar_archive import find_archive, read_archive
 from tgeokd.data.tasks.imagenet import imagenet
-from tgeokd.runs.config import RunConfig
-from tgeokd.utils.typed import from_mapping
 
 CLASSES, PER_CLASS, VAL_PER_CLASS = 6, 8, 2
 N = CLASSES * PER_CLASS
@@ -222,6 +217,7 @@ def test_an_image_that_does_not_decode_is_named(folder, kind, file):
         list(data.ordered_loader(data.test))
 
 
+@pytest.mark.process
 def test_the_error_of_a_worker_process_is_one_line_too(folder):
     path = folder / "val" / name(0) / "0.JPEG"
     path.unlink()
@@ -230,14 +226,7 @@ def test_the_error_of_a_worker_process_is_one_line_too(folder):
         list(DataLoader(load(folder).test, 4, num_workers=1))
 
 
-def test_recipes_name_options_that_exist():
-    found = [file for file in resources.files("tgeokd.runs.presets.imagenet").iterdir() if file.name.endswith(".yaml")]
-    assert len(found) == 3
-    for file in found:
-        config = from_mapping(RunConfig, yaml.safe_load(file.read_text()))
-        assert set(config.data) <= set(inspect.signature(imagenet).parameters)
-
-
+@pytest.mark.realdata
 def test_cifar_images_written_as_a_folder_come_back(tmp_path):
     source = data_dir()
     archive = find_archive(CIFAR100.archive, source)

@@ -153,6 +153,7 @@ def test_a_truncated_file_is_refused(tmp_path):
         read_human_labels(tmp_path / "labels.pt", ("clean_label",), 3)
 
 
+@pytest.mark.realdata
 def test_the_official_file_is_read_and_agrees_with_the_other_forms_it_was_given_in():
     folder = data_dir() / "cifar-n"
     if not folder.is_dir():
