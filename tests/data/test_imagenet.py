@@ -226,6 +226,7 @@ def test_the_error_of_a_worker_process_is_one_line_too(folder):
         list(DataLoader(load(folder).test, 4, num_workers=1))
 
 
+@pytest.mark.slow
 @pytest.mark.realdata
 def test_cifar_images_written_as_a_folder_come_back(tmp_path):
     source = data_dir()
