@@ -11,9 +11,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from tgeokd.data import TaskData
+from tgeokd.data import TASKS, TaskData
 from tgeokd.data.noise import confusion_noise, symmetric_noise
-from tgeokd.data.tasks import cifar
 from tgeokd.runs.config import RunConfig
 
 __all__ = ["below", "feature_sd", "has_numbers", "human_counts", "noisy_inputs", "relabellers", "wrong_labels"]
@@ -81,14 +80,12 @@ def relabellers(config: RunConfig, data: TaskData) -> dict[str, Callable[[Tensor
 
 
 def human_counts(config: RunConfig, data: TaskData) -> Tensor | None:
-    """Counts of human confusions of CIFAR's classes, shape (C, C), from ``data_dir`` or its ``cifar-n``; None without."""
-    if config.task not in ("cifar100", "cifar10") or config.data_dir is None:
+    """How people confuse the classes of the task, shape (C, C); None where that is not known."""
+    confusion = getattr(TASKS[config.task], "confusion", None)
+    if confusion is None or config.data_dir is None:
         return None
-    spec, key = cifar.which_labels(config.task, config.data)
-    folder = Path(config.data_dir)
-    if not any(cifar.beside(folder, file) for file in (spec.counts_file, spec.human_file)):
-        return None
-    return cifar.human_counts(spec, folder, key, data.num_classes)
+    counts: Tensor | None = confusion(config.data, Path(config.data_dir), data.num_classes)
+    return counts
 
 
 def below(outlier: Tensor, normal: Tensor) -> float:

@@ -20,7 +20,6 @@ from tgeokd.models import build_model
 from tgeokd.runs.config import Recipe, RunConfig
 from tgeokd.training.distiller import Distiller
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.registry import look_up
 from tgeokd.utils.validation import call_validated
 
 logger = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ def load_data(config: RunConfig) -> TaskData:
 
 @lru_cache(maxsize=1)
 def _load_data(name: str, options: str, data_dir: str | None, seed: int) -> TaskData:
-    task = look_up("task", name, TASKS)
+    task = TASKS[name]
     fixed: dict[str, Any] = {"seed": seed}
     folder = inspect.signature(task).parameters.get("data_dir")
     if folder is not None:

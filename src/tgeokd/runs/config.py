@@ -17,8 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from tgeokd.data import TASKS
 from tgeokd.runs.results import TrainOn
 from tgeokd.teachers import TeacherCacheOptions
-from tgeokd.utils.errors import InputError, one_line
-from tgeokd.utils.registry import look_up
+from tgeokd.utils.errors import InputError, check_names, one_line
 from tgeokd.utils.validation import (
     Config,
     StrictBool,
@@ -191,7 +190,7 @@ class RunConfig(Config):
 
 def presets(task: str) -> list[str]:
     """Names of the recipes shipped for a task."""
-    look_up("task", task, dict.fromkeys(TASKS))
+    check_names("task", [task], TASKS)
     folder = resources.files("tgeokd.runs.presets").joinpath(task)
     if not folder.is_dir():
         raise InputError(f"task {task!r} has no presets: give a --config")
@@ -200,7 +199,7 @@ def presets(task: str) -> list[str]:
 
 def preset(task: str, name: str = "lite") -> RunConfig:
     """A recipe shipped for a task: ``lite`` for two CPU cores and minutes, ``paper`` for a GPU, and a few more."""
-    look_up(f"preset of {task}", name, dict.fromkeys(presets(task)))
+    check_names(f"preset of {task}", [name], presets(task))
     text = resources.files("tgeokd.runs.presets").joinpath(task, f"{name}.yaml").read_text()
     return validate_config(RunConfig, yaml.safe_load(text))
 

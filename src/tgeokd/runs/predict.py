@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from torch import nn
 
 from tgeokd.core.model_call import class_logits
 from tgeokd.data import TASKS
+from tgeokd.data.tables import encoder_from_dict
 from tgeokd.runs.build import build_network
 from tgeokd.runs.config import load_config
 from tgeokd.runs.results import RunResults
@@ -54,10 +54,10 @@ def predict(folder: Path, file: Path, out: Path) -> int:
         raise InputError(f"predictions are written as .parquet or .csv, not {out.name}")
     config = load_config(folder / "config.yaml")
     names = RunResults.read(folder / "results.json").class_names
-    read_rows = getattr(TASKS[config.task], "read_rows", READERS.get(config.task))
+    read_rows = getattr(TASKS[config.task], "read_rows", None)
     if read_rows is None or not (folder / "encoder.json").exists():
         raise InputError(f"the run in {folder} is of task {config.task!r}; predict takes runs on tables")
-    encoder = _encoder(_read_json(folder / "encoder.json"))
+    encoder = encoder_from_dict(_read_json(folder / "encoder.json"))
     student = build_network(config.student, encoder.inputs, len(names), seed=config.seed)
     try:
         load_model(student, str(folder / "student.safetensors"))
@@ -90,54 +90,9 @@ def _table(
     return pl.DataFrame({"id": np.asarray(rows, dtype=np.int64), **columns, "prediction": best})
 
 
-def _encoder(content: dict[str, Any]) -> Encoder:
-    from tgeokd.data import tables
-
-    from_dict: Callable[[dict[str, Any]], Encoder] | None = getattr(tables, "encoder_from_dict", None)
-    if from_dict is not None:
-        return from_dict(content)
-    from tgeokd.data.tables.encoder import FeatureEncoder
-    from tgeokd.data.tasks.criteo.encoder import CriteoEncoder
-
-    return CriteoEncoder.from_dict(content) if content.get("kind") == "criteo" else FeatureEncoder.from_dict(content)
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path.parent} holds no finished run: {path.name} cannot be read") from error
     return content
-
-
-# ---- until every task on tables has read_rows
-
-
-def _of_table(path: Path) -> Iterator[tuple[Any, pl.DataFrame]]:
-    from tgeokd.data.tables.reader import read_table
-
-    table = read_table(path)
-    yield table.rows, table.frame
-
-
-def _of_nsl_kdd(path: Path) -> Iterator[tuple[Any, pl.DataFrame]]:
-    from tgeokd.data.tasks.nsl_kdd import read_features
-
-    table = read_features(path)
-    yield table.rows, table.frame
-
-
-def _of_criteo(path: Path) -> Iterator[tuple[Any, pl.DataFrame]]:
-    from tgeokd.data.tasks.criteo.reader import RawFile
-
-    for block in RawFile(path, labels=False):
-        yield block.rows, block.frame
-
-
-READERS: dict[str, Callable[[Path], Iterator[tuple[Any, pl.DataFrame]]]] = {
-    "tabular": _of_table,
-    "adult": _of_table,
-    "hil": _of_table,
-    "nsl_kdd": _of_nsl_kdd,
-    "criteo": _of_criteo,
-}

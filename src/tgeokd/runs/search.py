@@ -10,7 +10,6 @@ from typing import Any
 from tgeokd.methods import METHODS, build_method
 from tgeokd.runs.config import RunConfig, replace
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.registry import look_up
 
 __all__ = ["LR_FACTORS", "TEMPERATURES", "WEIGHT_DECAY_FACTORS", "Trial", "trials"]
 
@@ -71,7 +70,7 @@ def trials(method: str, options: dict[str, Any], n: int, seed: int) -> list[Tria
     Raises:
         InputError: for more trials than there are, an unknown method or option, or options that do not go together.
     """
-    cls = look_up("method", method, METHODS)
+    cls = METHODS[method]
     build_method(method, **options)
     shared = _shared(seed)
     if not cls.needs_teacher:  # without a temperature only the first pass over rates and decays holds different trials
