@@ -1212,7 +1212,7 @@ def test_stored_predictions_train_exactly_as_the_teacher_they_are_of(method):
 def test_stored_predictions_are_found_by_id_not_by_place():
     teacher = Steps()
     stored = stored_of(teacher, named(24, 0, 1000), named(12, 7, 5000))
-    moved = StoredPredictions(stored.logits, stored.ids.roll(1))
+    moved = StoredPredictions(stored.stored_logits, stored.ids.roll(1))
     assert trained(VanillaKD, moved)[0] != trained(VanillaKD, stored)[0]
 
 

@@ -21,7 +21,6 @@ from tgeokd.teachers.cache.loaders import BATCH, cached_ids, check_deterministic
 from tgeokd.teachers.cache.options import TeacherCacheOptions
 from tgeokd.teachers.cache.store import TeacherCache
 from tgeokd.teachers.cache.writer import write_cache
-from tgeokd.teachers.ids import first_rows
 from tgeokd.utils.errors import InputError
 
 __all__ = ["DEFAULT_VIEWS", "CachedTeacher"]
@@ -40,9 +39,9 @@ class CachedTeacher(Teacher):
     Args:
         teacher: is queried once for each sample and view.
         options: how the logits are kept.
-        folder: of the cache, where the options have none. None for a temporary folder.
+        folder: of the cache, where the options have none; None for a temporary folder.
         precision: in which the teacher computes.
-        move: moves a batch to the device on which the teacher computes.
+        move: moves a batch to the teacher's device.
     """
 
     def __init__(
@@ -130,12 +129,8 @@ class CachedTeacher(Teacher):
             samples = samples_of(dataset) if by_row else None
             if samples is None:
                 samples = Samples(torch.cat([cached_ids(Batch.parse(item)).cpu() for item in whole]), None, None)
-            rows = _distinct_rows(samples)
-            repeated = len(rows) < len(samples.ids)
-            ids = samples.ids[rows] if repeated else samples.ids
-            # Rows are only left out where equal ids are known to have equal inputs.
-            fewer = repeated and samples.digests is not None
-            source = loader_of_rows(loader, rows.tolist()) if fewer else whole
+            distinct, rows = samples.distinct()
+            source = whole if rows is None else loader_of_rows(loader, rows)
             check_deterministic(loader_of_rows(loader, range(min(len(samples.ids), BATCH))) if by_row else loader)
             fixed, random = transforms_of(dataset) if by_row else ([], [])
             views = (views_of(loader) if split == "train" else None) or 1
@@ -150,17 +145,15 @@ class CachedTeacher(Teacher):
             parent = self._folder if self._folder is not None and recognisable else self._temporary_folder()
             folder = parent / FOLDERS.get(split, split)
             if not folder.exists():
-                logger.info("querying the teacher for %d samples in %d views: %s", len(ids), views, folder)
+                logger.info("querying the teacher for %d samples in %d views: %s", len(distinct.ids), views, folder)
             cache = write_cache(
                 folder,
                 self._query(source, views),
+                distinct,
                 key=key,
-                ids=ids,
-                digests=samples.digests[rows] if samples.digests is not None and fewer else samples.digests,
                 num_classes=num_classes,
                 views=views,
-                dtype=self.options.dtype or "fp16",
-                top_k=self.options.top_k,
+                options=self.options,
             )
             cache.check(key, self.options, num_classes, views)
             cache.check_samples(samples)
@@ -175,7 +168,7 @@ class CachedTeacher(Teacher):
         samples, (fixed, random) = samples_of(loader.dataset), transforms_of(loader.dataset)
         for cache in [split.cache for split in self._splits.values()]:
             same = (cache.key["preprocessing"], cache.key["augmentation"]) == (_listed(fixed), _listed(random))
-            if same and samples is not None and samples.digests is not None and cache.holds(samples):
+            if same and samples is not None and samples.digests is not None and cache.missing(samples) is None:
                 other = with_views(loader, cache.views) if random else loader
                 set_view(other, self._epoch % cache.views)
                 self._adopted = _dataset_id(other)
@@ -219,9 +212,9 @@ class CachedTeacher(Teacher):
         if self._fingerprint is None:
             reason = "a teacher that is not a torch module has no fingerprint"
         elif samples.digests is None and samples.whole is None:
-            reason = f"the data set {type(dataset).__name__} has no fingerprint()"
+            reason = f"the data set of type {type(dataset).__name__} has no fingerprint()"
         elif any(" at 0x" in text for text in transforms):
-            reason = f"the transform of the data set {type(dataset).__name__} has no repr with its settings"
+            reason = f"a transform has no repr with its settings: {', '.join(transforms)}"
         else:
             return True
         if self.options.folder is not None:
@@ -261,18 +254,3 @@ def _dataset_id(loader: Any) -> int:
 
 def _listed(transforms: list[str]) -> str:
     return ", ".join(transforms) or "none"
-
-
-def _distinct_rows(samples: Samples) -> Tensor:
-    """The first row of each id, ascending.
-
-    Raises:
-        InputError: where samples of one id have different inputs.
-    """
-    rows, first = first_rows(samples.ids)
-    if samples.digests is not None:
-        wrong = (samples.digests != samples.digests[first]).nonzero()
-        if len(wrong):
-            twice = int(samples.ids[int(wrong[0])])
-            raise InputError(f"two samples with different inputs have the id {twice}; each sample needs its own id")
-    return rows

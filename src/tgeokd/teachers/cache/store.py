@@ -45,10 +45,9 @@ class TeacherCache:
     Attributes:
         key: what the logits depend on.
         ids: of the samples, int64, shape (N,).
-        digests: of their inputs, int64, shape (N,); None where these are unknown.
-        num_classes: C.
-        views: V.
-        dtype: of the stored logits.
+        digests: of their inputs, int64, shape (N,); None where unknown.
+        num_classes, views: C and V.
+        dtype: ``fp16``, ``bf16`` or ``fp32``.
         top_k: K, or None where all logits are stored.
 
     Raises:
@@ -83,14 +82,11 @@ class TeacherCache:
         return len(self.ids)
 
     def lookup(self, ids: Tensor, view: int = 0) -> Tensor:
-        """Logits of samples.
+        """Logits of samples in a view, shape (n, C), float32, on the CPU.
 
         Args:
             ids: integers, shape (n,), in any order, repeats allowed; preferably on the CPU, as loaders yield them.
-            view: which of the V views.
-
-        Returns:
-            Shape (n, C), float32, on the CPU.
+            view: below V.
 
         Raises:
             InputError: for an id or a view that is not stored.
@@ -140,20 +136,13 @@ class TeacherCache:
                 self._refuse(f"other {name}: {stored[name]} then, {value} now")
 
     def check_samples(self, samples: Samples) -> None:
-        """Check that these samples are stored and that their inputs have not changed since.
-
-        Raises:
-            InputError: naming the first sample for which this does not hold.
-        """
-        reason = self._missing(samples)
+        """Raise :class:`InputError` for the first sample that is :meth:`missing`."""
+        reason = self.missing(samples)
         if reason is not None:
             self._refuse(f"other samples: {reason}")
 
-    def holds(self, samples: Samples) -> bool:
-        """Whether these samples are stored and their inputs have not changed since."""
-        return self._missing(samples) is None
-
-    def _missing(self, samples: Samples) -> str | None:
+    def missing(self, samples: Samples) -> str | None:
+        """The first sample that is not stored, or whose inputs have changed since, in words; None where there is none."""
         unknown = ~torch.isin(samples.ids, self.ids)
         if bool(unknown.any()):
             return f"it holds {len(self)} samples, and no sample {int(samples.ids[unknown][0])}"
