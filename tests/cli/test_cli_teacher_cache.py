@@ -70,8 +70,8 @@ def test_a_comparison_asks_each_seeds_teacher_once(tgeokd_, tmp_path, monkeypatc
     compare = ["compare", "digits", "--seeds", 2, *SHORT, "--methods", rows]
     asked = []
 
-    def counted(folder, given, **options):
-        return write_cache(folder, (asked.append(folder) or batch for batch in given), **options)
+    def counted(folder, predictions, *details):
+        return write_cache(folder, (asked.append(folder) or batch for batch in predictions), *details)
 
     monkeypatch.setattr("tgeokd.teachers.cached.write_cache", counted)
     computed = tgeokd_(*compare, "--out", "computed")

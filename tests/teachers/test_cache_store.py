@@ -47,7 +47,7 @@ def predictions(logits=None, size=5, wait=0.0, pipe=None):
 def write(folder, batches=None, *, ids=IDS, digests=IDS * 7, num_classes=C, views=V, **options):
     batches = predictions() if batches is None else batches
     samples, options = Samples(ids, digests, None), TeacherCacheOptions(**options)
-    return write_cache(folder, batches, samples, key=KEY, num_classes=num_classes, views=views, options=options)
+    return write_cache(folder, batches, samples, KEY, num_classes, views, options)
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("fp32", 24), ("fp16", 11), ("bf16", 8)])
@@ -286,3 +286,18 @@ def test_a_writer_killed_with_signal_9_leaves_nothing_and_one_of_two_others_take
         process.join(60)
     assert [killed.exitcode, first.exitcode, second.exitcode] == [-signal.SIGKILL, 0, 0]
     assert sorted(path.name for path in tmp_path.iterdir()) == [".cache.lock", "cache"]
+
+
+def test_without_locks_the_first_to_finish_gives_the_folder_its_name(tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise OSError("No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    folder = tmp_path / "cache"
+
+    def interrupted():
+        yield from predictions()
+        write(folder, predictions(all_logits(seed=1)))
+
+    assert torch.equal(write(folder, interrupted()).lookup(IDS), all_logits(seed=1)[0].half().float())
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]

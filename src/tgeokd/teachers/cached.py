@@ -95,7 +95,7 @@ class CachedTeacher(Teacher):
         if existing is not None:
             if self.options.views not in (None, existing):
                 raise InputError(
-                    f"the training loader has {existing} views, but views of the teacher cache is {self.options.views}"
+                    f"the training loader has {existing} views, and the teacher cache {self.options.views}"
                 )
             return loader
         if not isinstance(loader, DataLoader) or not transforms_of(loader.dataset)[1]:
@@ -146,18 +146,11 @@ class CachedTeacher(Teacher):
             folder = parent / FOLDERS.get(split, split)
             if not folder.exists():
                 logger.info("querying the teacher for %d samples in %d views: %s", len(distinct.ids), views, folder)
-            cache = write_cache(
-                folder,
-                self._query(source, views),
-                distinct,
-                key=key,
-                num_classes=num_classes,
-                views=views,
-                options=self.options,
-            )
+            predictions = self._query(source, views)
+            cache = write_cache(folder, predictions, distinct, key, num_classes, views, self.options)
             cache.check(key, self.options, num_classes, views)
             cache.check_samples(samples)
-            self._add(loader, cache)
+            self._splits[_dataset_id(loader)] = _StoredSplit(loader, cache, self._epoch)
             return cache
 
     def adopt(self, loader: Iterable[Any]) -> Iterable[Any]:
@@ -172,7 +165,7 @@ class CachedTeacher(Teacher):
                 other = with_views(loader, cache.views) if random else loader
                 set_view(other, self._epoch % cache.views)
                 self._adopted = _dataset_id(other)
-                self._add(other, cache)
+                self._splits[self._adopted] = _StoredSplit(other, cache, self._epoch)
                 return other
         return loader
 
@@ -182,10 +175,6 @@ class CachedTeacher(Teacher):
             self._splits = {}
             self._temporary.cleanup()
             self._temporary = None
-
-    def _add(self, loader: Iterable[Any], cache: TeacherCache) -> None:
-        split = self._splits[_dataset_id(loader)] = _StoredSplit(loader, cache, self.class_names)
-        split.start_epoch(self._epoch)
 
     @torch.no_grad()
     def _query(self, loader: Any, views: int) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -218,9 +207,7 @@ class CachedTeacher(Teacher):
         else:
             return True
         if self.options.folder is not None:
-            raise InputError(
-                f"a teacher cache in a folder must be recognisable by later runs, but {reason}; set no folder"
-            )
+            raise InputError(f"a later run could not recognise the teacher cache, since {reason}; set no folder")
         if self._folder is not None:
             logger.info("the teacher's logits are stored for this training run only: %s", reason)
         return False
@@ -229,10 +216,9 @@ class CachedTeacher(Teacher):
 class _StoredSplit(Teacher):
     """Stored logits for the batches of one loader."""
 
-    def __init__(self, loader: Iterable[Any], cache: TeacherCache, class_names: tuple[str, ...]) -> None:
-        self.loader, self.cache = loader, cache
-        self.num_classes, self.class_names = cache.num_classes, class_names
-        self.start_epoch(0)
+    def __init__(self, loader: Iterable[Any], cache: TeacherCache, epoch: int) -> None:
+        self.loader, self.cache, self.num_classes = loader, cache, cache.num_classes
+        self.start_epoch(epoch)
 
     def start_epoch(self, epoch: int) -> None:
         self._view = epoch % self.cache.views

@@ -21,8 +21,6 @@ from tgeokd.utils.typed import call_checked
 
 __all__ = ["fit_classifier"]
 
-Columns = tuple[NDArray[np.float32], NDArray[np.int64]]
-
 
 @CLASSIFIERS.register("hist_gradient_boosting")
 def hist_gradient_boosting(
@@ -194,7 +192,7 @@ def _validation_arguments(name: str, data: TaskData, classes: NDArray[np.int64],
     return {"eval_set": [(x, codes)], "verbose": False}
 
 
-def _columns_of(dataset: Dataset[Any], split: str, what: str) -> Columns:
+def _columns_of(dataset: Dataset[Any], split: str, what: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The samples of a data set as columns, and their labels."""
     if not isinstance(dataset, ArrayDataset):
         raise InputError(f"{what} needs the {split} samples in memory as arrays, not as {type(dataset).__name__}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import re
-import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -25,16 +25,7 @@ Kind = Literal["probs", "logits"]
 Contents = tuple[Tensor, Kind, Tensor]
 
 # Raised by the readers for damaged files.
-DAMAGED = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-    SafetensorError,
-)
+DAMAGED = (OSError, ValueError, EOFError, KeyError, NotImplementedError, BadZipFile, zlib.error, SafetensorError)
 
 
 def read_predictions(path: str | Path) -> Contents:
@@ -45,28 +36,26 @@ def read_predictions(path: str | Path) -> Contents:
             ``id`` and either a list column ``probs`` or ``logits``, or columns ``prob_0``, ... or ``logit_0``, ....
 
     Returns:
-        The ids, int64; ``"probs"`` or ``"logits"``; the values, float32.
+        The ids; ``"probs"`` or ``"logits"``; the values, float32.
 
     Raises:
         InputError: for a file that is missing, damaged, of another format, or has other contents.
     """
     path = Path(path)
-    check_names("format of predictions", [path.suffix], FORMATS)
+    check_names("format of predictions", [path.suffix], READERS)
     if not path.is_file():
         raise InputError(f"there is no file of predictions {path}")
     try:
-        ids, kind, values = FORMATS[path.suffix][0](path)
+        ids, kind, values = READERS[path.suffix](path)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except DAMAGED as error:
         raise InputError(f"cannot read the predictions {path}: {first_line(error)}") from error
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise InputError(f"{path}: ids must be integers, not {ids.dtype}")
     if ids.dtype == torch.uint64 and bool((ids.to(torch.int64) < 0).any()):
         raise InputError(f"{path}: ids must be below 2^63")
     if values.is_complex() or values.dtype == torch.bool:
         raise InputError(f"{path}: {kind} must be real numbers, not {values.dtype}")
-    return ids.to(torch.int64), kind, values.float()
+    return ids, kind, values.float()
 
 
 def write_predictions(path: str | Path, ids: Tensor, logits: Tensor) -> None:
@@ -76,17 +65,27 @@ def write_predictions(path: str | Path, ids: Tensor, logits: Tensor) -> None:
         InputError: for an unknown format, or a file that cannot be written.
     """
     path = Path(path)
-    check_names("format of predictions", [path.suffix], FORMATS)
-    write = FORMATS[path.suffix][1]
+    check_names("format of predictions", [path.suffix], READERS)
+    arrays = {"ids": ids.contiguous(), "logits": logits.contiguous()}
+
+    def write(temporary: Path) -> None:
+        if path.suffix == ".npz":
+            with temporary.open("wb") as file:  # savez appends .npz to a name without it
+                np.savez(file, ids=arrays["ids"].numpy(), logits=arrays["logits"].numpy())
+        elif path.suffix == ".safetensors":
+            save_file(arrays, temporary)
+        else:
+            _polars().DataFrame({"id": ids.numpy(), "logits": logits.numpy()}).write_parquet(temporary)
+
     try:
-        replace_file(path, lambda temporary: write(temporary, ids.contiguous(), logits.contiguous()))
+        replace_file(path, write)
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write the predictions {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _kind_of(names: Iterable[str], id_name: str) -> Kind:
     """Whether a file has probabilities or logits; it must have ids too."""
-    present = ", ".join(sorted(names)) or "nothing"
+    present = ", ".join(sorted(set(names))) or "nothing"
     if id_name not in names:
         raise InputError(f"must hold {id_name!r} beside the predictions, but holds {present}")
     found: list[Kind] = [kind for kind in ("probs", "logits") if kind in names]
@@ -102,11 +101,6 @@ def _read_npz(path: Path) -> Contents:
     with archive:
         kind = _kind_of(archive.files, "ids")
         return _from_numpy("ids", archive["ids"]), kind, _from_numpy(kind, archive[kind])
-
-
-def _write_npz(path: Path, ids: Tensor, logits: Tensor) -> None:
-    with path.open("wb") as file:  # savez appends .npz to a name without it
-        np.savez(file, ids=ids.numpy(), logits=logits.numpy())
 
 
 def _from_numpy(name: str, array: np.ndarray[Any, Any]) -> Tensor:
@@ -171,16 +165,4 @@ def _polars() -> Any:
         raise missing_package("a parquet file", error) from error
 
 
-FORMATS: dict[str, tuple[Callable[[Path], Contents], Callable[[Path, Tensor, Tensor], None]]] = {
-    ".npz": (_read_npz, _write_npz),
-    ".safetensors": (
-        _read_safetensors,
-        lambda path, ids, logits: save_file({"ids": ids, "logits": logits}, path),
-    ),
-    ".parquet": (
-        _read_parquet,
-        lambda path, ids, logits: (
-            _polars().DataFrame({"id": ids.numpy(), "logits": logits.numpy()}).write_parquet(path)
-        ),
-    ),
-}
+READERS = {".npz": _read_npz, ".safetensors": _read_safetensors, ".parquet": _read_parquet}

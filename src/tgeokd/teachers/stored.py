@@ -30,12 +30,9 @@ class StoredPredictions(Teacher):
     Under random augmentation, the stored logits do not belong to the augmented inputs that the student sees.
 
     Args:
-        logits: shape (M, C), (M, 1) or (M,); one logit ``z`` per sample stands for ``(0, z)``. Kept in float32 on the CPU.
+        logits: shape (M, C), (M, 1) or (M,); one logit ``z`` per sample stands for ``(0, z)``. The attribute ``stored_logits``
+            holds them in float32, shape (M, C), on the CPU.
         ids: distinct integers in any order, shape (M,).
-
-    Attributes:
-        ids: int64, shape (M,).
-        stored_logits: float32, shape (M, C).
 
     Raises:
         InputError: for shapes that do not fit, no samples, an id that occurs twice, or a logit that is not finite.
@@ -119,8 +116,8 @@ class StoredPredictions(Teacher):
         Augmentation in a loader is drawn once and then fixed; pass loaders without it.
 
         Args:
-            teacher: whatever :func:`~tgeokd.teachers.network.as_teacher` accepts. A module is in eval mode meanwhile, and
-                inputs are moved to its device.
+            teacher: see :func:`~tgeokd.teachers.network.as_teacher`. A module is in eval mode meanwhile, and inputs are moved
+                to its device.
             *loaders: yield batches with ids. A sample may occur more than once, as in an oversampled training set.
 
         Raises:

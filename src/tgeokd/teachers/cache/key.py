@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -69,8 +70,8 @@ def samples_of(dataset: Any) -> Samples | None:
         if not known or len(known) < len(found):
             return None
         digests = [samples.digests for samples in known if samples.digests is not None]
-        complete = torch.cat(digests) if len(digests) == len(known) else None
-        return Samples(torch.cat([samples.ids for samples in known]), complete, None)
+        every = torch.cat(digests) if len(digests) == len(known) else None
+        return Samples(torch.cat([samples.ids for samples in known]), every, None)
     ids = getattr(dataset, "ids", None)
     if not isinstance(ids, Tensor) or len(ids) != len(dataset):
         return None
@@ -83,8 +84,8 @@ def transforms_of(dataset: Any) -> tuple[list[str], list[str]]:
     if isinstance(dataset, Subset):
         return transforms_of(dataset.dataset)
     if isinstance(dataset, ConcatDataset):
-        pairs = [transforms_of(each) for each in dataset.datasets]
-        return tuple(list(dict.fromkeys(one for pair in pairs for one in pair[k])) for k in (0, 1))  # type: ignore[return-value]
+        fixed, random = zip(*(transforms_of(each) for each in dataset.datasets), strict=True)
+        return list(dict.fromkeys(chain(*fixed))), list(dict.fromkeys(chain(*random)))
     transform = getattr(dataset, "transform", None)
     if transform is None:
         return [], []

@@ -83,13 +83,12 @@ def check_deterministic(loader: Iterable[Any]) -> None:
     Raises:
         InputError: where they differ, or where there is no batch.
     """
-    first, second = (next(iter(loader), None) for _ in range(2))
-    if first is None or second is None:
+    items = [next(iter(loader), None) for _ in range(2)]
+    if items[0] is None or items[1] is None:
         raise InputError("the training loader is empty, or can be read only once")
-    first, second = Batch.parse(first), Batch.parse(second)
-    if not torch.equal(cached_ids(first).cpu(), cached_ids(second).cpu()):
-        return  # shuffled, by a loader whose data set cannot be fetched by row
-    if not _equal(first.inputs, second.inputs):
+    first, second = (Batch.parse(item) for item in items)
+    same_samples = torch.equal(cached_ids(first).cpu(), cached_ids(second).cpu())  # else the loader shuffles
+    if same_samples and not _equal(first.inputs, second.inputs):
         raise InputError(
             "the loader yields other inputs for the same samples on each pass, so stored logits would not match them; use "
             "ArrayDataset with a transform that has view(inputs, ids, view), or cache_teacher=False"

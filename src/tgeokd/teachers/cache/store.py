@@ -21,13 +21,6 @@ __all__ = ["DESCRIPTION", "DTYPES", "FORMAT", "TeacherCache"]
 FORMAT = 1
 DESCRIPTION = "cache.json"
 DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-KEY_FIELDS = {  # and their names in messages
-    "teacher": "teacher weights",
-    "precision": "precision",
-    "preprocessing": "preprocessing",
-    "augmentation": "augmentation",
-    "samples": "samples",
-}
 
 
 class TeacherCache:
@@ -38,9 +31,6 @@ class TeacherCache:
     (V, N, K) and ``others.fp32`` (V, N): the logit that the other classes share, which preserves their total probability at
     temperature 1. At higher temperatures these classes become too probable (Jensen's inequality), and the total variation
     distance from the teacher's probabilities is at most the total probability that they get.
-
-    Args:
-        folder: the cache.
 
     Attributes:
         key: what the logits depend on.
@@ -125,14 +115,15 @@ class TeacherCache:
         Raises:
             InputError: naming what differs, its stored and its present value.
         """
-        for field, name in KEY_FIELDS.items():
-            if self.key[field] != key[field]:
-                length = 16 if field in ("teacher", "samples") else None
-                self._refuse(f"other {name}: {self.key[field][:length]} then, {key[field][:length]} now")
-        wanted = {"classes": num_classes, "views": views, "dtype": options.dtype, "top_k": options.top_k}
+        for field, now in key.items():
+            if self.key[field] != now:
+                name = "teacher weights" if field == "teacher" else field
+                length = 16 if field in ("teacher", "samples") else None  # of a hash
+                self._refuse(f"other {name}: {self.key[field][:length]} then, {now[:length]} now")
         stored = {"classes": self.num_classes, "views": self.views, "dtype": self.dtype, "top_k": self.top_k}
+        wanted = {"classes": num_classes, "views": views, "dtype": options.dtype, "top_k": options.top_k}
         for name, value in wanted.items():
-            if value is not None and value != stored[name]:
+            if value not in (None, stored[name]):
                 self._refuse(f"other {name}: {stored[name]} then, {value} now")
 
     def check_samples(self, samples: Samples) -> None:

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ def write_cache(
     folder: str | Path,
     predictions: Iterable[tuple[int, Tensor, Tensor]],
     samples: Samples,
-    *,
     key: Mapping[str, str],
     num_classes: int,
     views: int,
@@ -55,7 +54,7 @@ def write_cache(
         options: ``dtype`` and ``top_k``.
 
     Returns:
-        The cache. It may have existed before; see :meth:`TeacherCache.check`.
+        The cache, which may have existed before; see :meth:`TeacherCache.check`.
 
     Raises:
         InputError: for logits that are NaN, infinite or too large for the type, a sample without logits, and a folder that
@@ -68,46 +67,52 @@ def write_cache(
         if folder.is_dir() and not (folder / DESCRIPTION).exists() and any(folder.iterdir()):
             raise InputError(f"{folder} holds something else than a teacher cache; choose another folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        if not (folder / DESCRIPTION).exists():
-            with _lock(folder), _new_folder(folder) as temporary:
-                if temporary is not None:
-                    writer = _Writer(temporary, samples, num_classes, views, options)
-                    for view, ids, logits in predictions:
-                        writer.put(view, ids, logits)
-                    writer.close(key)
+        with _new_folder(folder) as temporary:
+            if temporary is not None:
+                writer = _Writer(temporary, samples, num_classes, views, options)
+                for view, ids, logits in predictions:
+                    writer.put(view, ids, logits)
+                writer.close(key)
     except OSError as error:
         raise InputError(f"cannot write the teacher cache {folder}: {error.strerror or error}") from error
     return TeacherCache(folder)
 
 
-def _lock(folder: Path) -> AbstractContextManager[Any]:
-    """Wait until no other process writes this cache."""
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        return lock.acquire(blocking=False)
-    except Timeout:
-        logger.info("another process is writing the teacher cache %s: waiting for it", folder)
-        return lock.acquire()
-
-
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path | None]:
-    """A temporary folder that gets its name after the block; None where the cache exists."""
+    """A temporary folder that is renamed after the block; None where the cache exists. Waits while another process writes.
+
+    On a file system without locks, each process writes, and the first to finish renames its folder.
+    """
     if (folder / DESCRIPTION).exists():
         yield None
         return
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):  # of a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
     try:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            logger.info("another process is writing the teacher cache %s: waiting for it", folder)
+            lock.acquire()
+        except (OSError, NotImplementedError) as error:
+            logger.info("writing the teacher cache %s without a lock: %s", folder, error)
+        if lock.is_locked:
+            for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):  # of a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        if (folder / DESCRIPTION).exists():
+            yield None
+            return
+        temporary.mkdir()
         yield temporary
         for path in (*temporary.iterdir(), temporary):
             _to_disk(path)
-        temporary.rename(folder)
-        _to_disk(folder.parent)
+        if not (folder / DESCRIPTION).exists():
+            temporary.rename(folder)
+            _to_disk(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        lock.release()
 
 
 class _Writer:
