@@ -22,7 +22,7 @@ from tasks import TASKS
 from training import Row, run_all, variant
 
 ROOT = Path(__file__).parents[1]
-COLLECTED, FIGURE = ROOT / "experiments" / "causes.json", ROOT / "docs" / "images" / "why-causes.png"
+COLLECTED, FIGURE = ROOT / "studies" / "causes.json", ROOT / "docs" / "images" / "why-causes.png"
 STUDIED = ["digits30", "adult5k"]
 SEEDS = [100, 101, 102, 103, 104]  # none of those that are reported on test data
 
@@ -39,8 +39,8 @@ class Cause:
 CAUSES = [
     Cause(
         "1. Short horizon",
-        "One step's lookahead is greedy. An average of the held-out gradient over steps, a delayed one (some steps later) or "
-        "progress among the inputs should help.",
+        "The derivative of one step is greedy. A moving average of the validation gradient, a delayed validation gradient "
+        "(some steps later) or training progress as an input should help.",
         {
             "no average": variant(average=0.0),
             "delay 4": variant(delay=4, fixed_length=False),
@@ -50,8 +50,8 @@ CAUSES = [
     ),
     Cause(
         "2. Alpha also sets the step size",
-        "The gradients of kd_i and gt_i differ in length, so the outer gradient moves alpha to change the step's length. "
-        "Keeping that length fixed, keeping the batch's mean (redistribution alone), equal norms or centring should help.",
+        "The gradients of kd_i and gt_i differ in length, so the outer gradient changes alpha to change the step's length. "
+        "A fixed step length, a fixed batch mean (redistribution alone), equal norms or centring should help.",
         {
             "free length": variant(fixed_length=False),
             "centred": variant(centred=True, fixed_length=False),
@@ -65,8 +65,8 @@ CAUSES = [
     ),
     Cause(
         "3. Noise in the outer gradient",
-        "A step sees few held-out samples. Averaging, class-balanced or larger outer batches and more frequent updates "
-        "should help.",
+        "A step uses few validation samples. Moving averages, class-balanced or larger outer batches and more frequent "
+        "updates should help.",
         {
             "average .5": variant(average=0.5),
             "average .98": variant(average=0.98),
@@ -79,7 +79,7 @@ CAUSES = [
     ),
     Cause(
         "4. The approximation",
-        "The classifier head's part of the gradient should lose little against the whole.",
+        "The classifier head's part of the gradient should lose little compared with the whole gradient.",
         {
             "forward": variant(hypergradient="forward", average=0.0, fixed_length=False),
             "last layer": variant(average=0.0, fixed_length=False),
@@ -102,7 +102,7 @@ CAUSES = [
     ),
     Cause(
         "6. The outer loss",
-        "Cross-entropy should do; cross-entropy and kd, smoothing or a margin might help.",
+        "Cross-entropy should be sufficient; cross-entropy with kd, label smoothing or a margin might help.",
         {
             "outer ce + kd": variant(outer_loss="ce+kd"),
             "outer smoothed": variant(outer_loss="smoothed"),
@@ -111,8 +111,8 @@ CAUSES = [
     ),
     Cause(
         "7. Hyper-parameters",
-        "The learning rate matters, weight decay of 0.05 pulls alpha to 0.5, the start value matters little, the temperature "
-        "matters.",
+        "The learning rate matters, weight decay of 0.05 pulls alpha to 0.5, the initial value matters little, the "
+        "temperature matters.",
         {
             "lr .001": variant(lr=0.001),
             "lr .01": variant(lr=0.01),
@@ -126,8 +126,8 @@ CAUSES = [
     ),
     Cause(
         "For reference",
-        "The method without its extensions, without training on the held-out samples, the methods without learned ratios on "
-        "the same samples, and ratios that know which labels are wrong.",
+        "The method without its extensions; without training on the validation samples; the methods without learned ratios "
+        "on the same samples; and ratios that know which labels are wrong.",
         {
             "plain": variant(average=0.0, fixed_length=False, lr=0.01, every=8),
             "holdout": variant(outer="holdout"),

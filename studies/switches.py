@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tgeokd.bilevel.estimators import last_layer
 from tgeokd.core.geometry.scalar import Parts, num_scalar_features, scalar_from_logits
-from tgeokd.core.losses import gt_slope, kd_slope
+from tgeokd.core.losses import gt_grad, kd_grad
 from tgeokd.methods import Method, SampleLoss, Signals, TrainingStep
 
 __all__ = ["Oracle", "Variant"]
@@ -204,8 +204,8 @@ class Variant(Diagnosed):
         kd = signals.kd
         if self.equal_norms:
             student = signals.student_logits.detach()
-            of_kd = kd_slope(student, signals.teacher, signals.temperature).norm(dim=-1).mean()
-            self._kd_scale = (gt_slope(student, signals.target).norm(dim=-1).mean() / of_kd).clamp(0.1, 10)
+            of_kd = kd_grad(student, signals.teacher, signals.temperature).norm(dim=-1).mean()
+            self._kd_scale = (gt_grad(student, signals.target).norm(dim=-1).mean() / of_kd).clamp(0.1, 10)
             kd = kd * self._kd_scale
         fixed = alpha.detach()
         return SampleLoss(fixed * kd + (1 - fixed) * signals.gt, alpha)
@@ -282,8 +282,8 @@ class Variant(Diagnosed):
 
     def _difference(self, part: Any, temperature: float, head: nn.Linear) -> Tensor:
         """Derivative of ``kd_i - gt_i`` by the head's outputs."""
-        kd = kd_slope(part.student_logits, part.teacher_logits, temperature)
-        gt = gt_slope(part.student_logits, part.target)
+        kd = kd_grad(part.student_logits, part.teacher_logits, temperature)
+        gt = gt_grad(part.student_logits, part.target)
         if self.equal_norms:
             kd = kd * self._kd_scale
         if self.unit_slopes:
@@ -387,9 +387,9 @@ def outer_slope(name: str, logits: Tensor, held_out: Any, temperature: float) ->
     """Derivative of each held-out sample's outer loss by its logits, shape (N, C)."""
     target, classes = held_out.target, logits.shape[-1]
     if name == "ce":
-        return gt_slope(logits, target)
+        return gt_grad(logits, target)
     if name == "ce+kd":
-        return 0.5 * gt_slope(logits, target) + 0.5 * kd_slope(logits, held_out.teacher_logits, temperature)
+        return 0.5 * gt_grad(logits, target) + 0.5 * kd_grad(logits, held_out.teacher_logits, temperature)
     if name == "smoothed":
         return logits.softmax(-1) - (0.9 * F.one_hot(target, classes) + 0.1 / classes)
     if name == "margin":  # a hinge: samples that are right by a margin of 1 count no more

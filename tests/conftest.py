@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from quick import InlinePool, Outcome
 
-from tgeokd.cli import main as cli
+from tgeokd.cli.main import main
 
 settings.register_profile(
     "tgeokd", max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -38,7 +38,7 @@ def tgeokd_(monkeypatch, capsys, tmp_path):
         capsys.readouterr()
         code = 0
         try:
-            cli.main()
+            main()
         except SystemExit as ended:
             code = ended.code
         return Outcome(code or 0, *capsys.readouterr())

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from tgeokd.core.validation import FiniteGuard, check_classes_held_out, check_same_classes, check_target
+from tgeokd.core.validation import FiniteGuard, check_same_classes, check_validation_classes, validate_labels
 from tgeokd.utils.errors import InputError
 
 
@@ -21,30 +21,30 @@ def refused(message):
 
 @pytest.mark.parametrize("target", [[0, 1, 2], [2], []])
 def test_good_labels_pass(target):
-    check_target(torch.tensor(target, dtype=torch.int64), 3, "training loader")
+    validate_labels(torch.tensor(target, dtype=torch.int64), 3, "training loader")
 
 
 @pytest.mark.parametrize(("labels", "wrong"), [([0, 12, 3], 12), ([0, 10], 10), ([-1, 5], -1), ([0, -100, 11], -100)])
 def test_labels_out_of_range(labels, wrong):
     with refused(f"target of the held-out loader has label {wrong} but the student has 10 classes"):
-        check_target(torch.tensor(labels), 10, "held-out loader")
+        validate_labels(torch.tensor(labels), 10, "held-out loader")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int32, torch.bool, torch.uint8])
 def test_labels_of_another_type(dtype):
     with refused(f"labels of the training loader must be class indices of dtype int64, not {dtype}"):
-        check_target(torch.zeros(3, dtype=dtype), 3, "training loader")
+        validate_labels(torch.zeros(3, dtype=dtype), 3, "training loader")
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (4, 1), ()])
 def test_labels_of_another_shape(shape):
     with refused(f"labels of the training loader must be a tensor of shape (N,), not shape {shape}"):
-        check_target(torch.zeros(shape, dtype=torch.int64), 3, "training loader")
+        validate_labels(torch.zeros(shape, dtype=torch.int64), 3, "training loader")
 
 
 def test_labels_that_are_no_tensor():
     with refused("labels of the training loader must be a tensor of shape (N,), not list"):
-        check_target([0, 1], 3, "training loader")
+        validate_labels([0, 1], 3, "training loader")
 
 
 # ---- classes
@@ -57,17 +57,17 @@ def test_student_and_teacher_of_different_class_counts():
 
 
 def test_a_class_that_is_not_held_out():
-    check_classes_held_out(torch.tensor([5, 0, 2]), torch.tensor([1, 0, 1]))  # class 1 is nowhere
-    check_classes_held_out(torch.tensor([5, 0]), torch.tensor([1, 7]))  # more classes held out than trained on
+    check_validation_classes(torch.tensor([5, 0, 2]), torch.tensor([1, 0, 1]))  # class 1 is nowhere
+    check_validation_classes(torch.tensor([5, 0]), torch.tensor([1, 7]))  # more classes held out than trained on
     with refused(
         "the held-out set has no sample of class 0, 2, which the training set has; split by class (stratified)"
     ):
-        check_classes_held_out(torch.tensor([5, 3, 1, 0]), torch.tensor([0, 1, 0, 0]))
+        check_validation_classes(torch.tensor([5, 3, 1, 0]), torch.tensor([0, 1, 0, 0]))
 
 
 def test_the_list_of_missing_classes_stays_short():
     with pytest.raises(InputError, match=r"no sample of class 0, 1, .*, 19, \.\.\., which"):
-        check_classes_held_out(torch.ones(30), torch.zeros(30))
+        check_validation_classes(torch.ones(30), torch.zeros(30))
 
 
 # ---- NaN

@@ -10,7 +10,6 @@ import pytest
 import yaml
 from quick import InlinePool, contents, short
 
-from tgeokd.utils.errors import InputError
 from tgeokd.runs import compare as module
 from tgeokd.runs.build import load_data
 from tgeokd.runs.compare import compare
@@ -18,6 +17,7 @@ from tgeokd.runs.plan import Entry, Setting, parse_entry
 from tgeokd.runs.single import RunResult, Score, run
 from tgeokd.runs.summary import summarise
 from tgeokd.runs.teacher import load_teacher
+from tgeokd.utils.errors import InputError
 from tgeokd.utils.typed import from_mapping
 
 ROWS = [parse_entry(text) for text in ("ce", "kd:alpha=0", "kd:alpha=0.5", "tgeo", "ce@train+val")]

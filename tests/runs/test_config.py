@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tgeokd.data import TASKS
-from tgeokd.utils.errors import InputError
 from tgeokd.runs.build import load_data
 from tgeokd.runs.config import (
     OptimizerConfig,
@@ -22,6 +21,7 @@ from tgeokd.runs.config import (
     presets,
 )
 from tgeokd.runs.single import check
+from tgeokd.utils.errors import InputError
 from tgeokd.utils.typed import from_mapping
 
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 from quick import InlinePool, short
 
+from tgeokd.methods import METHODS
 from tgeokd.runs.compare import compare
 from tgeokd.runs.config import preset
 from tgeokd.runs.demo import DEMO_ROWS, DEMO_SETTINGS
 from tgeokd.runs.plan import Entry
 from tgeokd.runs.single import check
-from tgeokd.methods import METHODS
 from tgeokd.utils.files import slug
 
 

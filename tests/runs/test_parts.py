@@ -9,11 +9,11 @@ import torch
 from quick import short
 
 from tgeokd.data import InputSpec, TaskData
-from tgeokd.utils.errors import InputError
+from tgeokd.data.loaders import ArrayDataset
 from tgeokd.runs import build
 from tgeokd.runs.build import build_student, build_teacher_network, load_data, teacher_seed
 from tgeokd.runs.config import RunConfig, preset
-from tgeokd.data.loaders import ArrayDataset
+from tgeokd.utils.errors import InputError
 
 
 def nothing(**notes):

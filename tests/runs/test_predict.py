@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_model
 
-from tgeokd.utils.errors import InputError
 from tgeokd.runs.build import build_student, load_data
 from tgeokd.runs.config import RunConfig, override, preset
 from tgeokd.runs.predict import predict
 from tgeokd.runs.single import run
 from tgeokd.runs.teacher import make_teacher
-from tgeokd.utils.files import RunFolder
 from tgeokd.teachers import StoredPredictions
+from tgeokd.utils.errors import InputError
+from tgeokd.utils.files import RunFolder
 
 pl = pytest.importorskip("polars")
 SHORT = ["teacher.epochs=1", "teacher.patience=null", "student.epochs=1", "method=kd", "options={}"]

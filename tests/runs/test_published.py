@@ -7,14 +7,14 @@ from importlib import resources
 import pytest
 import yaml
 
+from tgeokd.core.metrics import higher_is_better
 from tgeokd.data import TASKS
+from tgeokd.methods import METHODS
+from tgeokd.models import MODELS
 from tgeokd.runs.config import override, preset
 from tgeokd.runs.plan import parse_entry
 from tgeokd.runs.published import Published, _load, claimed
 from tgeokd.runs.summary import claims
-from tgeokd.methods import METHODS
-from tgeokd.core.metrics import higher_is_better
-from tgeokd.models import MODELS
 
 DNN = {"name": "mlp", "hidden": [1000] * 5, "embedding": 16, "dropout": 0.2}
 R34, R18 = "torchvision:resnet34", "torchvision:resnet18"

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from quick import short
 
-from tgeokd.utils.errors import InputError
-from tgeokd.runs.search import LR_FACTORS, TEMPERATURES, WEIGHT_DECAY_FACTORS, Trial, trials
 from tgeokd.methods import METHODS, build_method
+from tgeokd.runs.search import LR_FACTORS, TEMPERATURES, WEIGHT_DECAY_FACTORS, Trial, trials
+from tgeokd.utils.errors import InputError
 
 SHARED = ("lr_factor", "weight_decay_factor")
 

@@ -11,10 +11,10 @@ from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, log_loss
 
-from tgeokd.utils.errors import InputError
 from tgeokd.runs.build import load_data
 from tgeokd.runs.single import check, run
 from tgeokd.runs.teacher import load_teacher, make_teacher
+from tgeokd.utils.errors import InputError
 
 SOURCE = load_digits()
 LABEL_OF = {row.tobytes(): label for row, label in zip(SOURCE.data, SOURCE.target, strict=True)}

@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import accuracy_score, log_loss
 
-from tgeokd.utils.errors import InputError
+from tgeokd.data.loaders import ArrayDataset
 from tgeokd.runs.build import build_teacher_network, load_data, teacher_seed
 from tgeokd.runs.single import check, run
 from tgeokd.runs.teacher import load_teacher, make_teacher
-from tgeokd.data.loaders import ArrayDataset
 from tgeokd.teachers import StoredPredictions
+from tgeokd.utils.errors import InputError
 
 FOREST = "teacher.model={name: hist_gradient_boosting, max_iter: 3}"
 MANY = 1797

@@ -21,17 +21,17 @@ from hypothesis import strategies as st
 from quick import InlinePool, contents, set_options, short
 
 from tgeokd.data import InputSpec, TaskData
-from tgeokd.utils.errors import InputError
+from tgeokd.data.loaders import ArrayDataset
 from tgeokd.runs import compare as module
 from tgeokd.runs import single as run_module
 from tgeokd.runs.build import build_student, load_data
 from tgeokd.runs.compare import compare
 from tgeokd.runs.config import RunConfig, load_config
 from tgeokd.runs.plan import TUNING_SEED, parse_entry
-from tgeokd.runs.single import halves, run, trial
 from tgeokd.runs.search import Trial, trials
+from tgeokd.runs.single import halves, run, trial
 from tgeokd.runs.teacher import make_teacher
-from tgeokd.data.loaders import ArrayDataset
+from tgeokd.utils.errors import InputError
 from tgeokd.utils.typed import from_mapping
 
 SCRIPT = Path(sys.executable).with_name("tgeokd")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -53,7 +57,21 @@ def test_the_reading_is_there_after_an_error_too():
     assert peak.resident_mib > 10
 
 
-def test_without_a_mark_the_largest_so_far_is_read_and_said_so(tmp_path, monkeypatch):
+def test_without_the_module_resource_the_reading_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    monkeypatch.setattr(memory, "_CLEAR", tmp_path / "missing" / "clear_refs")
+    peak = peak_of(0)
+    assert not peak.exact
+    assert math.isnan(peak.resident_mib)
+
+
+@pytest.mark.process
+def test_the_command_line_imports_without_the_modules_that_windows_lacks():
+    code = "import sys; sys.modules |= dict.fromkeys(['resource', 'fcntl']); import tgeokd.cli.main, tgeokd.runs.single"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_a_mark_the_largest_so_far_is_read_and_reported_as_such(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "_CLEAR", tmp_path / "missing" / "clear_refs")
     earlier, later = peak_of(200), peak_of(0)
     assert not earlier.exact

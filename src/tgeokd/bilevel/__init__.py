@@ -1,6 +1,17 @@
-"""The bilevel part: how the held-out loss after a training step answers to the fusion ratios of that step."""
+"""The bilevel part: the derivative of the validation loss after a training step with respect to its fusion ratios."""
 
-from tgeokd.bilevel.lookahead import Hypergradient, Lookahead, ratio_gradient
+from tgeokd.bilevel.estimators import ESTIMATORS, DirectionalEstimator, Estimator, build_estimator
 from tgeokd.bilevel.outer_direction import OuterDirection
+from tgeokd.bilevel.ratio_gradient import ratio_gradient
+from tgeokd.bilevel.record import MicroBatch, StepRecord
 
-__all__ = ["Hypergradient", "Lookahead", "OuterDirection", "ratio_gradient"]
+__all__ = [
+    "ESTIMATORS",
+    "DirectionalEstimator",
+    "Estimator",
+    "MicroBatch",
+    "OuterDirection",
+    "StepRecord",
+    "build_estimator",
+    "ratio_gradient",
+]

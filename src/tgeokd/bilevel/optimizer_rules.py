@@ -1,4 +1,4 @@
-"""What one optimizer step does to a parameter, and its derivative with respect to the gradient.
+"""The step of an optimizer on one parameter, and its derivative with respect to the gradient.
 
 For ``theta' = theta - update(g, state)`` the hypergradient needs ``D = d update / d g``. For the optimizers here ``D`` is
 diagonal: a number for SGD, a tensor of the parameter's shape for Adam and AdamW.
@@ -19,11 +19,11 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from tgeokd.utils.errors import InputError
 
-__all__ = ["Slope", "UpdateRule", "rule_of", "unwrapped"]
+__all__ = ["Diagonal", "UpdateRule", "rule_of", "unwrapped"]
 
 State = Mapping[str, Any]
 Group = Mapping[str, Any]
-Slope = Tensor | float
+Diagonal = Tensor | float
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class UpdateRule:
 
     Attributes:
         new_value: the parameter after the step; differentiable with respect to the gradient.
-        slope: ``D``, the derivative of ``update`` with respect to the gradient, element by element.
-        moments: what ``slope`` reads of the state that has the parameter's shape; none where ``slope`` is one number.
+        diagonal: ``D``, the derivative of ``update`` with respect to the gradient, element by element.
+        moments: what ``diagonal`` reads of the state that has the parameter's shape; none where ``diagonal`` is one number.
     """
 
     new_value: Callable[[Tensor, Tensor, State, Group], Tensor]
-    slope: Callable[[Tensor, Tensor, State, Group], Slope]
+    diagonal: Callable[[Tensor, Tensor, State, Group], Diagonal]
     moments: tuple[str, ...] = ()
 
 
@@ -81,13 +81,13 @@ def _sgd_value(param: Tensor, grad: Tensor, state: State, group: Group) -> Tenso
     return value
 
 
-def _sgd_slope(param: Tensor, grad: Tensor, state: State, group: Group) -> float:
-    slope = 1.0
+def _sgd_diagonal(param: Tensor, grad: Tensor, state: State, group: Group) -> float:
+    diagonal = 1.0
     momentum = float(group["momentum"])
     if momentum:
         into_buffer = 1.0 if state.get("momentum_buffer") is None else 1.0 - float(group["dampening"])
-        slope = 1.0 + momentum * into_buffer if group["nesterov"] else into_buffer
-    return _sign(group) * float(group["lr"]) * slope
+        diagonal = 1.0 + momentum * into_buffer if group["nesterov"] else into_buffer
+    return _sign(group) * float(group["lr"]) * diagonal
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class _Moments:
     first: Tensor
     root: Tensor  # square root of the second moment (its maximum with amsgrad), bias-corrected
     moving: Tensor | None  # with amsgrad: where the second moment of this step is the maximum
-    correction1: Slope
-    correction2: Slope
+    correction1: Diagonal
+    correction2: Diagonal
 
 
 def _moments(param: Tensor, grad: Tensor, state: State, group: Group) -> _Moments:
@@ -133,15 +133,17 @@ def _adam_value(param: Tensor, grad: Tensor, state: State, group: Group) -> Tens
     return param - lr / moments.correction1 * moments.first / (moments.root + float(group["eps"]))
 
 
-def _adam_slope(param: Tensor, grad: Tensor, state: State, group: Group) -> Tensor:
+def _adam_diagonal(param: Tensor, grad: Tensor, state: State, group: Group) -> Tensor:
     moments = _moments(param, grad, state, group)
     beta1, beta2 = (float(beta) for beta in group["betas"])
     denominator = moments.root + float(group["eps"])
-    root_slope = torch.where(moments.root > 0, (1 - beta2) * moments.grad / (moments.root * moments.correction2), 0.0)
+    root_derivative = torch.where(
+        moments.root > 0, (1 - beta2) * moments.grad / (moments.root * moments.correction2), 0.0
+    )
     if moments.moving is not None:
-        root_slope = torch.where(moments.moving, root_slope, 0.0)
-    slope = (1 - beta1) / denominator - moments.first * root_slope / denominator.square()
-    return _sign(group) * float(group["lr"]) / moments.correction1 * slope
+        root_derivative = torch.where(moments.moving, root_derivative, 0.0)
+    diagonal = (1 - beta1) / denominator - moments.first * root_derivative / denominator.square()
+    return _sign(group) * float(group["lr"]) / moments.correction1 * diagonal
 
 
 def _effective_gradient(param: Tensor, grad: Tensor, group: Group, *, decay: float) -> Tensor:
@@ -159,7 +161,7 @@ def _decoupled(group: Group) -> bool:
 
 _ADAM_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 _RULES: dict[type[Optimizer], UpdateRule] = {
-    SGD: UpdateRule(_sgd_value, _sgd_slope),
-    Adam: UpdateRule(_adam_value, _adam_slope, _ADAM_MOMENTS),
-    AdamW: UpdateRule(_adam_value, _adam_slope, _ADAM_MOMENTS),
+    SGD: UpdateRule(_sgd_value, _sgd_diagonal),
+    Adam: UpdateRule(_adam_value, _adam_diagonal, _ADAM_MOMENTS),
+    AdamW: UpdateRule(_adam_value, _adam_diagonal, _ADAM_MOMENTS),
 }

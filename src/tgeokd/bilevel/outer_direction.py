@@ -1,14 +1,14 @@
-"""Which way the held-out loss falls, freed of what one step's lookahead gets wrong about a whole training.
+"""The direction in which the validation loss falls, without two artefacts of a lookahead of one step.
 
-The gradient of the held-out loss right after a step, ``v``, answers for that step alone, and two things in it do not carry
-over to training as a whole (docs/why-it-works.md has the measurements):
+The gradient of the validation loss right after a step, ``v``, describes that step alone. Two parts of it do not carry over to
+training as a whole (docs/why-it-works.md has the measurements):
 
-- **the noise of the step itself.** ``v`` is taken where the step's own batch has moved the student, so the term with the
-  smaller gradient looks better than it is: it does less harm at a high learning rate. Held-out batches are small, too. An
-  average of ``v`` over steps depends on no single one of them.
-- **the length of the step.** Fusion ratios also scale the gradient, so they are moved to take longer or shorter steps. What
-  lies along the step's gradient ``g`` is the derivative by its length; to take it out leaves the derivative of the *angle*
-  between step and held-out gradient, which no common factor of the loss can change.
+- **the noise of the step.** ``v`` is taken where the step's own batch has moved the student, so the term with the smaller
+  gradient looks better than it is: it does less harm at a high learning rate. Validation batches are small, too. An average of
+  ``v`` over steps depends on no single one of them.
+- **the length of the step.** Fusion ratios also scale the gradient, so they are moved towards longer or shorter steps. The
+  component along the step's gradient ``g`` is the derivative with respect to its length. Without it the derivative is that of
+  the *angle* between step and validation gradient, which no common factor of the loss can change.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from tgeokd.utils.errors import InputError
 
 __all__ = ["OuterDirection"]
 
-SMALLEST = 1e-30  # of a squared length that something may be divided by
+SMALLEST = 1e-30  # of a squared length that is divided by
 
 
 class OuterDirection:
-    """What stands for the held-out gradient in ``d L_val / d alpha``.
+    """Replaces the validation gradient in ``d L_val / d alpha``.
 
     Args:
-        average: decay of the moving averages of ``v`` and of the step's gradient, from one use to the next, in [0, 1); 0 takes
-            those of the step alone.
-        fixed_length: take out of the direction what would only change the length of the step.
+        ema_decay: decay of the moving averages of ``v`` and of the step's gradient, per use, in [0, 1); 0 takes those of the
+            step alone.
+        project_out_step_length: remove from the direction the component that only changes the length of the step.
     """
 
-    def __init__(self, average: float = 0.0, *, fixed_length: bool = False) -> None:
-        if not 0 <= average < 1:
-            raise InputError(f"average must lie in [0, 1), not {average}")
-        self.average, self.fixed_length = average, fixed_length
-        self._outer = _Mean(average)
-        self._inner = _Mean(average)
+    def __init__(self, ema_decay: float = 0.0, *, project_out_step_length: bool = False) -> None:
+        if not 0 <= ema_decay < 1:
+            raise InputError(f"ema_decay must lie in [0, 1), not {ema_decay}")
+        self.ema_decay, self.project_out_step_length = ema_decay, project_out_step_length
+        self._outer = _Mean(ema_decay)
+        self._inner = _Mean(ema_decay)
 
     def averaged(self, v: Tensors) -> Tensors:
-        """Take note of a held-out gradient, given by parameter name; returns the average so far, each weighed right."""
+        """Add a validation gradient, given by parameter name; returns the bias-corrected average so far."""
         return self._outer.add(v)
 
-    def at_fixed_length(self, direction: Tensors, gradient: Tensors) -> Tensors:
-        """The part of ``J^T v`` orthogonal to the (averaged) gradient of the step.
+    def project(self, direction: Tensors, gradient: Tensors) -> Tensors:
+        """The part of ``J^T v`` orthogonal to the (averaged) gradient of the step, where that is asked for.
 
         Args:
             direction: ``J^T v`` by parameter name.
-            gradient: of the training loss by the same parameters, in the step; names it lacks count as zero.
+            gradient: of the training loss in the step, by the same names; names it lacks count as zero.
         """
-        if not self.fixed_length:
+        if not self.project_out_step_length:
             return direction
         mean = self._inner.add({name: gradient[name] for name in direction if name in gradient})
         names = [name for name in direction if name in mean]
@@ -69,13 +69,13 @@ class OuterDirection:
         return {"outer": self._outer.state_dict(), "inner": self._inner.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         self._outer.load_state_dict(state["outer"])
         self._inner.load_state_dict(state["inner"])
 
 
 class _Mean:
-    """A moving average of tensors by name, free of the zeros it starts from (as Adam's)."""
+    """A bias-corrected moving average of tensors by name (as Adam's)."""
 
     def __init__(self, decay: float) -> None:
         self.decay = decay

@@ -1,4 +1,4 @@
-"""Compiled training passes: what `torch.compile` may touch, and whether it can work here at all."""
+"""Compiled forward passes, and whether ``torch.compile`` works on this machine."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 
 from tgeokd.utils.errors import InputError, one_line
 
-__all__ = ["check_compiler", "compiled"]
+__all__ = ["check_compiler", "compile_module", "forward_of", "uncompiled"]
 
 
 def check_compiler(device: torch.device) -> None:
-    """Compile next to nothing, so that a missing compiler is told before anything is trained.
+    """Compile next to nothing, so that a missing compiler is reported before training.
 
     Raises:
         InputError: where `torch.compile` does not work on this device: on the CPU it needs a C++ compiler.
@@ -26,19 +26,31 @@ def check_compiler(device: torch.device) -> None:
         raise InputError(f"compile=True needs {needs} for the device {device}: {one_line(error)}") from error
 
 
-def compiled(module: nn.Module) -> Callable[..., Any]:
-    """The module's forward and backward pass compiled; the module itself stays as it is and shares its parameters.
+def compile_module(module: nn.Module) -> nn.Module:
+    """The module with its forward and backward pass compiled; it shares the parameters.
 
-    Dropout draws from the same generator as without compiling, so that the eager passes of a hypergradient meet the same
-    masks, and hooks that come and go are heeded, which torch leaves out for speed unless told.
+    Dropout draws from the same generator as without compiling, so that the eager passes of a hypergradient use the same masks.
     """
-    run: Callable[..., Any] = torch.compile(module, options={"fallback_random": True})
+    module_: nn.Module = torch.compile(module, options={"fallback_random": True})  # type: ignore[assignment]
+    return module_
+
+
+def forward_of(module: nn.Module) -> Callable[..., Any]:
+    """How to call a module. Hooks added to a compiled one take effect, which torch ignores for speed by default."""
+    if uncompiled(module) is module:
+        return module
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
-            return run(*args, **kwargs)
+            return module(*args, **kwargs)
 
     return forward
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module inside one that ``torch.compile`` returned; any other module as it is."""
+    inner = getattr(module, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else module
 
 
 def _plus_one(x: torch.Tensor) -> torch.Tensor:

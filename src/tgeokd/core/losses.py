@@ -19,10 +19,10 @@ __all__ = [
     "check_ratios",
     "decoupled_kd",
     "fuse",
+    "gt_grad",
     "gt_loss",
-    "gt_slope",
+    "kd_grad",
     "kd_loss",
-    "kd_slope",
     "logits_from_probs",
     "regression_loss",
     "soft_ce_loss",
@@ -139,13 +139,13 @@ def gt_loss(student_logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(student_logits, target, reduction="none")
 
 
-def kd_slope(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+def kd_grad(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Derivative of :func:`kd_loss` by the student logits, ``tau (softmax(z_s / tau) - softmax(z_t / tau))``, shape (N, C)."""
     softened = (student_logits / temperature).softmax(dim=-1) - (teacher_logits / temperature).softmax(dim=-1)
     return temperature * softened
 
 
-def gt_slope(student_logits: Tensor, target: Tensor) -> Tensor:
+def gt_grad(student_logits: Tensor, target: Tensor) -> Tensor:
     """Derivative of :func:`gt_loss` by the student's logits, ``softmax(z_s)`` minus the one-hot label, shape (N, C)."""
     probs = student_logits.softmax(dim=-1)
     return probs.scatter_add(-1, target.unsqueeze(-1), torch.full_like(probs[:, :1], -1.0))

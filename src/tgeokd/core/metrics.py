@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tgeokd.core.validation import check_target
+from tgeokd.core.validation import validate_labels
 from tgeokd.utils.errors import InputError, check_names
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Metrics:
             target: class indices, shape (N,), int64.
             num_classes: C.
         """
-        check_target(target, num_classes, "set to evaluate")
+        validate_labels(target, num_classes, "set to evaluate")
         if len(target) == 0:
             raise InputError("the set to evaluate is empty")
         present = target.unique().tolist()
@@ -123,7 +123,7 @@ class Metrics:
             if name in self.names and len(present) < 2:
                 raise InputError(f"metric {name!r} needs two classes in the labels; all are {self._name(present[0])!r}")
         if "detection_rate" in self.names:
-            check_target(torch.tensor(self.attack_classes), num_classes, "attack_classes")
+            validate_labels(torch.tensor(self.attack_classes), num_classes, "attack_classes")
             attacks = [c for c in range(num_classes) if c in self.attack_classes]
             for kind, classes in (("attack", attacks), ("normal", [c for c in range(num_classes) if c not in attacks])):
                 if not set(classes) & set(present):

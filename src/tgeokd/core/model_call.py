@@ -1,9 +1,9 @@
-"""How this package calls a model: any inputs, class logits out, nothing of the model or the random state disturbed."""
+"""How a model is called: any inputs in, class logits out, without changing the model or the random state."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from typing import Any
 
@@ -20,7 +20,6 @@ __all__ = [
     "class_probs",
     "eval_mode",
     "in_modes",
-    "modes",
     "module_device",
     "random_state",
     "replayed",
@@ -45,7 +44,7 @@ def class_logits(model: Any, inputs: Any) -> Tensor:
 
 
 def class_probs(model: Any, inputs: Any) -> Tensor:
-    """Class probabilities of a model that returns these, shape (N, C); one number ``p`` a sample stands for ``(1 - p, p)``."""
+    """Class probabilities of a model that returns them, shape (N, C); one number ``p`` per sample means ``(1 - p, p)``."""
     output = model(*positional(inputs), **keywords(inputs))
     output = getattr(output, "logits", output)
     if isinstance(output, Tensor) and (output.ndim == 1 or output.shape[-1] == 1):
@@ -94,14 +93,9 @@ def module_device(model: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
-def modes(model: nn.Module) -> Modes:
-    """Which submodules are in training mode and which are not."""
-    return [(module, module.training) for module in model.modules()]
-
-
 @contextmanager
 def in_modes(wanted: Modes) -> Iterator[None]:
-    """Run a block with submodules in the given modes, then give each its own mode back."""
+    """Run a block with submodules in the given modes, then restore the mode of each."""
     changed = [(module, training) for module, training in wanted if module.training != training]
     for module, training in changed:
         module.training = training
@@ -112,16 +106,9 @@ def in_modes(wanted: Modes) -> Iterator[None]:
             module.training = not training
 
 
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Run a block with ``model`` in eval mode, then give every submodule its own mode back."""
-    before = modes(model)
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
+def eval_mode(model: nn.Module) -> AbstractContextManager[None]:
+    """Run a block with ``model`` in eval mode, then restore the mode of every submodule."""
+    return in_modes([(module, False) for module in model.modules()])
 
 
 def random_state(device: torch.device) -> RandomState:
@@ -139,7 +126,7 @@ def _set_random_state(state: RandomState) -> None:
 
 @contextmanager
 def replayed(state: RandomState) -> Iterator[None]:
-    """Run a block from an earlier random state (the same dropout masks), then return to the present one."""
+    """Run a block from an earlier random state (the same dropout masks), then restore the present one."""
     now = random_state(state[2])
     _set_random_state(state)
     try:

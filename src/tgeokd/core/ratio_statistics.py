@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,6 +56,21 @@ class RatioStatistics:
         self._pending_samples += len(target)
         if self._pending_samples >= FLUSH_AT or self._pending_samples * student_logits.shape[-1] * 2 >= FLUSH_AT_LOGITS:
             self._flush()
+
+    def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
+        """Sum the counts and means over processes."""
+        self._flush()
+        self._counts, self._sums = all_reduce(self._counts), all_reduce(self._sums)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Counts and sums so far."""
+        self._flush()
+        return {"counts": self._counts.clone(), "sums": self._sums.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._counts.copy_(state["counts"])
+        self._sums.copy_(state["sums"])
 
     def _flush(self) -> None:
         if not self._pending:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from torch.utils.data import (
     Dataset,
     IterableDataset,
     RandomSampler,
-    Sampler,
     SequentialSampler,
     Subset,
 )
@@ -22,6 +21,7 @@ from torch.utils.data.dataloader import default_collate
 
 from tgeokd.core.model_call import random_state, replayed
 from tgeokd.data.arrays import ArrayDataset, WholeBatch
+from tgeokd.data.sampler import BlockShuffle, own_generator
 from tgeokd.utils.errors import InputError
 
 __all__ = [
@@ -30,8 +30,8 @@ __all__ = [
     "BlockShuffle",
     "OuterStream",
     "WholeBatch",
-    "group",
     "joined",
+    "order_of",
     "resident",
     "set_view",
     "shuffling",
@@ -87,51 +87,9 @@ class BatchLoader(DataLoader[Any]):
 
 def _permuted(size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
     """One piece, drawn when the first batch is asked for, as torch's ``RandomSampler`` does."""
-    yield torch.randperm(size, generator=_own(generator))
+    yield torch.randperm(size, generator=own_generator(generator))
     if generator is not None:
         torch.randperm(size, generator=generator)  # torch's sampler draws an order that it takes no row of
-
-
-def _own(generator: torch.Generator | None) -> torch.Generator:
-    """A generator, by default one that is seeded from torch's global generator."""
-    if generator is None:
-        generator = torch.Generator()
-        generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_()))
-    return generator
-
-
-class BlockShuffle(Sampler[int]):
-    """A shuffled order whose reads stay local, for data sets on disk that are larger than memory.
-
-    Blocks of consecutive rows come in random order; the rows of ``window`` blocks at a time are shuffled together. Memory is
-    that of one window, whatever the size of the data set.
-
-    Args:
-        size: rows of the data set.
-        block_size: rows of a block.
-        generator: of the order; by default seeded from torch's global generator on every pass.
-        window: blocks shuffled together.
-    """
-
-    def __init__(self, size: int, block_size: int, generator: torch.Generator | None, window: int = 16) -> None:
-        if block_size < 1:
-            raise InputError(f"block_size must be >= 1, not {block_size}")
-        self.size, self.block_size, self.generator, self.window = size, block_size, generator, window
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        for rows in self.windows():
-            yield from rows.tolist()
-
-    def windows(self) -> Iterator[Tensor]:
-        """The order of a pass, window by window, int64."""
-        generator = _own(self.generator)
-        starts = torch.randperm(-(-self.size // self.block_size), generator=generator) * self.block_size
-        for blocks in starts.split(self.window) if self.size else ():
-            rows = torch.cat([torch.arange(s, min(s + self.block_size, self.size)) for s in blocks.tolist()])
-            yield rows[torch.randperm(len(rows), generator=generator)]
 
 
 def shuffling(dataset: Dataset[Any], generator: torch.Generator | None = None) -> dict[str, Any]:
@@ -212,31 +170,32 @@ def resident(dataset: Dataset[Any], device: torch.device) -> Dataset[Any]:
 
 
 class OuterStream:
-    """Held-out batches without end, reshuffled on every pass.
+    """Validation batches without end, reshuffled on every pass.
 
-    Every epoch has its own order, drawn from the seed and the epoch alone: a resumed run sees the same batches, and the
-    global random state is not touched.
+    Every epoch has its own order, drawn from the seed and the epoch alone: a resumed run gets the same batches, and the
+    global random state is not changed.
 
     Args:
-        source: where batches come from. A ``DataLoader`` over a map-style data set is re-batched and shuffled; any other
-            iterable is repeated as it is.
-        batch_size: samples in an outer batch; None for those of the source's batches.
+        source: of the batches. A ``DataLoader`` over a map-style data set is re-batched and shuffled; any other iterable is
+            repeated as it is.
+        batch_size: samples in an outer batch; None for the batch size of the source.
         seed: of the orders.
-        most: with None, no more samples than this where the source can be re-batched.
+        limit: with None, no more samples than this where the source can be re-batched.
 
     Raises:
-        ValueError: where ``batch_size`` is given for a source that cannot be re-batched.
+        InputError: where ``batch_size`` is given for a source that cannot be re-batched.
     """
 
-    def __init__(self, source: Iterable[Any], batch_size: int | None, seed: int, *, most: int | None = None) -> None:
+    def __init__(self, source: Iterable[Any], batch_size: int | None, seed: int, *, limit: int | None = None) -> None:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"outer_batch_size must be >= 1, not {batch_size}")
         self._seed = seed
         self._generator = torch.Generator()
         self._loader = source
         self._iterator: Iterator[Any] = iter(())
+        self._epoch, self._drawn = 0, 0
         if isinstance(source, DataLoader) and _rebatchable(source):
-            size = batch_size or min(source.batch_size or 1, most or len(source.dataset))  # type: ignore[arg-type]
+            size = batch_size or min(source.batch_size or 1, limit or len(source.dataset))  # type: ignore[arg-type]
             size = min(size, len(source.dataset))  # type: ignore[arg-type]
             self._loader = _like(source, source.dataset, size, drop_last=True, generator=self._generator)
         elif batch_size is not None:
@@ -246,8 +205,10 @@ class OuterStream:
         """Begin the order of an epoch."""
         self._generator.manual_seed((self._seed * 1_000_003 + epoch) & 0x7FFFFFFFFFFFFFFF)
         self._iterator = iter(())
+        self._epoch, self._drawn = epoch, 0
 
     def __next__(self) -> Any:
+        self._drawn += 1
         try:
             return next(self._iterator)
         except StopIteration:
@@ -256,19 +217,23 @@ class OuterStream:
             try:
                 return next(self._iterator)
             except StopIteration:
-                raise InputError("held-out batches can be read only once; give a list or a DataLoader") from None
+                raise InputError("validation batches can be read only once; give a list or a DataLoader") from None
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch and how many batches were drawn in it."""
+        return {"epoch": self._epoch, "drawn": self._drawn}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after the batches that :meth:`state_dict` counted, which are read again."""
+        self.start_epoch(state["epoch"])
+        for _ in range(state["drawn"]):
+            next(self)
 
 
-def group(batches: Iterable[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Lists of ``size`` batches; the last may be shorter."""
-    pending: list[Any] = []
-    for batch in batches:
-        pending.append(batch)
-        if len(pending) == size:
-            yield pending
-            pending = []
-    if pending:
-        yield pending
+def order_of(loader: Iterable[Any]) -> torch.Generator | None:
+    """The generator that a loader draws its order from, where it has its own."""
+    own = getattr(loader, "generator", None)
+    return own if own is not None else getattr(getattr(loader, "sampler", None), "generator", None)
 
 
 def _rebatchable(loader: Any) -> bool:

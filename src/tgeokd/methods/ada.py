@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from tgeokd.methods.base import Method, Signals
+from tgeokd.methods.base import LossInputs, Method
+from tgeokd.methods.registry import METHODS
 from tgeokd.utils.errors import InputError
 
 __all__ = ["AdaptiveKD"]
@@ -15,6 +16,7 @@ __all__ = ["AdaptiveKD"]
 Level = Literal["sample", "class"]
 
 
+@METHODS.register("ada")
 class AdaptiveKD(Method):
     """Adaptive KD: trust the teacher where it puts the label above the other classes.
 
@@ -30,7 +32,6 @@ class AdaptiveKD(Method):
         2021; the sample-wise form as the TGeo-KD paper compares with it.
     """
 
-    name: ClassVar[str] = "ada"
     search_space: ClassVar[dict[str, tuple[Any, ...]]] = {"level": ("sample", "class")}
 
     def __init__(self, *, level: Level = "sample") -> None:
@@ -46,14 +47,14 @@ class AdaptiveKD(Method):
             own = class_means.diagonal() if not class_means.is_sparse else _own_entries(class_means)
             self._of_class = _margin(own, num_classes).to(device)
 
-    def alpha(self, signals: Signals) -> Tensor:
+    def alpha(self, inputs: LossInputs) -> Tensor:
         """The clipped margin."""
         if self.level == "sample":
-            probs = signals.teacher.softmax(dim=-1)
-            return _margin(probs.gather(-1, signals.target.unsqueeze(-1)).squeeze(-1), probs.shape[-1])
+            probs = inputs.teacher.softmax(dim=-1)
+            return _margin(probs.gather(-1, inputs.target.unsqueeze(-1)).squeeze(-1), probs.shape[-1])
         if self._of_class is None:
             raise RuntimeError("AdaptiveKD(level='class') needs prepare(...) with the teacher's class means first")
-        return self._of_class[signals.target]
+        return self._of_class[inputs.target]
 
 
 def _own_entries(sparse_means: Tensor) -> Tensor:

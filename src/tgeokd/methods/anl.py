@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tgeokd.core.losses import regression_loss
-from tgeokd.methods.base import Method, SampleLoss, Signals
+from tgeokd.methods.base import LossInputs, Method, SampleLoss
+from tgeokd.methods.registry import METHODS
 from tgeokd.utils.errors import InputError
 
 __all__ = ["AnnealingKD"]
@@ -18,6 +19,7 @@ __all__ = ["AnnealingKD"]
 Form = Literal["ratio", "regression"]
 
 
+@METHODS.register("anl")
 class AnnealingKD(Method):
     """Annealing-KD, in two forms.
 
@@ -26,8 +28,8 @@ class AnnealingKD(Method):
 
     ``regression``, the authors' two phases: for the first ``phase_one`` of the epochs the student's logits regress the
     teacher's times ``c / steps``, where ``c`` counts 1, 2, ..., ``steps`` (an annealed temperature); then plain training on
-    the labels, from the weights of the first phase that did best on the held-out set (the last ones without one) and with
-    a fresh optimizer state.
+    the labels with a fresh optimizer state, from the weights of the first phase that were best on the validation set (the last
+    ones without a validation set).
 
     Args:
         form: ``"ratio"`` or ``"regression"``.
@@ -38,7 +40,7 @@ class AnnealingKD(Method):
         Jafari, Rezagholizadeh, Sharma and Ghodsi, "Annealing Knowledge Distillation", EACL 2021.
     """
 
-    name: ClassVar[str] = "anl"
+    needs_epochs = True
     search_space: ClassVar[dict[str, tuple[Any, ...]]] = {"form": ("ratio", "regression"), "steps": (5, 10, 20)}
 
     def __init__(self, *, form: Form = "ratio", steps: int = 10, phase_one: float = 2 / 3) -> None:
@@ -53,33 +55,33 @@ class AnnealingKD(Method):
         self._best_weights: dict[str, Tensor] = {}
 
     def prepare(self, num_classes: int, class_means: Tensor | None, device: torch.device | None = None) -> None:
-        """Forget an earlier run."""
+        """Discard the best weights of an earlier run."""
         self._best_accuracy, self._best_weights = -1.0, {}
 
-    def alpha(self, signals: Signals) -> Tensor:
+    def alpha(self, inputs: LossInputs) -> Tensor:
         """``1 - k / steps`` in the k-th of ``steps + 1`` equal parts of training, k from 0."""
-        k = signals.epoch * (self.steps + 1) // signals.epochs
-        return torch.full_like(signals.target, 1.0 - k / self.steps, dtype=signals.student_logits.dtype)
+        k = inputs.epoch * (self.steps + 1) // inputs.epochs
+        return torch.full_like(inputs.target, 1.0 - k / self.steps, dtype=inputs.student_logits.dtype)
 
-    def loss(self, signals: Signals) -> SampleLoss:
+    def loss(self, inputs: LossInputs) -> SampleLoss:
         """The fused loss, or in the regression form the loss of the running phase."""
         if self.form == "ratio":
-            return super().loss(signals)
-        first = self._first_epochs(signals.epochs)
-        if signals.epoch >= first:
-            return SampleLoss(signals.gt, torch.zeros_like(signals.gt))
-        c = math.ceil((signals.epoch + 1) * self.steps / first)
-        loss = regression_loss(signals.student_logits, c / self.steps * signals.teacher)
+            return super().loss(inputs)
+        first = self._first_epochs(inputs.epochs)
+        if inputs.epoch >= first:
+            return SampleLoss(inputs.gt, torch.zeros_like(inputs.gt))
+        c = math.ceil((inputs.epoch + 1) * self.steps / first)
+        loss = regression_loss(inputs.student_logits, c / self.steps * inputs.teacher)
         return SampleLoss(loss, torch.ones_like(loss))
 
     def after_epoch(
-        self, epoch: int, epochs: int, student: nn.Module, optimizer: Optimizer, held_out: dict[str, float]
+        self, epoch: int, epochs: int, student: nn.Module, optimizer: Optimizer, metrics: dict[str, float]
     ) -> None:
-        """In the first phase keep the best weights; at its end go back to them."""
+        """In the first phase keep the best weights; at its end restore them."""
         first = self._first_epochs(epochs)
         if self.form == "ratio" or epoch >= first:
             return
-        accuracy = held_out.get("accuracy", float(epoch))  # without a held-out set the last epoch counts as the best
+        accuracy = metrics.get("accuracy", float(epoch))  # without a validation set the last epoch is the best
         if accuracy > self._best_accuracy:
             self._best_accuracy = accuracy
             self._best_weights = {name: value.detach().clone() for name, value in student.state_dict().items()}
@@ -93,7 +95,7 @@ class AnnealingKD(Method):
         return {"best_accuracy": self._best_accuracy, "best_weights": self._best_weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the best weights so far."""
+        """Restore the best weights so far."""
         self._best_accuracy, self._best_weights = state["best_accuracy"], state["best_weights"]
 
     def _first_epochs(self, epochs: int) -> int:

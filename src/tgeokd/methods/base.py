@@ -1,9 +1,9 @@
-"""What a method is: it decides, for every sample, how the teacher's signal and the label enter the loss."""
+"""What a method is: it decides, for every sample, how the teacher's predictions and the label enter the loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tgeokd.bilevel import Hypergradient, Lookahead
+from tgeokd.bilevel import Estimator, MicroBatch
 from tgeokd.core.losses import fuse, gt_loss, kd_loss
 from tgeokd.utils.errors import InputError
 
-__all__ = ["Batch", "Method", "Outer", "SampleLoss", "Signals", "TrainingStep"]
+__all__ = ["ForwardContext", "LossInputs", "Method", "Outer", "SampleLoss", "check_outer"]
 
 Outer = Literal["holdout", "union", "train"]
 
@@ -29,8 +29,8 @@ def check_outer(outer: str, batch_size: int | None) -> None:
 
 
 @dataclass
-class Signals:
-    """What is known of a batch when its loss is decided.
+class LossInputs:
+    """What is known of a batch when its loss is computed.
 
     Attributes:
         student_logits: shape (N, C), attached to the student's graph.
@@ -39,6 +39,7 @@ class Signals:
         temperature: ``tau`` of the teacher term.
         epoch: index of the running epoch, from 0.
         epochs: how many there will be.
+        learn: whether :meth:`Method.learn` will be called for these samples.
     """
 
     student_logits: Tensor
@@ -47,6 +48,7 @@ class Signals:
     temperature: float
     epoch: int = 0
     epochs: int = 1
+    learn: bool = True
 
     @cached_property
     def kd(self) -> Tensor:
@@ -60,7 +62,11 @@ class Signals:
 
     @property
     def teacher(self) -> Tensor:
-        """The teacher's logits, for a method that cannot do without."""
+        """The teacher's logits, for a method that needs them.
+
+        Raises:
+            InputError: where there are none.
+        """
         if self.teacher_logits is None:
             raise InputError("this method needs a teacher, and none was given")
         return self.teacher_logits
@@ -79,98 +85,97 @@ class SampleLoss(NamedTuple):
 
 
 @dataclass
-class Batch:
-    """A batch on the student's device: inputs of N samples, class indices (N,), teacher logits (N, C) and ids (N,) or None."""
-
-    inputs: Any
-    target: Tensor
-    teacher_logits: Tensor | None = None
-    ids: Tensor | None = None
-
-
-@dataclass
-class TrainingStep:
-    """One optimizer step as the bilevel methods see it.
+class ForwardContext:
+    """What a method can use before the student's forward pass of a batch (:meth:`Method.before_forward`).
 
     Attributes:
-        index: how many steps came before, from 0.
-        lookahead: runs the student and takes the step.
-        batches: its micro-batches.
-        outer: draws the next batch for the outer problem.
-        losses: what the method's ``loss`` returned, one a micro-batch; filled as the step goes on.
+        student: the module.
+        optimizer: over its parameters.
+        temperature: ``tau`` of the teacher term.
+        microbatch: the state before the pass, with labels and teacher logits; it can be run.
+        outer: draws the next outer batch: inputs, labels (M,) and teacher logits (M, C).
+        first: whether it is the first batch of an optimizer step.
     """
 
-    index: int
-    lookahead: Lookahead
-    batches: list[Batch]
-    outer: Callable[[], Batch]
-    losses: list[SampleLoss] = field(default_factory=list)
+    student: nn.Module
+    optimizer: Optimizer
+    temperature: float
+    microbatch: MicroBatch
+    outer: Callable[[], tuple[Any, Tensor, Tensor]]
+    first: bool
 
 
 class Method:
-    """Base of all methods. A method gives :meth:`alpha`, or its own :meth:`loss`; everything else is optional.
+    """Base of all methods. A method defines :meth:`alpha`, or its own :meth:`loss`; everything else is optional.
 
     Attributes:
-        name: what the registry and the command line call it.
+        name: in the registry and on the command line.
         search_space: options worth searching, each with the values to try.
         needs_teacher: whether a teacher must be given.
         needs_class_means: whether :meth:`prepare` must be given the teacher's class means.
-        outer: where held-out batches come from; None for a method without an outer problem.
-        looks_ahead: whether it differentiates through the optimizer's step, whose derivative must then be known.
-        outer_needs_teacher: whether held-out batches must come with the teacher's logits.
-        outer_batch_size: samples in a held-out batch; None for the size of the loader's.
-        outer_batch_most: bound of that size where ``outer_batch_size`` is None and the loader can be re-batched.
-        hypergradient: how the loop's lookahead differentiates.
+        needs_epochs: whether the loss depends on the running epoch.
+        needs_outer_teacher: whether outer batches must come with the teacher's logits.
+        looks_before_forward: whether :meth:`before_forward` must be called.
+        outer: where outer batches come from; None for a method without an outer problem.
+        outer_batch_size: samples in an outer batch; None for the batch size of the loader.
+        outer_batch_limit: bound of that size where ``outer_batch_size`` is None and the loader can be re-batched.
+        estimator: of the hypergradient, for a method that learns from it.
     """
 
     name: ClassVar[str]
     search_space: ClassVar[dict[str, tuple[Any, ...]]] = {}
     needs_teacher: bool = True
     needs_class_means: bool = False
+    needs_epochs: bool = False
+    needs_outer_teacher: bool = False
+    looks_before_forward: bool = False
     outer: Outer | None = None
-    looks_ahead: bool = False
-    outer_needs_teacher: bool = False
     outer_batch_size: int | None = None
-    outer_batch_most: int | None = None
-    hypergradient: Hypergradient = "auto"
+    outer_batch_limit: int | None = None
+    estimator: Estimator | None = None
 
     def prepare(self, num_classes: int, class_means: Tensor | None, device: torch.device | None = None) -> None:
         """Called once before training.
 
         Args:
             num_classes: C.
-            class_means: the teacher's mean prediction by class on the training samples, shape (C, C), where asked for.
-            device: where batches will be; by default the CPU.
+            class_means: the teacher's mean prediction by class on the training samples, shape (C, C), where needed.
+            device: of the batches; by default the CPU.
         """
 
-    def alpha(self, signals: Signals) -> Tensor:
+    def alpha(self, inputs: LossInputs) -> Tensor:
         """Fusion ratio of each sample, the weight of the teacher term, shape (N,), in [0, 1]."""
         raise NotImplementedError
 
-    def loss(self, signals: Signals) -> SampleLoss:
+    def loss(self, inputs: LossInputs) -> SampleLoss:
         """Loss of each sample. By default ``alpha kd + (1 - alpha) gt`` with no gradient through alpha to the student."""
-        alpha = self.alpha(signals)
-        # that alpha lies in [0, 1] is checked where the ratios are recorded, many batches at a time
-        return SampleLoss(fuse(signals.kd, signals.gt, alpha.detach(), check=False), alpha)
+        alpha = self.alpha(inputs)
+        # Whether alpha lies in [0, 1] is checked where the ratios are recorded, for many batches at once.
+        return SampleLoss(fuse(inputs.kd, inputs.gt, alpha.detach(), check=False), alpha)
 
-    def records(self, step_index: int) -> bool:
-        """Whether the step must be recorded for a hypergradient."""
+    def needs_hypergradient(self, step: int) -> bool:
+        """Whether :meth:`learn` is to be called after a step, given by its index from 0."""
         return False
 
-    def before_forward(self, step: TrainingStep) -> None:
-        """Called before the student sees the step's batches."""
+    def learn(self, alpha: Tensor, gradient: Tensor) -> None:
+        """Learn from a finished step.
 
-    def after_update(self, step: TrainingStep) -> None:
-        """Called after the student's parameters have moved."""
+        Args:
+            alpha: fusion ratios as :meth:`loss` returned them, shape (N,).
+            gradient: ``d L_val / d alpha_i``, shape (N,).
+        """
+
+    def before_forward(self, context: ForwardContext) -> None:
+        """Called before the student's forward pass of each batch, where ``looks_before_forward``."""
 
     def after_epoch(
-        self, epoch: int, epochs: int, student: nn.Module, optimizer: Optimizer, held_out: dict[str, float]
+        self, epoch: int, epochs: int, student: nn.Module, optimizer: Optimizer, metrics: dict[str, float]
     ) -> None:
-        """Called after an epoch, with the student's metrics on the held-out set (empty where there is none)."""
+        """Called after an epoch, with the student's metrics on the validation set (empty where there is none)."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs."""
+        """Everything that a resumed run needs."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from tgeokd.methods.base import Method, SampleLoss, Signals
+from tgeokd.methods.base import LossInputs, Method, SampleLoss
+from tgeokd.methods.registry import METHODS
 
 __all__ = ["CrossEntropy"]
 
 
+@METHODS.register("ce")
 class CrossEntropy(Method):
     """Plain training: cross-entropy with the label, the teacher ignored (alpha = 0)."""
 
-    name: ClassVar[str] = "ce"
     needs_teacher = False
 
-    def loss(self, signals: Signals) -> SampleLoss:
+    def loss(self, inputs: LossInputs) -> SampleLoss:
         """``gt_i``."""
-        return SampleLoss(signals.gt, None)
+        return SampleLoss(inputs.gt, None)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from tgeokd.core.losses import decoupled_kd, standardise
-from tgeokd.methods.base import Method, SampleLoss, Signals
+from tgeokd.methods.base import LossInputs, Method, SampleLoss
+from tgeokd.methods.registry import METHODS
 from tgeokd.utils.errors import InputError
 
 __all__ = ["DecoupledKD"]
 
 
+@METHODS.register("dkd")
 class DecoupledKD(Method):
     """Decoupled KD: ``gt_i + w(e) (alpha TCKD_i + beta NCKD_i)``, the two parts of :func:`tgeokd.core.losses.decoupled_kd`.
 
@@ -30,7 +32,7 @@ class DecoupledKD(Method):
         Zhao, Cui, Song, Qiu and Liang, "Decoupled Knowledge Distillation", CVPR 2022.
     """
 
-    name: ClassVar[str] = "dkd"
+    needs_epochs = True
     search_space: ClassVar[dict[str, tuple[Any, ...]]] = {"beta": (1.0, 2.0, 4.0, 8.0), "warmup": (None, 0)}
 
     def __init__(
@@ -42,15 +44,15 @@ class DecoupledKD(Method):
             raise InputError(f"warmup must be >= 0, not {warmup}")
         self.alpha_weight, self.beta_weight, self.warmup, self.standardise = alpha, beta, warmup, standardise
 
-    def loss(self, signals: Signals) -> SampleLoss:
+    def loss(self, inputs: LossInputs) -> SampleLoss:
         """The label term plus the two weighted parts; no fusion ratio."""
-        student, teacher = signals.student_logits, signals.teacher
+        student, teacher = inputs.student_logits, inputs.teacher
         if self.standardise:
             student, teacher = standardise(student), standardise(teacher)
-        target_part, other_part = decoupled_kd(student, teacher, signals.target, signals.temperature)
-        weight = self._ramp(signals.epoch, signals.epochs)
+        target_part, other_part = decoupled_kd(student, teacher, inputs.target, inputs.temperature)
+        weight = self._ramp(inputs.epoch, inputs.epochs)
         parts = self.alpha_weight * target_part + self.beta_weight * other_part
-        return SampleLoss(signals.gt + weight * parts, None)
+        return SampleLoss(inputs.gt + weight * parts, None)
 
     def _ramp(self, epoch: int, epochs: int) -> float:
         warmup = epochs / 12 if self.warmup is None else self.warmup

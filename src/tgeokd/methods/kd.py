@@ -7,12 +7,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tgeokd.methods.base import Method, Signals
+from tgeokd.methods.base import LossInputs, Method
+from tgeokd.methods.registry import METHODS
 from tgeokd.utils.errors import InputError
 
 __all__ = ["VanillaKD"]
 
 
+@METHODS.register("kd")
 class VanillaKD(Method):
     """Plain distillation with a constant fusion ratio.
 
@@ -24,7 +26,6 @@ class VanillaKD(Method):
         usual CIFAR-100 recipe (Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020).
     """
 
-    name: ClassVar[str] = "kd"
     search_space: ClassVar[dict[str, tuple[Any, ...]]] = {"alpha": (0.1, 0.3, 0.5, 0.7, 0.9)}
 
     def __init__(self, *, alpha: float = 0.9) -> None:
@@ -32,6 +33,6 @@ class VanillaKD(Method):
             raise InputError(f"alpha must lie in [0, 1], not {alpha}")
         self.constant = alpha
 
-    def alpha(self, signals: Signals) -> Tensor:
+    def alpha(self, inputs: LossInputs) -> Tensor:
         """The constant, for each sample."""
-        return torch.full_like(signals.target, self.constant, dtype=signals.student_logits.dtype)
+        return torch.full_like(inputs.target, self.constant, dtype=inputs.student_logits.dtype)

@@ -1,16 +1,18 @@
-"""`ls`: distillation of standardised logits."""
+"""`lskd`: distillation of standardised logits."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
 from tgeokd.core.losses import kd_loss, standardise
-from tgeokd.methods.base import Method, SampleLoss, Signals
+from tgeokd.methods.base import LossInputs, Method, SampleLoss
+from tgeokd.methods.registry import METHODS
 from tgeokd.utils.errors import InputError
 
 __all__ = ["LogitStandardizationKD"]
 
 
+@METHODS.register("lskd")
 class LogitStandardizationKD(Method):
     """Logit standardisation: ``ce_weight gt_i + kd_weight kd_i``, where kd_i compares standardised logits.
 
@@ -28,7 +30,6 @@ class LogitStandardizationKD(Method):
         Sun, Ren, Li, Wang and Cao, "Logit Standardization in Knowledge Distillation", CVPR 2024.
     """
 
-    name: ClassVar[str] = "ls"
     search_space: ClassVar[dict[str, tuple[Any, ...]]] = {"kd_weight": (3.0, 9.0)}
 
     def __init__(self, *, ce_weight: float = 0.1, kd_weight: float = 9.0) -> None:
@@ -36,8 +37,8 @@ class LogitStandardizationKD(Method):
             raise InputError(f"ce_weight and kd_weight must be >= 0, not {ce_weight} and {kd_weight}")
         self.ce_weight, self.kd_weight = ce_weight, kd_weight
 
-    def loss(self, signals: Signals) -> SampleLoss:
+    def loss(self, inputs: LossInputs) -> SampleLoss:
         """The weighted sum of both terms; no fusion ratio."""
-        student, teacher = standardise(signals.student_logits), standardise(signals.teacher)
-        kd = kd_loss(student, teacher, signals.temperature)
-        return SampleLoss(self.ce_weight * signals.gt + self.kd_weight * kd, None)
+        student, teacher = standardise(inputs.student_logits), standardise(inputs.teacher)
+        kd = kd_loss(student, teacher, inputs.temperature)
+        return SampleLoss(self.ce_weight * inputs.gt + self.kd_weight * kd, None)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from tgeokd.core.losses import gt_loss, soft_ce_loss
-from tgeokd.methods.base import Method, SampleLoss, Signals
+from tgeokd.methods.base import LossInputs, Method, SampleLoss
+from tgeokd.methods.registry import METHODS
 from tgeokd.utils.errors import InputError
 
 __all__ = ["WeightedSoftLabelKD"]
@@ -16,6 +17,7 @@ __all__ = ["WeightedSoftLabelKD"]
 Form = Literal["original", "convex"]
 
 
+@METHODS.register("wls")
 class WeightedSoftLabelKD(Method):
     """WLS-KD: a sample's soft label counts more the better the teacher fits its label relative to the student.
 
@@ -31,7 +33,6 @@ class WeightedSoftLabelKD(Method):
         Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective", ICLR 2021.
     """
 
-    name: ClassVar[str] = "wls"
     search_space: ClassVar[dict[str, tuple[Any, ...]]] = {"form": ("original", "convex"), "scale": (1.0, 2.25, 4.0)}
 
     def __init__(self, *, form: Form = "original", scale: float = 2.25) -> None:
@@ -41,15 +42,15 @@ class WeightedSoftLabelKD(Method):
             raise InputError(f"scale must be > 0, not {scale}")
         self.form, self.scale = form, scale
 
-    def alpha(self, signals: Signals) -> Tensor:
+    def alpha(self, inputs: LossInputs) -> Tensor:
         """``w_i``."""
-        teacher_ce = gt_loss(signals.teacher, signals.target)
-        return 1.0 - torch.exp(-signals.gt.detach() / (teacher_ce + 1e-7))
+        teacher_ce = gt_loss(inputs.teacher, inputs.target)
+        return 1.0 - torch.exp(-inputs.gt.detach() / (teacher_ce + 1e-7))
 
-    def loss(self, signals: Signals) -> SampleLoss:
+    def loss(self, inputs: LossInputs) -> SampleLoss:
         """The fused loss, or the authors' sum."""
         if self.form == "convex":
-            return super().loss(signals)
-        weight = self.scale * self.alpha(signals)
-        soft = signals.temperature**2 * soft_ce_loss(signals.student_logits, signals.teacher, signals.temperature)
-        return SampleLoss(signals.gt + weight * soft, weight / (1 + weight))
+            return super().loss(inputs)
+        weight = self.scale * self.alpha(inputs)
+        soft = inputs.temperature**2 * soft_ce_loss(inputs.student_logits, inputs.teacher, inputs.temperature)
+        return SampleLoss(inputs.gt + weight * soft, weight / (1 + weight))

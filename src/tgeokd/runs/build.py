@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from tgeokd.data import TASKS, InputSpec, TaskData
-from tgeokd.training.distiller import Distiller
-from tgeokd.utils.errors import InputError
-from tgeokd.runs.config import Recipe, RunConfig
 from tgeokd.methods import Method, build_method
 from tgeokd.models import build_model
+from tgeokd.runs.config import Recipe, RunConfig
+from tgeokd.training.distiller import Distiller
+from tgeokd.utils.errors import InputError
 from tgeokd.utils.registry import look_up
 from tgeokd.utils.typed import call_checked
 

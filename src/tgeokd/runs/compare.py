@@ -12,15 +12,15 @@ from typing import Any
 
 import yaml
 
-from tgeokd.utils.errors import InputError
 from tgeokd.runs.build import load_data
 from tgeokd.runs.config import RunConfig
+from tgeokd.runs.executors import worker_pool
 from tgeokd.runs.plan import TUNING_SEED, Entry, Job, Plan, Records, Schedule, Setting
 from tgeokd.runs.single import RunResult, Score, check, halves, run, trial
 from tgeokd.runs.statistics import paired_table
 from tgeokd.runs.summary import claims, machine, summarise
 from tgeokd.runs.teacher import make_teacher, store_answers
-from tgeokd.runs.executors import worker_pool
+from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import RunFolder, slug
 
 __all__ = ["compare"]
@@ -193,7 +193,7 @@ def _run_job(config: RunConfig, teacher: Path, out: Path) -> RunResult:
         return RunResult(**{field.name: found[field.name] for field in dataclasses.fields(RunResult)})
     folder = RunFolder(out, resume=True, checkpoint_needed=False)
     folder.write_yaml("config.yaml", config.to_dict())
-    return run(_sharing_answers(config, teacher), teacher, out, resume=folder.checkpoint.exists())
+    return run(_sharing_answers(config, teacher), teacher, out, resume=folder.has_checkpoint)
 
 
 def _sharing_answers(config: RunConfig, teacher: Path) -> RunConfig:

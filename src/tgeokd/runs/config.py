@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from tgeokd.data import TASKS
+from tgeokd.teachers import TeacherCacheOptions
 from tgeokd.utils.errors import InputError, one_line, unknown_name
 from tgeokd.utils.registry import look_up
-from tgeokd.teachers import TeacherCacheOptions
 from tgeokd.utils.typed import from_mapping
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import connection, get_context, parent_process
 from threading import Thread
@@ -30,7 +31,8 @@ def cores() -> int:
 
 
 def _start_worker(threads: int) -> None:
-    """Take the threads, and end with the comparison, however it ends: a resumed one must have its folder to itself."""
+    """Take the threads, leave Ctrl-C to the parent process, and end with it: a resumed comparison needs its folder alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     parent = parent_process()
     if parent is not None:

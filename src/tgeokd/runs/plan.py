@@ -10,11 +10,11 @@ from typing import Any, get_args
 
 import yaml
 
-from tgeokd.utils.errors import InputError
+from tgeokd.core.metrics import higher_is_better
 from tgeokd.runs.build import method_of
 from tgeokd.runs.config import RunConfig, TrainOn
 from tgeokd.runs.search import Trial, trials
-from tgeokd.core.metrics import higher_is_better
+from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import slug
 
 __all__ = ["TUNING_SEED", "Entry", "Job", "Plan", "Records", "Schedule", "Setting", "parse_entry"]

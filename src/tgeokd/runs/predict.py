@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 
-from tgeokd.utils.errors import InputError, one_line
+from tgeokd.core.model_call import class_logits
 from tgeokd.runs.build import build_network
 from tgeokd.runs.config import load_config
-from tgeokd.core.model_call import class_logits
+from tgeokd.utils.errors import InputError, one_line
 from tgeokd.utils.files import replace_file
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ def _table(
 
 
 def _encoder(content: dict[str, Any]) -> Encoder:
-    from tgeokd.data.tasks.criteo.encoder import CriteoEncoder
     from tgeokd.data.tables.encoder import FeatureEncoder
+    from tgeokd.data.tasks.criteo.encoder import CriteoEncoder
 
     return CriteoEncoder.from_dict(content) if content.get("kind") == "criteo" else FeatureEncoder.from_dict(content)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from tgeokd.utils.errors import InputError
-from tgeokd.runs.config import RunConfig
 from tgeokd.methods import METHODS, build_method
+from tgeokd.runs.config import RunConfig
+from tgeokd.utils.errors import InputError
 from tgeokd.utils.registry import look_up
 
 __all__ = ["LR_FACTORS", "TEMPERATURES", "WEIGHT_DECAY_FACTORS", "Trial", "trials"]

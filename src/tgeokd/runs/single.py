@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from tgeokd.core.metrics import Metrics, higher_is_better
 from tgeokd.data import TaskData
-from tgeokd.training.distiller import Distiller, History
-from tgeokd.utils.errors import InputError
+from tgeokd.data.loaders import subset
 from tgeokd.runs.build import build_distiller, build_student, fit, load_data, method_of, use_threads
 from tgeokd.runs.config import RunConfig
 from tgeokd.runs.teacher import both_metrics, check_teacher, load_teacher
-from tgeokd.data.loaders import subset
-from tgeokd.utils.memory import PeakMemory
-from tgeokd.core.metrics import Metrics, higher_is_better
+from tgeokd.training.distiller import Distiller, History
+from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import RunFolder
+from tgeokd.utils.memory import PeakMemory
 
 __all__ = ["RunResult", "Score", "check", "run", "trial"]
 

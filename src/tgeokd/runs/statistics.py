@@ -10,8 +10,8 @@ from typing import Any
 
 from scipy.stats import t as student_t
 
-from tgeokd.utils.errors import InputError, unknown_name
 from tgeokd.core.metrics import higher_is_better
+from tgeokd.utils.errors import InputError, unknown_name
 
 __all__ = ["PairedDifference", "holm", "paired", "paired_table", "relative_improvement"]
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from tgeokd.runs.config import RunConfig, preset, presets
+from tgeokd.runs.executors import cores
 from tgeokd.runs.plan import Entry
 from tgeokd.runs.published import claimed
 from tgeokd.runs.statistics import relative_improvement
-from tgeokd.runs.executors import cores
 
 __all__ = ["claims", "machine", "summarise"]
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from tgeokd.data import TaskData
-from tgeokd.utils.errors import InputError, one_line
+from tgeokd.methods import build_method
+from tgeokd.models.weights import load_weights
 from tgeokd.runs.build import (
     build_distiller,
     build_student,
@@ -23,10 +24,9 @@ from tgeokd.runs.build import (
     use_threads,
 )
 from tgeokd.runs.config import RunConfig
-from tgeokd.methods import build_method
-from tgeokd.models.weights import load_weights
-from tgeokd.utils.files import replace_file
 from tgeokd.teachers import CLASSIFIERS, StoredPredictions, TeacherCache, TeacherCacheOptions, fit_classifier
+from tgeokd.utils.errors import InputError, one_line
+from tgeokd.utils.files import replace_file
 from tgeokd.utils.typed import call_checked
 
 __all__ = ["both_metrics", "check_teacher", "is_network", "load_teacher", "make_teacher", "store_answers"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tgeokd.core.compiling import compiled
+from tgeokd.core.compiling import compile_module, forward_of
 from tgeokd.core.losses import logits_from_probs
 from tgeokd.core.model_call import class_logits, class_probs
 from tgeokd.data.batch import Batch
@@ -41,7 +41,8 @@ class NetworkTeacher(Teacher):
     ) -> None:
         self.model, self.probs = model, probs
         self._context = context
-        self._run = compiled(model) if compile and isinstance(model, nn.Module) else model
+        compiles = compile and isinstance(model, nn.Module)
+        self._run = forward_of(compile_module(model)) if compiles else model  # type: ignore[arg-type]
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits of the model, or logarithms of its probabilities, shape (N, C)."""

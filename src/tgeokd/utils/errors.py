@@ -1,11 +1,11 @@
-"""The one exception for what a user can correct, and how the text of another library's error is put into its one line."""
+"""The exceptions of the package, and how the text of another library's error is put into one line."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["InputError", "check_names", "first_line", "missing_package", "one_line", "unknown_name"]
+__all__ = ["DivergenceError", "InputError", "check_names", "first_line", "missing_package", "one_line", "unknown_name"]
 
 # Which extra of this package installs an optional library.
 EXTRAS = {
@@ -22,6 +22,10 @@ EXTRAS = {
 
 class InputError(ValueError):
     """Something given by the user is wrong. The message names what was given and what was expected, in one line."""
+
+
+class DivergenceError(RuntimeError):
+    """Training diverged: the student's logits or the loss are NaN or infinite. The message names the step, in one line."""
 
 
 def missing_package(what: str, error: ImportError) -> InputError:

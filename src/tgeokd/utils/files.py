@@ -1,114 +1,207 @@
-"""The folder of a run: nothing is overwritten, and every file is either the old or the new one, never half of one."""
+"""Atomic writes, and the folder of a run with its lock: a file is either the old or the new one, never half of one."""
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
+import re
+import socket
 import tempfile
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, ClassVar
 
-import torch
 import yaml
-from safetensors.torch import save_model
-from torch import nn
+from filelock import FileLock, Timeout
 
 from tgeokd.utils.errors import InputError
 
-__all__ = ["RunFolder", "replace_file", "slug"]
+__all__ = ["CHECKPOINTS", "RunFolder", "append_line", "replace_file", "slug", "write_json", "write_lines", "write_yaml"]
 
-MARKS = ("metrics.jsonl", "last.ckpt", "student.safetensors", "results.json", "comparison.yaml")
+CHECKPOINTS = "checkpoints"
+MARKS = ("metrics.jsonl", CHECKPOINTS, "last.ckpt", "student.safetensors", "results.json", "comparison.yaml")
+LOCK = ".lock"
+LOCK_SECONDS = 0.5  # covers a process that only writes one file, or that is ending
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
-class RunFolder:
-    """Files of one run.
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a temporary file beside ``path``, flush it to disk, and move it to ``path`` in one step.
 
     Args:
-        path: the folder; made where it does not exist.
-        resume: continue what is there.
-        checkpoint_needed: whether there must be a checkpoint to resume from.
-
-    Raises:
-        ValueError: where the folder already holds a run (without ``resume``), holds none to resume, or cannot be written.
+        path: the file to write; its folder exists.
+        write: writes the content to the path it is given.
     """
-
-    def __init__(self, path: str | Path, *, resume: bool = False, checkpoint_needed: bool = True) -> None:
-        self.path = Path(path)
-        held = [mark for mark in MARKS if (self.path / mark).exists()]
-        if held and not resume:
-            raise InputError(f"{self.path} already holds a run ({held[0]}); choose another folder, or resume it")
-        if resume and checkpoint_needed and not self.checkpoint.exists():
-            raise InputError(f"{self.path} holds no checkpoint to resume from (last.ckpt/state.pt)")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
-        except OSError as error:
-            raise InputError(f"cannot write to the folder {self.path}: {error.strerror}") from error
-
-    @property
-    def checkpoint(self) -> Path:
-        """Where the state to resume from is."""
-        return self.path / "last.ckpt" / "state.pt"
-
-    def write_json(self, name: str, content: Any, *, compact: bool = False) -> None:
-        """Write a JSON file, on request in one line."""
-        text = json.dumps(content, indent=None if compact else 2) + "\n"
-        replace_file(self.path / name, lambda path: _write_text(path, text))
-
-    def write_yaml(self, name: str, content: Any) -> None:
-        """Write a YAML file."""
-        text = yaml.safe_dump(content, sort_keys=False)
-        replace_file(self.path / name, lambda path: _write_text(path, text))
-
-    def write_lines(self, name: str, records: list[dict[str, Any]]) -> None:
-        """Write a file with one JSON object a line."""
-        text = "".join(json.dumps(record) + "\n" for record in records)
-        replace_file(self.path / name, lambda path: _write_text(path, text))
-
-    def append_line(self, name: str, record: dict[str, Any]) -> None:
-        """Append one JSON object as a line."""
-        with (self.path / name).open("a") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def write_weights(self, model: nn.Module) -> None:
-        """Write a module's weights to ``student.safetensors``."""
-        replace_file(self.path / "student.safetensors", lambda path: save_model(model, str(path)))
-
-    def write_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write the state to resume from."""
-        self.checkpoint.parent.mkdir(exist_ok=True)
-        replace_file(self.checkpoint, lambda path: torch.save(state, path))
-
-    def read_checkpoint(self) -> dict[str, Any]:
-        """The state to resume from; only tensors and plain values are unpickled."""
-        try:
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise InputError(
-                f"cannot read the checkpoint {self.checkpoint}: damaged, or not written by tgeokd"
-            ) from error
-        return state
-
-
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Write beside the file, force it to disk, then put it in place in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows flushes only files that are open for writing
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def slug(text: str) -> str:
-    """A folder name for a setting or a row of a comparison: ``kd (alpha=0.5)`` becomes ``kd-alpha=0.5``."""
-    return "-".join("".join(c if c.isalnum() or c in "=.+-_" else " " for c in text).split())
+def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
+    """Write a JSON file atomically, on one line if ``compact``."""
+    _write_text(path, json.dumps(content, indent=None if compact else 2) + "\n")
+
+
+def write_yaml(path: Path, content: Any) -> None:
+    """Write a YAML file atomically, keys in the order given."""
+    _write_text(path, yaml.safe_dump(content, sort_keys=False))
+
+
+def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write a file with one JSON object per line atomically."""
+    _write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON object as a line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def slug(text: str) -> str:
+    """A folder name for a row of a comparison: ``kd (alpha=0.5)`` becomes ``kd-alpha=0.5``."""
+    return "-".join("".join(c if c.isalnum() or c in "=.+-_" else " " for c in text).split())
+
+
+class RunFolder:
+    """The files of one run, for one process at a time.
+
+    The folder is locked until :meth:`close`, the end of a ``with`` block or the end of the object. Other objects for the same
+    folder in the same process share the lock.
+
+    Args:
+        path: the folder; created if it does not exist.
+        resume: continue the run in the folder; temporary files of killed processes are removed.
+        checkpoint_needed: whether there must be a checkpoint to resume from.
+
+    Raises:
+        InputError: if the folder already holds a run (without ``resume``), holds none to resume, cannot be written, or is in
+            use by another process.
+    """
+
+    def __init__(self, path: str | Path, *, resume: bool = False, checkpoint_needed: bool = True) -> None:
+        self.path = Path(path)
+        self._refuse(resume, checkpoint_needed)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+            self._lock: _Lock | None = _Lock.of(self.path)
+        except OSError as error:
+            raise InputError(f"cannot write to the folder {self.path}: {error.strerror}") from error
+        self._refuse(resume, checkpoint_needed)  # another process may have finished a run in the meantime
+        if resume:
+            _remove_temporary_files(self.path)
+
+    def _refuse(self, resume: bool, checkpoint_needed: bool) -> None:
+        found = [mark for mark in MARKS if (self.path / mark).exists()]
+        if found and not resume:
+            raise InputError(f"{self.path} already holds a run ({found[0]}); choose another folder, or resume it")
+        if resume and checkpoint_needed and not self.has_checkpoint:
+            raise InputError(f"{self.path} holds no checkpoint to resume from ({CHECKPOINTS}/step-*.pt)")
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a state to resume from."""
+        return any((self.path / CHECKPOINTS).glob("step-*.pt"))
+
+    def write_json(self, name: str, content: Any, *, compact: bool = False) -> None:
+        """Write a JSON file, on one line if ``compact``."""
+        write_json(self.path / name, content, compact=compact)
+
+    def write_yaml(self, name: str, content: Any) -> None:
+        """Write a YAML file."""
+        write_yaml(self.path / name, content)
+
+    def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
+        """Write a file with one JSON object per line."""
+        write_lines(self.path / name, records)
+
+    def append_line(self, name: str, record: dict[str, Any]) -> None:
+        """Append one JSON object as a line."""
+        append_line(self.path / name, record)
+
+
+class _Lock:
+    """The lock of a folder, held by this process as long as the object exists.
+
+    The operating system releases it when the process ends, however it ends. The file names the holder.
+    """
+
+    _held: ClassVar[weakref.WeakValueDictionary[Path, _Lock]] = weakref.WeakValueDictionary()
+
+    @classmethod
+    def of(cls, folder: Path) -> _Lock:
+        """The lock of a folder: the one that this process holds already, or a new one."""
+        lock = cls._held.get(folder.resolve())
+        if lock is None or lock._pid != os.getpid():
+            lock = cls._held[folder.resolve()] = cls(folder)
+        return lock
+
+    def __init__(self, folder: Path) -> None:
+        path = folder.resolve() / LOCK
+        self._pid = os.getpid()
+        lock = FileLock(path, timeout=LOCK_SECONDS, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            holder = "another process"
+            with suppress(OSError):  # Windows refuses to read a locked file
+                holder = path.read_text(encoding="utf-8").strip() or holder
+            raise InputError(f"{folder} is in use by {holder}; wait for it to end, or choose another folder") from None
+        with suppress(OSError):
+            path.write_text(f"process {self._pid} on {socket.gethostname()}\n", encoding="utf-8")
+        weakref.finalize(self, _release, lock, path, self._pid)
+
+
+def _release(lock: FileLock, path: Path, pid: int) -> None:
+    if os.getpid() == pid:  # a forked child has a copy of the object, not the lock
+        with suppress(OSError):  # Windows removes it itself
+            path.unlink()
+        lock.release()
+
+
+def _remove_temporary_files(folder: Path) -> None:
+    """Remove what processes that were killed in :func:`replace_file` left in a folder and its subfolders."""
+    for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not _is_running(int(match[1])):
+            with suppress(OSError):
+                path.unlink()
+
+
+def _is_running(pid: int) -> bool:
+    """Whether a process of this machine is running; False on Windows, which refuses to remove files that are open."""
+    if os.name != "posix":
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

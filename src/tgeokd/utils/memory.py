@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import math
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ class PeakMemory:
 
     On Linux the kernel's high-water mark is set back to the present use when the block begins, so the reading belongs to the
     block alone; a block inside another therefore spoils the outer one's. Elsewhere the reading is the largest since the
-    process started, and ``exact`` is False.
+    process started, and ``exact`` is False. Windows offers no such reading: it is NaN there.
 
     Args:
         device: where the work is done; on CUDA its peak is read too.
@@ -78,5 +78,10 @@ def _marked() -> float:
 
 
 def _largest_so_far() -> float:
+    """The largest resident memory since the process started in MiB, NaN where it cannot be read."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MIB if sys.platform == "darwin" else peak / 1024  # macOS counts bytes, Linux KiB

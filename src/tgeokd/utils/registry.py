@@ -57,7 +57,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self._known: dict[str, str | metadata.EntryPoint] | None = None
 
     def register(self, name: str) -> Callable[[U], U]:
-        """A decorator that adds a class or a function under a name.
+        """A decorator that adds a class or a function under a name. A class gets the name as its attribute ``name``.
 
         Raises:
             ValueError: from the decorator, where the name stands for something else already.
@@ -67,7 +67,7 @@ class Registry(Mapping[str, T], Generic[T]):
             existing: Any = self._entries.get(name, entry)
             if existing is not entry and _place(existing) != _place(entry):
                 raise ValueError(f"{self.kind} {name!r} is registered already, as {existing!r}")
-            self._entries[name] = entry  # type: ignore[assignment]
+            self._add(name, entry)
             return entry
 
         return add
@@ -91,9 +91,14 @@ class Registry(Mapping[str, T], Generic[T]):
                 if (error.name or "").startswith("tgeokd"):
                     raise
                 raise missing_package(f"{self.kind} {name!r}", error) from error
-            if not isinstance(source, str):
-                self._entries.setdefault(name, found)
+            if not isinstance(source, str) and name not in self._entries:
+                self._add(name, found)
         return self._entries[name]
+
+    def _add(self, name: str, entry: Any) -> None:
+        if isinstance(entry, type):
+            entry.name = name  # type: ignore[attr-defined]
+        self._entries[name] = entry
 
     def current_name(self, name: str) -> str:
         """The name itself, or the one that replaced it."""

@@ -1,8 +1,8 @@
-"""The part of the hypergradient that goes through the classifier head, in closed form from features already computed.
+"""``last_layer``: the part of the hypergradient that goes through the classifier head, in closed form.
 
 For logits ``z = W h + b`` the gradients of ``kd_i`` and ``gt_i`` with respect to (W, b) are outer products of a residual and
-the features, so the inner product with any direction needs no further pass. What is left out is everything that flows
-through the layers below the head.
+the features, so the inner product with any direction needs no further pass. What flows through the layers below the head is
+left out.
 """
 
 from __future__ import annotations
@@ -13,21 +13,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from tgeokd.bilevel.functional import trainable
-from tgeokd.bilevel.outer_direction import OuterDirection
-from tgeokd.bilevel.record import InnerStep, MicroBatch, signal_difference_slope
-from tgeokd.core.losses import gt_slope
+from tgeokd.bilevel.estimators.base import Estimator, OuterBatch
+from tgeokd.bilevel.estimators.registry import ESTIMATORS
+from tgeokd.bilevel.functional import Tensors, trainable
+from tgeokd.bilevel.record import MicroBatch, StepRecord
+from tgeokd.core.losses import gt_grad
 from tgeokd.utils.errors import InputError
 
-__all__ = ["NoHeadError", "capture", "find_head", "ratio_gradient"]
+__all__ = ["LastLayerEstimator", "NoHeadError", "capture"]
 
 
 class NoHeadError(InputError):
     """The student has no classifier head to restrict the hypergradient to.
 
     Attributes:
-        reason: why not, a sentence about the student without its subject.
+        reason: why not, a predicate of the student.
     """
 
     def __init__(self, reason: str) -> None:
@@ -38,12 +40,82 @@ class NoHeadError(InputError):
         )
 
 
-def find_head(student: nn.Module, part: MicroBatch) -> nn.Linear:
-    """The linear layer whose outputs are the student's logits, found by running one micro-batch again.
+@ESTIMATORS.register("last_layer")
+class LastLayerEstimator(Estimator):
+    """The hypergradient restricted to the classifier head: one more forward pass, on the validation batch."""
 
-    Raises:
-        NoHeadError: where the logits do not come straight out of an ``nn.Linear`` that is trained and used once.
-    """
+    replays = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if self.inner_samples is not None:
+            raise InputError("inner_samples is for estimators that run the student again, which 'last_layer' does not")
+
+    def resolve(self, student: nn.Module, optimizer: Optimizer, microbatch: MicroBatch) -> Estimator:
+        """This estimator with the student's head.
+
+        Raises:
+            NoHeadError: where the logits are not the output of an ``nn.Linear`` that is trained and used once.
+        """
+        self.head = _find_head(student, microbatch)
+        return self
+
+    def parameters(self, student: nn.Module) -> Tensors:
+        """The head's."""
+        assert self.head is not None
+        of_head = set(self.head.parameters())
+        return {name: param for name, param in trainable(student).items() if param in of_head}
+
+    def estimate(self, record: StepRecord, outer_batch: OuterBatch) -> Tensor:
+        """The head's part of the hypergradient, shape (N,)."""
+        head = self.head
+        assert head is not None
+        val_inputs, val_target = outer_batch
+        names = {id(param): name for name, param in trainable(record.student).items()}
+        weight_name, bias_name = names.get(id(head.weight)), names.get(id(head.bias))
+        if weight_name is None:
+            raise InputError(
+                "hypergradient='last_layer' needs a trainable classifier head, and this student's has been frozen since"
+            )
+        with torch.no_grad():
+            with capture(head) as captured:
+                val_logits = record.outer_logits(val_inputs)
+            (val_features,) = captured
+            dtype = head.weight.dtype
+            residual = _of_head(gt_grad(val_logits, val_target), head).to(dtype) / len(val_target)
+            v = {weight_name: residual.T @ val_features.to(dtype)}
+            if bias_name is not None:
+                v[bias_name] = residual.sum(dim=0)
+            along = record.direction(v, self.direction)
+
+            products = []
+            for microbatch in record.microbatches:
+                assert microbatch.features is not None
+                grad = microbatch.difference_grad(microbatch.student_logits, record.temperature)
+                difference = _of_head(grad, head).to(dtype)
+                # A parameter that the optimizer does not hold has no direction: it does not move, whatever alpha is.
+                moved = torch.zeros_like(difference)
+                if weight_name in along:
+                    moved += microbatch.features.to(dtype) @ along[weight_name].T
+                if bias_name in along:
+                    moved += along[bias_name]
+                products.append((difference * moved).sum(dim=-1))
+            return record.per_sample(products)
+
+
+@contextmanager
+def capture(head: nn.Linear) -> Iterator[list[Tensor]]:
+    """Collect the head's inputs, one tensor of shape (n, H) per forward pass."""
+    features: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, args: features.append(args[0].detach()))
+    try:
+        yield features
+    finally:
+        handle.remove()
+
+
+def _find_head(student: nn.Module, microbatch: MicroBatch) -> nn.Linear:
+    """The linear layer whose outputs are the student's logits, found by running one microbatch."""
     outputs: list[tuple[nn.Linear, Tensor]] = []
     handles = [
         module.register_forward_hook(lambda m, _, output: outputs.append((m, output)))
@@ -52,7 +124,7 @@ def find_head(student: nn.Module, part: MicroBatch) -> nn.Linear:
     ]
     try:
         with torch.no_grad():
-            logits = part.replay(student, {})
+            logits = microbatch.replay(student, {})
     finally:
         for handle in handles:
             handle.remove()
@@ -67,62 +139,6 @@ def find_head(student: nn.Module, part: MicroBatch) -> nn.Linear:
     raise NoHeadError("logits are the output of none")
 
 
-@contextmanager
-def capture(head: nn.Linear) -> Iterator[list[Tensor]]:
-    """Collect the head's inputs, one tensor of shape (n, H) a forward pass."""
-    features: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, args: features.append(args[0].detach()))
-    try:
-        yield features
-    finally:
-        handle.remove()
-
-
-def ratio_gradient(
-    step: InnerStep, val_inputs: Any, val_target: Tensor, direction: OuterDirection | None = None
-) -> Tensor:
-    """``d L_val / d alpha_i`` restricted to the head, shape (N,).
-
-    Args:
-        step: the finished training step; it knows the head, and its micro-batches hold features.
-        val_inputs: held-out inputs.
-        val_target: held-out labels, shape (M,).
-        direction: what stands for the held-out gradient; by default that itself.
-    """
-    head = step.head
-    assert head is not None
-    names = {id(param): name for name, param in trainable(step.student).items()}
-    weight_name, bias_name = names.get(id(head.weight)), names.get(id(head.bias))
-    if weight_name is None:
-        raise InputError(
-            "hypergradient='last_layer' needs a trainable classifier head, and this student's has been frozen since"
-        )
-    with torch.no_grad():
-        with capture(head) as captured:
-            val_logits = step.outer_logits(val_inputs)
-        (val_features,) = captured
-        dtype = head.weight.dtype
-        residual = _of_head(gt_slope(val_logits, val_target), head).to(dtype) / len(val_target)
-        v = {weight_name: residual.T @ val_features.to(dtype)}
-        if bias_name is not None:
-            v[bias_name] = residual.sum(dim=0)
-        along = step.direction(v, direction)
-
-        products = []
-        for part in step.parts:
-            assert part.features is not None
-            slope = signal_difference_slope(part.student_logits, part, step.temperature)
-            difference = _of_head(slope, head).to(dtype)
-            # a tensor that the optimizer does not hold has no direction: it does not move, whatever alpha is
-            moved = torch.zeros_like(difference)
-            if weight_name in along:
-                moved += part.features.to(dtype) @ along[weight_name].T
-            if bias_name in along:
-                moved += along[bias_name]
-            products.append((difference * moved).sum(dim=-1))
-        return -torch.cat(products) / step.size
-
-
-def _of_head(slope: Tensor, head: nn.Linear) -> Tensor:
-    """Slopes with respect to the head's own outputs: a one-logit head's is the second of ``(0, z)``."""
-    return slope[:, 1:] if head.out_features == 1 else slope
+def _of_head(logits: Tensor, head: nn.Linear) -> Tensor:
+    """Logits, or gradients by them, as the head's own outputs: a one-logit head gives the second of ``(0, z)``."""
+    return logits[:, 1:] if head.out_features == 1 else logits

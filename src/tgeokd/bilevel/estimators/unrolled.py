@@ -1,7 +1,7 @@
-"""The hypergradient by differentiating through the training step itself: the reference that the other ways are tested against.
+"""``unrolled``: differentiation through the training step, the reference that tests compare the other estimators with.
 
-It runs the step again with ``create_graph=True`` and backpropagates the held-out loss to ``alpha``. Second-order, slow and
-hungry for memory; nothing here is shared with the directional derivatives it checks.
+It runs the step again with ``create_graph=True`` and backpropagates the validation loss to ``alpha``. It is second-order,
+slow and uses much memory, and shares nothing with the directional derivatives that it checks.
 """
 
 from __future__ import annotations
@@ -12,37 +12,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tgeokd.bilevel.record import CLIP_EPS, InnerStep, functional_step
+from tgeokd.bilevel.estimators.base import Estimator, OuterBatch
+from tgeokd.bilevel.estimators.registry import ESTIMATORS
+from tgeokd.bilevel.record import StepRecord
+from tgeokd.bilevel.step_vjp import CLIP_EPS, functional_step
 from tgeokd.core.losses import fuse, gt_loss, kd_loss
+from tgeokd.utils.errors import InputError
 
-__all__ = ["ratio_gradient"]
+__all__ = ["UnrolledEstimator"]
 
 
-def ratio_gradient(step: InnerStep, alpha: Tensor, val_inputs: Any, val_target: Tensor) -> Tensor:
-    """``d L_val / d alpha_i``, shape (N,).
+@ESTIMATORS.register("unrolled")
+class UnrolledEstimator(Estimator):
+    """Exact, at about four further training steps. It differentiates the validation loss itself: no ``direction``."""
 
-    Args:
-        step: the finished training step.
-        alpha: the step's fusion ratios, shape (N,).
-        val_inputs: held-out inputs.
-        val_target: held-out labels, shape (M,).
-    """
-    with torch.enable_grad():
-        alpha = alpha.detach().requires_grad_()
-        params = {name: param.detach().requires_grad_() for name, param in step.params.items()}
-        losses = []
-        for part, weights in zip(step.parts, alpha.split([len(p.target) for p in step.parts]), strict=True):
-            logits = part.replay(step.student, params)
-            kd = kd_loss(logits, part.teacher_logits, step.temperature)
-            losses.append(fuse(kd, gt_loss(logits, part.target), weights))
-        found = torch.autograd.grad(
-            torch.cat(losses).mean(), list(params.values()), create_graph=True, allow_unused=True
-        )
-        gradients = {name: g for name, g in zip(params, found, strict=True) if g is not None}
-        clip = step.pullback.clip
-        if clip is not None:
-            norm = torch.cat([g.flatten() for g in gradients.values()]).norm()
-            coefficient = (clip.max_norm / (norm + CLIP_EPS)).clamp(max=1.0)
-            gradients = {name: coefficient * g for name, g in gradients.items()}
-        loss = F.cross_entropy(step.outer_logits(val_inputs, functional_step(step.held, params, gradients)), val_target)
-        return torch.autograd.grad(loss, alpha)[0]
+    math_attention = True
+    needs_slots = True
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if self.direction is not None or self.inner_samples is not None:
+            raise InputError(
+                "hypergradient='unrolled' differentiates the validation loss of all samples: it needs ema_decay=0, "
+                "project_out_step_length=False and no inner_samples"
+            )
+
+    def estimate(self, record: StepRecord, outer_batch: OuterBatch) -> Tensor:
+        """The exact hypergradient, shape (N,)."""
+        val_inputs, val_target = outer_batch
+        assert record.alpha is not None
+        with torch.enable_grad():
+            alpha = record.alpha.detach().requires_grad_()
+            params = {name: param.detach().requires_grad_() for name, param in record.params.items()}
+            losses = []
+            ratios = alpha.split([len(m) for m in record.microbatches])
+            for microbatch, weight, ratio in zip(record.microbatches, record.weights(), ratios, strict=True):
+                logits = microbatch.replay(record.student, params)
+                kd = kd_loss(logits, microbatch.teacher_logits, record.temperature)
+                losses.append(weight * fuse(kd, gt_loss(logits, microbatch.target), ratio).mean())
+            found = torch.autograd.grad(
+                torch.stack(losses).sum(), list(params.values()), create_graph=True, allow_unused=True
+            )
+            gradients = {name: g for name, g in zip(params, found, strict=True) if g is not None}
+            clip = record.vjp.clip
+            if clip is not None:
+                norm = torch.cat([g.flatten() for g in gradients.values()]).norm()
+                coefficient = (clip.max_norm / (norm + CLIP_EPS)).clamp(max=1.0)
+                gradients = {name: coefficient * g for name, g in gradients.items()}
+            after = functional_step(record.slots, params, gradients)
+            loss = F.cross_entropy(record.outer_logits(val_inputs, after), val_target)
+            return torch.autograd.grad(loss, alpha)[0]

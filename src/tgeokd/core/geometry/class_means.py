@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -69,6 +70,15 @@ class ClassMeans:
         self._rows.add(teacher_probs, target)
         self._counts += torch.bincount(target, minlength=self.num_classes)
 
+    def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
+        """Sum over processes, each of which has seen other samples.
+
+        Raises:
+            InputError: for several processes and so many classes that the table is sparse.
+        """
+        self._counts = all_reduce(self._counts)
+        self._rows.reduce(all_reduce)
+
     def compute(self) -> Tensor:
         """The means, shape (C, C): row ``c`` for class ``c``.
 
@@ -117,6 +127,9 @@ class _FullRows:
             self._sums = self._sums.to(probs.device)
         self._sums.index_add_(0, target, probs.double())
 
+    def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
+        self._sums = all_reduce(self._sums)
+
     def means(self, counts: Tensor, dtype: torch.dtype) -> Tensor:
         means = self._sums / counts.clamp(min=1).unsqueeze(-1)
         means[counts == 0] = 1.0 / len(counts)
@@ -148,6 +161,10 @@ class _LargestEntries:
         self._new_entries += values.numel()
         if self._new_entries >= self._num_classes * self._kept:
             self._merge()
+
+    def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
+        if int(all_reduce(torch.ones((), dtype=torch.int64))) > 1:
+            raise InputError(f"class means of {self._num_classes} classes cannot be gathered in several processes yet")
 
     def means(self, counts: Tensor, dtype: torch.dtype) -> Tensor:
         C, K = self._num_classes, self._kept

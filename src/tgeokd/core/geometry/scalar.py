@@ -16,13 +16,20 @@ from torch import Tensor
 from tgeokd.core.geometry.class_means import DENSE_CLASSES, KEPT
 from tgeokd.utils.errors import InputError
 
-__all__ = ["SHORT", "Parts", "Support", "num_scalar_features", "scalar_from_logits", "scalar_from_probs"]
+__all__ = [
+    "SHORT",
+    "GeometryFeatures",
+    "SparseClassMeans",
+    "num_scalar_features",
+    "scalar_from_logits",
+    "scalar_from_probs",
+]
 
 # torch's softmax over a last dimension shorter than this is not vectorised on the CPU; over another dimension it is.
 SHORT = 16
 
 
-class Parts(NamedTuple):
+class GeometryFeatures(NamedTuple):
     """What is included in the encoding; see :func:`tgeokd.geometry.trilateral`."""
 
     vertices: bool = True
@@ -32,7 +39,7 @@ class Parts(NamedTuple):
     inter_sample: bool = True
 
 
-class Support(NamedTuple):
+class SparseClassMeans(NamedTuple):
     """Class means as seen on a few classes of each row, the table of the coarsened geometry.
 
     Attributes:
@@ -61,7 +68,7 @@ class Support(NamedTuple):
         return (self.rows.shape[-1] - 3) // 2
 
     @classmethod
-    def of(cls, class_means: Tensor) -> Support:
+    def of(cls, class_means: Tensor) -> SparseClassMeans:
         """From the sparse table of :meth:`tgeokd.core.geometry.class_means.ClassMeans.compute`.
 
         Raises:
@@ -99,7 +106,11 @@ class _Plan(NamedTuple):
 
 
 def scalar_from_logits(
-    student_logits: Tensor, teacher_logits: Tensor, target: Tensor, class_means: Tensor | Support | None, parts: Parts
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    class_means: Tensor | SparseClassMeans | None,
+    features: GeometryFeatures,
 ) -> Tensor:
     """The scalar encoding of each sample, shape (N, F).
 
@@ -107,41 +118,45 @@ def scalar_from_logits(
         student_logits: shape (N, C).
         teacher_logits: shape (N, C).
         target: class indices, shape (N,).
-        class_means: a full table of shape (C, C), or the :class:`Support` of a sparse one for the coarsened geometry; None
-            without the triangle across samples, which coarsens to the teacher's largest entries for very many classes.
-        parts: what is included.
+        class_means: a full table of shape (C, C), or a :class:`SparseClassMeans` for the coarsened geometry; None without the triangle
+            across samples, which coarsens to the teacher's largest entries for very many classes.
+        features: what is included.
     """
     S, T = student_logits.detach(), teacher_logits.detach()  # nothing below has a graph
-    if isinstance(class_means, Support):
-        return _coarse(S.log_softmax(-1), T.log_softmax(-1), *class_means.look_up(target), parts)
+    if isinstance(class_means, SparseClassMeans):
+        return _coarse(S.log_softmax(-1), T.log_softmax(-1), *class_means.look_up(target), features)
     if class_means is None and S.shape[-1] > DENSE_CLASSES:
-        return _coarse(S.log_softmax(-1), T.log_softmax(-1), _teachers_largest(T, target), None, parts)
+        return _coarse(S.log_softmax(-1), T.log_softmax(-1), _teachers_largest(T, target), None, features)
     Z = torch.stack((T, S))
     log = Z.mT.log_softmax(1).mT if Z.shape[-1] < SHORT else Z.log_softmax(-1)
     points = log.exp()
     entropy = log.mul_(points).sum(dim=-1, keepdim=True)
-    return _encode(_with_means(points, class_means, target), entropy, target, parts, S.shape[-1])
+    return _encode(_with_means(points, class_means, target), entropy, target, features, S.shape[-1])
 
 
 def scalar_from_probs(
-    student_probs: Tensor, teacher_probs: Tensor, target: Tensor, class_means: Tensor | Support | None, parts: Parts
+    student_probs: Tensor,
+    teacher_probs: Tensor,
+    target: Tensor,
+    class_means: Tensor | SparseClassMeans | None,
+    features: GeometryFeatures,
 ) -> Tensor:
     """As :func:`scalar_from_logits`, from probabilities of shape (N, C)."""
     S, T = student_probs.detach(), teacher_probs.detach()
-    if isinstance(class_means, Support) or (class_means is None and S.shape[-1] > DENSE_CLASSES):
+    if isinstance(class_means, SparseClassMeans) or (class_means is None and S.shape[-1] > DENSE_CLASSES):
         smallest = torch.finfo(S.dtype).tiny  # stands for 0, whose log is not finite
         logs = (S.clamp_min(smallest).log(), T.clamp_min(smallest).log())
         if class_means is None:
-            return _coarse(*logs, _teachers_largest(T, target), None, parts)
-        return _coarse(*logs, *class_means.look_up(target), parts)
+            return _coarse(*logs, _teachers_largest(T, target), None, features)
+        return _coarse(*logs, *class_means.look_up(target), features)
     points = torch.stack((T, S))
     entropy = torch.xlogy(points, points).sum(dim=-1, keepdim=True)
-    return _encode(_with_means(points, class_means, target), entropy, target, parts, S.shape[-1])
+    return _encode(_with_means(points, class_means, target), entropy, target, features, S.shape[-1])
 
 
-def num_scalar_features(parts: Parts) -> int:
+def num_scalar_features(features: GeometryFeatures) -> int:
     """How many numbers a sample the encoding has."""
-    return len(_plan(parts, 2, torch.device("cpu"), torch.float32).order)
+    return len(_plan(features, 2, torch.device("cpu"), torch.float32).order)
 
 
 def _with_means(points: Tensor, class_means: Tensor | None, target: Tensor) -> Tensor:
@@ -159,7 +174,7 @@ def _teachers_largest(teacher: Tensor, target: Tensor) -> Tensor:
 
 
 def _coarse(
-    student_log_probs: Tensor, teacher_log_probs: Tensor, ids: Tensor, means: Tensor | None, parts: Parts
+    student_log_probs: Tensor, teacher_log_probs: Tensor, ids: Tensor, means: Tensor | None, features: GeometryFeatures
 ) -> Tensor:
     """The encoding of the points with all that lies outside the classes ``ids`` (N, K + 1), the label first, spread evenly.
 
@@ -175,20 +190,20 @@ def _coarse(
     points = torch.cat((kept, rest.mul_(others**-0.5)), dim=-1)
     if means is not None:
         points = torch.cat((points, means.to(points.dtype).unsqueeze(0)))
-    return _encode(points, entropy, None, parts, classes)
+    return _encode(points, entropy, None, features, classes)
 
 
-def _encode(points: Tensor, entropy: Tensor, index: Tensor | None, parts: Parts, classes: int) -> Tensor:
+def _encode(points: Tensor, entropy: Tensor, index: Tensor | None, features: GeometryFeatures, classes: int) -> Tensor:
     """The encoding from the points themselves.
 
     Args:
         points: T, S and, with the triangle across samples, Tbar; shape (2 or 3, N, coordinates).
         entropy: of T and S, in nats, with the sign turned, shape (2, N, 1).
         index: the label's coordinate, shape (N,); None for the first.
-        parts: what is included.
+        features: what is included.
         classes: C.
     """
-    plan = _plan(parts, classes, points.device, points.dtype)
+    plan = _plan(features, classes, points.device, points.dtype)
     shape = (*points.shape[:2], 1)
     label = (plan.first if index is None else index.unsqueeze(-1)).expand(shape)
     to_label = points.scatter_add(-1, label, plan.minus_one.expand(shape))  # T-G, S-G, (Tbar-G)
@@ -202,7 +217,7 @@ def _encode(points: Tensor, entropy: Tensor, index: Tensor | None, parts: Parts,
 
 
 @lru_cache(maxsize=64)
-def _plan(parts: Parts, classes: int, device: torch.device, dtype: torch.dtype) -> _Plan:
+def _plan(features: GeometryFeatures, classes: int, device: torch.device, dtype: torch.dtype) -> _Plan:
     """Which columns, in which order and with which factor.
 
     Kept for the next batch: to put constants on an accelerator would stall every step.
@@ -210,25 +225,27 @@ def _plan(parts: Parts, classes: int, device: torch.device, dtype: torch.dtype) 
     Raises:
         ValueError: where every part is switched off.
     """
-    points = ["T", "S"] + (["M"] if parts.inter_sample else [])
-    of_edge = ["TG", "SG"] + (["MG"] if parts.inter_sample else []) + ["ST"] + (["MS"] if parts.inter_sample else [])
+    points = ["T", "S"] + (["M"] if features.inter_sample else [])
+    of_edge = (
+        ["TG", "SG"] + (["MG"] if features.inter_sample else []) + ["ST"] + (["MS"] if features.inter_sample else [])
+    )
     # The angle at a vertex: its two edges, and the sign that makes both point away from it.
     corners: list[tuple[str, str, float]] = []
-    if parts.student_teacher_edge:
+    if features.student_teacher_edge:
         corners += [("ST", "SG", 1.0), ("ST", "TG", -1.0), ("SG", "TG", 1.0)]  # at S, T, G
-    if parts.inter_sample:
+    if features.inter_sample:
         corners += [("MS", "SG", -1.0), ("MS", "MG", 1.0), ("SG", "MG", 1.0)]  # at S, Tbar, G
     made = [f"p{p}" for p in points] + ["hT", "hS"] + of_edge + [a + b for a, b, _ in corners]
     to_share = -1.0 / math.log(max(classes, 2))  # entropies as a share of log C
     wanted: dict[str, float] = {}
-    if parts.vertices:
+    if features.vertices:
         wanted |= (
-            {"pS": 1.0, "pT": 1.0} | ({"pM": 1.0} if parts.inter_sample else {}) | {"hS": to_share, "hT": to_share}
+            {"pS": 1.0, "pT": 1.0} | ({"pM": 1.0} if features.inter_sample else {}) | {"hS": to_share, "hT": to_share}
         )
-    if parts.edges:
-        wanted |= {"TG": 1.0, "SG": 1.0} | ({"ST": 1.0} if parts.student_teacher_edge else {})
-        wanted |= {"MS": 1.0, "MG": 1.0} if parts.inter_sample else {}
-    if parts.angles:
+    if features.edges:
+        wanted |= {"TG": 1.0, "SG": 1.0} | ({"ST": 1.0} if features.student_teacher_edge else {})
+        wanted |= {"MS": 1.0, "MG": 1.0} if features.inter_sample else {}
+    if features.angles:
         wanted |= {a + b: sign for a, b, sign in corners}
     if not wanted:
         raise InputError("vertices, edges and angles are all switched off: nothing is left to encode")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tgeokd.core.geometry.class_means import ClassMeans, class_means
-from tgeokd.core.geometry.scalar import Parts, Support, num_scalar_features, scalar_from_probs
+from tgeokd.core.geometry.scalar import GeometryFeatures, SparseClassMeans, num_scalar_features, scalar_from_probs
 from tgeokd.utils.errors import InputError
 
 __all__ = ["ClassMeans", "Encoding", "class_means", "num_features", "trilateral"]
@@ -76,9 +76,9 @@ def trilateral(
     if encoding not in get_args(Encoding):
         raise InputError(f"encoding must be 'vector' or 'scalar', not {encoding!r}")
     if encoding == "scalar":
-        parts = Parts(vertices, edges, angles is not False, student_teacher_edge, inter_sample)
-        means = (Support.of(class_means) if class_means.is_sparse else class_means) if inter_sample else None
-        return scalar_from_probs(student_probs, teacher_probs, target, means, parts)
+        features = GeometryFeatures(vertices, edges, angles is not False, student_teacher_edge, inter_sample)
+        means = (SparseClassMeans.of(class_means) if class_means.is_sparse else class_means) if inter_sample else None
+        return scalar_from_probs(student_probs, teacher_probs, target, means, features)
     if inter_sample and class_means.is_sparse:
         raise InputError("encoding='vector' needs class_means in full; for sparse ones use encoding='scalar'")
     with torch.no_grad():
@@ -122,7 +122,9 @@ def num_features(
 ) -> int:
     """How many numbers :func:`trilateral` gives per sample with the same switches."""
     if encoding == "scalar":
-        return num_scalar_features(Parts(vertices, edges, angles is not False, student_teacher_edge, inter_sample))
+        return num_scalar_features(
+            GeometryFeatures(vertices, edges, angles is not False, student_teacher_edge, inter_sample)
+        )
     empty = torch.empty(0, num_classes)
     return trilateral(
         empty,

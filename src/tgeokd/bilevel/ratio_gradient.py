@@ -1,0 +1,121 @@
+"""The hypergradient of the fusion ratios as a pure function, which takes no step.
+
+    d L_val / d alpha_i = -(1/N) < J^T v , grad_theta (kd_i - gt_i) >  at theta,      v = grad L_val(theta')
+
+where ``J`` is the Jacobian of the step's update with respect to the gradient (``D`` for an unclipped step). The inner product
+over all ``i`` at once is the derivative of the N-vector ``kd_i - gt_i`` along ``J^T v``: no second-order graph.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tgeokd.bilevel.estimators.base import Estimator, build_estimator
+from tgeokd.bilevel.functional import functional_logits, trainable
+from tgeokd.bilevel.record import MicroBatch, StepRecord
+from tgeokd.bilevel.recorder import begin_pass, run_pass
+from tgeokd.bilevel.step_vjp import Clip, StepVJP, functional_step, step_diagonal, student_slots
+from tgeokd.core.losses import check_ratios, fuse, gt_loss, kd_loss
+from tgeokd.core.model_call import module_device, random_state, replayed, sliced
+from tgeokd.core.validation import check_positive
+from tgeokd.utils.errors import InputError
+
+__all__ = ["ratio_gradient"]
+
+
+def ratio_gradient(
+    student: nn.Module,
+    optimizer: Optimizer,
+    *,
+    inputs: Any,
+    target: Tensor,
+    teacher_logits: Tensor,
+    alpha: Tensor,
+    val_inputs: Any,
+    val_target: Tensor,
+    temperature: float,
+    method: str | Estimator = "forward",
+    clip_norm: float | None = None,
+    accumulate: int = 1,
+    assume_sgd: bool = False,
+) -> Tensor:
+    """``d L_val / d alpha_i`` after one optimizer step from here, without taking it.
+
+    The step is the one that ``optimizer`` would take now, from its present state, on
+    ``mean_i [alpha_i kd_i + (1 - alpha_i) gt_i]`` with the student in its present mode. The student (parameters, gradients,
+    buffers, modes), the optimizer and the random state are bit for bit as before.
+
+    Args:
+        student: the module.
+        optimizer: ``torch.optim.SGD``, ``Adam`` or ``AdamW`` over (some of) its parameters.
+        inputs: training inputs of N samples; a mapping is passed as keywords, a tuple or list as positional arguments.
+        target: class indices, shape (N,).
+        teacher_logits: shape (N, C).
+        alpha: fusion ratios, shape (N,), in [0, 1].
+        val_inputs: validation inputs of M samples.
+        val_target: their labels, shape (M,). The validation loss is the mean cross-entropy, the student in eval mode.
+        temperature: ``tau`` of the teacher term.
+        method: an estimator or its name: ``"forward"``, ``"finite_difference"``, ``"exact"`` (one of these two),
+            ``"last_layer"``, ``"auto"`` (``last_layer``, or ``exact``) or ``"unrolled"``.
+        clip_norm: the step clips the gradient to this norm.
+        accumulate: the step runs its N samples in this many microbatches of (nearly) equal size.
+        assume_sgd: accept any other optimizer and treat its step as plain SGD's (an approximation).
+
+    Returns:
+        Shape (N,).
+
+    Raises:
+        InputError: for an unknown method or optimizer, or an ``alpha`` of the wrong length or outside [0, 1].
+        NotImplementedError: with ``method="forward"``, where the student has an operation without a forward-mode derivative.
+    """
+    estimator = build_estimator(method)
+    check_positive("temperature", temperature)
+    check_positive("clip_norm", clip_norm)
+    if alpha.shape != (len(target),):
+        raise InputError(f"alpha must have shape ({len(target)},), one ratio per sample, not {tuple(alpha.shape)}")
+    check_ratios(alpha)
+    slots = student_slots(student, optimizer, assume_sgd=assume_sgd)
+    own = trainable(student)
+    values = {name: param.detach().requires_grad_() for name, param in own.items()}
+    buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    microbatches: list[MicroBatch] = []
+    losses: list[Tensor] = []
+    resolved = False
+    with torch.enable_grad(), replayed(random_state(module_device(student))):
+        for rows in _even_slices(len(target), accumulate):
+            estimator, microbatch = begin_pass(
+                estimator, student, optimizer, sliced(inputs, rows), buffers=buffers, resolved=resolved
+            )
+            resolved = True
+            with run_pass(estimator, microbatch):
+                logits = functional_logits(student, values, buffers, sliced(inputs, rows))
+            microbatch.target, microbatch.teacher_logits = target[rows], teacher_logits[rows]
+            microbatch.student_logits = logits.detach()
+            kd, gt = kd_loss(logits, microbatch.teacher_logits, temperature), gt_loss(logits, microbatch.target)
+            losses.append(fuse(kd, gt, alpha[rows].detach()))
+            microbatches.append(microbatch)
+        found = torch.autograd.grad(torch.cat(losses).mean(), list(values.values()), allow_unused=True)
+    gradients = {name: g for name, g in zip(values, found, strict=True) if g is not None}
+    clip = None
+    if clip_norm is not None:
+        clip = Clip(clip_norm, torch.nn.utils.get_total_norm(list(gradients.values())))
+        gradients = {name: clip.coefficient * g for name, g in gradients.items()}
+    with torch.no_grad():
+        vjp = StepVJP(step_diagonal(slots, values, gradients), clip, gradients)
+        after = functional_step(slots, {name: value.detach() for name, value in values.items()}, gradients)
+    before = {name: value.detach() for name, value in values.items()}
+    record = StepRecord(student, temperature, microbatches, before, after, vjp, gradients, slots, buffers, alpha)
+    return estimator.estimate(record, (val_inputs, val_target))
+
+
+def _even_slices(total: int, pieces: int) -> list[slice]:
+    """Cut ``range(total)`` into slices whose sizes differ by at most one."""
+    if not 1 <= pieces <= total:
+        raise InputError(f"accumulate must lie between 1 and the {total} samples of the step, not {pieces}")
+    edges = [total * i // pieces for i in range(pieces + 1)]
+    return [slice(a, b) for a, b in pairwise(edges)]

@@ -1,0 +1,173 @@
+"""Recording a training step: its forward passes, its gradient and the parameters before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tgeokd.bilevel.estimators.base import Estimator
+from tgeokd.bilevel.estimators.last_layer import capture
+from tgeokd.bilevel.functional import Tensors, trainable
+from tgeokd.bilevel.record import MicroBatch, StepRecord
+from tgeokd.bilevel.step_vjp import Clip, StepVJP, optimizer_slots, step_diagonal
+from tgeokd.utils.errors import InputError
+
+__all__ = ["StepRecorder", "begin_pass", "run_pass"]
+
+
+def begin_pass(
+    estimator: Estimator,
+    student: nn.Module,
+    optimizer: Optimizer,
+    inputs: Any,
+    *,
+    buffers: Tensors | None = None,
+    resolved: bool = True,
+) -> tuple[Estimator, MicroBatch]:
+    """The state before a forward pass, as an estimator needs it.
+
+    Args:
+        estimator: which.
+        student: the module.
+        optimizer: over its parameters.
+        inputs: of the pass.
+        buffers: the student's, by name, where they are not those it holds.
+        resolved: whether :meth:`Estimator.resolve` has been called for this student.
+
+    Returns:
+        The resolved estimator and the microbatch.
+    """
+    replays = estimator.replays or not resolved
+    microbatch = MicroBatch.begin(student, inputs, replays=replays, buffers=buffers)
+    if not resolved:
+        estimator = estimator.resolve(student, optimizer, microbatch)
+    if estimator.math_attention:
+        microbatch.context = replace(microbatch.context, math_attention=True)
+    if not estimator.replays:
+        microbatch.inputs, microbatch.buffers, microbatch.modes = None, {}, []
+    return estimator, microbatch
+
+
+@contextmanager
+def run_pass(estimator: Estimator, microbatch: MicroBatch) -> Iterator[None]:
+    """Run the forward pass of a microbatch in its context, and keep the features that the estimator needs."""
+    with microbatch.context():
+        if estimator.head is None:
+            yield
+            return
+        with capture(estimator.head) as features:
+            yield
+        if len(features) != 1:
+            raise InputError(f"the student's classifier head ran {len(features)} times in one forward pass, not once")
+        (microbatch.features,) = features
+
+
+class StepRecorder:
+    """Records one training step after another, for one student and optimizer.
+
+    Args:
+        student: the module being trained.
+        optimizer: its optimizer.
+        estimator: what the record is for.
+        temperature: ``tau`` of the teacher term.
+        clip_norm: the caller clips the gradient to this norm before the step.
+        assume_sgd: treat the step of an unknown optimizer as plain SGD's.
+
+    Attributes:
+        estimator: resolved with the first recorded pass.
+        microbatches: of the running step.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        optimizer: Optimizer,
+        estimator: Estimator,
+        *,
+        temperature: float,
+        clip_norm: float | None,
+        assume_sgd: bool,
+    ) -> None:
+        self.student, self.optimizer, self.estimator = student, optimizer, estimator
+        self.temperature, self.clip_norm, self.assume_sgd = temperature, clip_norm, assume_sgd
+        self.microbatches: list[MicroBatch] = []
+        self._resolved = False
+        self._norm: Tensor | None = None
+
+    @contextmanager
+    def forward_pass(self, inputs: Any) -> Iterator[None]:
+        """Record the forward pass that the block runs."""
+        self._drop_skipped()
+        self.estimator, microbatch = begin_pass(
+            self.estimator, self.student, self.optimizer, inputs, resolved=self._resolved
+        )
+        self._resolved = True
+        with run_pass(self.estimator, microbatch):
+            yield
+        self.microbatches.append(microbatch)
+
+    def complete(self, student_logits: Tensor, target: Tensor, teacher_logits: Tensor, loss: Tensor) -> None:
+        """Add to the last forward pass its logits, labels and loss.
+
+        Args:
+            student_logits: shape (n, C).
+            target: class indices, shape (n,).
+            teacher_logits: shape (n, C).
+            loss: mean of the microbatch's losses, shape (), which the caller backpropagates (times any factor).
+        """
+        microbatch = self.microbatches[-1]
+        microbatch.student_logits = student_logits.detach()
+        microbatch.target, microbatch.teacher_logits = target, teacher_logits
+
+        def note(weight: Tensor) -> None:
+            microbatch.weight = weight.detach()
+            if self.clip_norm is not None:  # the norm before clipping is that at the end of the backward pass
+                torch.autograd.Variable._execution_engine.queue_callback(self._measure_norm)
+
+        loss.register_hook(note)
+
+    def finish(self) -> StepRecord:
+        """The record of the coming step. To be called after backward and clipping, before the optimizer's step."""
+        microbatches, self.microbatches = self.microbatches, []
+        estimator = self.estimator
+        own = trainable(self.student)
+        moved = estimator.parameters(self.student)
+        gradients = {name: param.grad.detach() for name, param in moved.items() if param.grad is not None}
+        scaler = getattr(self.optimizer, "grad_scale", None)
+        if isinstance(scaler, Tensor):  # a fused optimizer unscales in its step
+            gradients = {name: g / scaler for name, g in gradients.items()}
+        slots = optimizer_slots(self.optimizer, moved, assume_sgd=self.assume_sgd)
+        vjp = StepVJP(step_diagonal(slots, moved, gradients))
+        if self.clip_norm is not None:
+            vjp.clip, vjp.projection = Clip(self.clip_norm, self._norm_of_step(microbatches)), gradients
+        before = {name: p.detach().clone() for name, p in own.items()} if estimator.replays else {}
+        slots = [slot.snapshot() for slot in slots] if estimator.needs_slots else []
+        return StepRecord(self.student, self.temperature, microbatches, before, None, vjp, gradients, slots)
+
+    def forget(self) -> None:
+        """Drop the microbatches of a step that was not taken."""
+        self.microbatches, self._norm = [], None
+
+    def _measure_norm(self) -> None:
+        gradients = [p.grad for p in trainable(self.student).values() if p.grad is not None]
+        self._norm = torch.nn.utils.get_total_norm([g.detach() for g in gradients])
+
+    def _norm_of_step(self, microbatches: list[MicroBatch]) -> Tensor:
+        """Norm of the gradient before clipping, without the scale of a ``GradScaler``."""
+        if self._norm is None:
+            raise InputError("clip_norm needs the losses of DistillationStep to be backpropagated before the step")
+        weights = [m.weight for m in microbatches if m.weight is not None]
+        norm, self._norm = self._norm, None
+        return norm / torch.stack(weights).sum()
+
+    def _drop_skipped(self) -> None:
+        """Forget passes of a step that the caller skipped (as a ``GradScaler`` does) before zeroing the gradients."""
+        ran_backward = any(m.weight is not None for m in self.microbatches)
+        if ran_backward and all(p.grad is None for p in self.estimator.parameters(self.student).values()):
+            self.forget()

@@ -1,0 +1,173 @@
+"""``tgeokd compare``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tgeokd.cli.options import (
+    DEFAULT_METHOD,
+    ConfigFile,
+    DataDir,
+    Jobs,
+    Preset,
+    Resume,
+    Settings,
+    Task,
+    config_of,
+    method_names,
+)
+from tgeokd.cli.output import console, interruptible
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tgeokd.runs.config import RunConfig
+    from tgeokd.runs.plan import Entry, Setting
+
+__all__ = ["compare", "run_comparison"]
+
+
+def compare(
+    task: Task,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows, separated by commas, e.g. [b]ce,kd:alpha=0.5,tgeo,ce@train+val[/b].  \\[default: every method]",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds per row: 0, 1, ...")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the comparison.  \\[default: runs/compare-TASK]", show_default=False)
+    ] = None,
+    config: ConfigFile = None,
+    preset_name: Preset = None,
+    data_dir: DataDir = None,
+    settings: Settings = None,
+    tune: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Trials of hyper-parameters per row, scored on validation samples with a seed of their own; the best is used "
+            "for all seeds. 0: the methods' defaults.",
+        ),
+    ] = 0,
+    jobs: Jobs = None,
+    resume: Resume = False,
+) -> None:
+    """Compare methods over seeds: the same split, teacher, initial student and budget for every method of a seed.
+
+    A row is a method, with options after colons; @train+val trains on the validation samples too.
+
+    [bold]Examples[/bold]
+
+    tgeokd compare digits --methods ce,kd:alpha=0.5,tgeo,ce@train+val --seeds 5
+
+    tgeokd compare adult --data-dir data --set data.noise=0.2 --tune 6
+    """
+    from tgeokd.runs.config import preset
+    from tgeokd.runs.plan import Setting, parse_entry
+
+    chosen = config_of(task, file=config, preset_name=preset_name, settings=settings, data_dir=data_dir)
+    rows = re.split(r",(?![^\[{]*[\]}])", methods) if methods is not None else method_names()
+    entries = [parse_entry(text) for text in rows if text.strip()]
+    usual = preset(task, preset_name or "lite").data
+    changed = [f"{key}={value}" for key, value in chosen.data.items() if usual.get(key) != value]
+    setting = Setting(", ".join(changed) or "default")
+    out = out or Path("runs") / f"compare-{task}"
+    run_comparison(chosen, entries, seeds, out, [setting], jobs, tune=tune, resume=resume)
+
+
+def run_comparison(
+    config: RunConfig,
+    entries: Sequence[Entry],
+    seeds: int,
+    out: Path,
+    settings: Sequence[Setting],
+    jobs: int | None,
+    *,
+    tune: int = 0,
+    resume: bool = False,
+) -> None:
+    """Run a comparison with a progress bar, print its tables and write its report."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from tgeokd.report.html import build_report
+    from tgeokd.runs.compare import compare
+
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    progress = Progress(*columns, console=console())
+    bar = progress.add_task("")
+
+    def show(text: str, done: int, total: int) -> None:
+        progress.start()  # not before the comparison has accepted its input: an error is one line
+        progress.update(bar, description=text, completed=done, total=total)
+
+    with interruptible("continue with the same command and --resume"):
+        try:
+            results = compare(
+                config,
+                entries,
+                range(seeds),
+                out,
+                settings=settings,
+                tune=tune,
+                jobs=jobs,
+                resume=resume,
+                on_event=show,
+            )
+        finally:
+            if progress.live.is_started:
+                progress.stop()
+        report = build_report(out)
+    for setting in settings:
+        _print_setting(results, setting.name, seeds, _reference(results, entries))
+    console().print(f"report: {report}", soft_wrap=True)
+
+
+def _reference(results: dict[str, Any], entries: Sequence[Entry]) -> str | None:
+    """The row that the printed differences are of: the default method without options, or the first that has any."""
+    plain = [entry.label for entry in entries if entry.method == DEFAULT_METHOD and not entry.options]
+    references = [pair["reference"] for pair in results["paired"]]
+    return next((label for label in (*plain, *references) if label in references), None)
+
+
+def _print_setting(results: dict[str, Any], setting: str, seeds: int, reference: str | None) -> None:
+    from tgeokd.report.tables import comparison_table, formatted, paired_differences, title
+
+    console().print(_table(f"{results['task']}, {setting}", *comparison_table(results, setting, brief=True)))
+    primary = results["primary_metric"]
+    teachers = [t["metrics"] for t in results["teachers"] if t["setting"] == setting]
+    known = [metrics[primary] for metrics in teachers if primary in metrics]
+    teacher = f"; teacher {title(primary)} {formatted(primary, sum(known) / len(known))}" if known else ""
+    spread = f"mean ± sd over {seeds} seeds" if seeds > 1 else "one seed"
+    console().print(f"test set, last epoch, {spread}{teacher}\n")
+    pairs = [pair for pair in results["paired"] if pair["reference"] == reference]
+    differences = paired_differences({**results, "paired": pairs}, setting)
+    if differences is not None and seeds > 1:
+        console().print(_table(f"paired differences, {setting}", *differences))
+        more = len(results["paired"]) > len(pairs)
+        console().print(
+            "positive: the first is better; 95 % t intervals over the seeds, p corrected by Holm"
+            + ("; all pairs are in the report\n" if more else "\n")
+        )
+
+
+def _table(title: str, header: list[str], rows: list[list[str]]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True
+    )
+    for i, name in enumerate(header):
+        # on a narrow terminal a long name is folded; a number never is
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0, overflow="fold")
+    for row in rows:
+        table.add_row(*row, style="bold" if row[0].startswith(DEFAULT_METHOD) else None)
+    return table

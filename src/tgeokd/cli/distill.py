@@ -1,0 +1,109 @@
+"""``tgeokd distill``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tgeokd.cli.options import (
+    ConfigFile,
+    DataDir,
+    MethodName,
+    OptionalTask,
+    Preset,
+    RunSeed,
+    Settings,
+    config_of,
+    with_data_dir,
+)
+from tgeokd.cli.output import interruptible, metrics_line, say
+from tgeokd.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from tgeokd.runs.config import RunConfig
+
+__all__ = ["distill"]
+
+
+def distill(
+    task: OptionalTask = None,
+    config: ConfigFile = None,
+    preset_name: Preset = None,
+    data_dir: DataDir = None,
+    method: MethodName = None,
+    seed: RunSeed = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run.  \\[default: runs/TASK-METHOD-SEED]", show_default=False)
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Continue the interrupted run in this folder with its own settings."),
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Distil one student.
+
+    The folder of the run holds config.yaml (everything needed to repeat it), metrics.jsonl (one line per epoch),
+    student.safetensors, last.ckpt/, results.json and report.html.
+
+    [bold]Examples[/bold]
+
+    tgeokd distill digits --set data.noise=0.3 --out runs/mine
+
+    tgeokd distill digits --method kd --set options.alpha=0.5 --seed 3
+
+    tgeokd distill --resume runs/mine
+    """
+    from tgeokd.report.html import build_report
+    from tgeokd.runs.build import load_data
+    from tgeokd.runs.config import load_config
+    from tgeokd.runs.single import check, run
+    from tgeokd.runs.teacher import make_teacher
+    from tgeokd.utils.files import RunFolder
+
+    if resume is not None:
+        if task or config or preset_name or method or out or settings or seed is not None:
+            raise InputError("--resume continues a run with its own settings: give no others")
+        out = resume
+        chosen = with_data_dir(load_config(out / "config.yaml"), data_dir)
+        check(chosen)
+        folder = RunFolder(out, resume=True, checkpoint_needed=(out / "metrics.jsonl").exists())
+    else:
+        chosen = config_of(
+            task,
+            file=config,
+            preset_name=preset_name,
+            settings=settings,
+            data_dir=data_dir,
+            method=method,
+            seed=seed,
+        )
+        out = out or Path("runs") / f"{chosen.task}-{chosen.method}-{chosen.seed}"
+        check(chosen)
+        folder = RunFolder(out)
+        _say_data(chosen)
+        folder.write_yaml("config.yaml", chosen.to_dict())
+    with folder, interruptible(f"continue with: tgeokd distill --resume {out}"):
+        teacher = out / "teacher.safetensors"
+        if resume is None or not teacher.exists():
+            say("teacher")
+            say(f"  {metrics_line(make_teacher(chosen, load_data(chosen), teacher, progress=True))}")
+        say(f"student by {chosen.method}")
+        result = run(chosen, teacher, out, resume=folder.has_checkpoint, progress=True)
+        report = build_report(out)
+    say(f"  {metrics_line(result.metrics)}, after {result.epochs} epochs in {result.seconds:.1f} s")
+    say(f"report: {report}")
+
+
+def _say_data(config: RunConfig) -> None:
+    """Print what the data are, before anything is trained on them."""
+    from tgeokd.runs.build import load_data
+
+    data = load_data(config)
+    sizes = zip(("training", "validation", "test"), (data.train, data.held_out, data.test), strict=True)
+    shown = ", ".join(f"{len(split):,} {name}" for name, split in sizes)  # type: ignore[arg-type]
+    say(f"data: {shown} samples; {data.num_classes} classes")
+    for key, value in data.notes.items():
+        say(f"  {key}: {value}")

@@ -1,0 +1,23 @@
+"""``tgeokd predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tgeokd.cli.output import say
+
+__all__ = ["predict"]
+
+
+def predict(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run on a table.")],
+    file: Annotated[Path, typer.Argument(help="Rows to predict, in the format that the task reads.")],
+    out: Annotated[Path, typer.Option(help="File to write: .parquet or .csv.")] = Path("predictions.csv"),
+) -> None:
+    """Predict new rows with a run's student and the feature encoder that was saved with it."""
+    from tgeokd.runs.predict import predict
+
+    say(f"{predict(folder, file, out):,} rows: {out}")

@@ -1,0 +1,15 @@
+"""``tgeokd report``."""
+
+from __future__ import annotations
+
+from tgeokd.cli.options import Folder
+from tgeokd.cli.output import say
+
+__all__ = ["report"]
+
+
+def report(folder: Folder) -> None:
+    """Draw the figures of a run or a comparison again and write its report.html."""
+    from tgeokd.report.html import build_report
+
+    say(f"report: {build_report(folder)}")

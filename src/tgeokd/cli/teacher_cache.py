@@ -1,0 +1,99 @@
+"""``tgeokd teacher-cache``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tgeokd.cli.options import ConfigFile, DataDir, Preset, RunSeed, Settings, Task, config_of
+from tgeokd.cli.output import interruptible, metrics_line, say
+from tgeokd.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from tgeokd.runs.config import RunConfig
+
+__all__ = ["teacher_cache"]
+
+
+def teacher_cache(
+    task: Task,
+    out: Annotated[Path, typer.Option(help="Folder of the teacher and its stored predictions.")],
+    config: ConfigFile = None,
+    preset_name: Preset = None,
+    data_dir: DataDir = None,
+    seed: RunSeed = None,
+    views: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Augmented views per sample.  \\[default: 4, 1 without augmentation]", show_default=False
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="fp16, bf16 or fp32.  \\[default: fp16]", show_default=False)
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=1, help="Logits stored per sample, for many classes.  \\[default: all]", show_default=False),
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Train a task's teacher and store its predictions for all samples, so that trainings need not compute them.
+
+    The folder holds teacher.safetensors and the predictions, memory-mapped. A training that names the folder is refused if its
+    teacher, samples or augmentation differ. distill and compare do all this themselves with teacher_cache={}.
+
+    [bold]Examples[/bold]
+
+    tgeokd teacher-cache cifar100 --data-dir data --views 8 --out teachers/cifar100
+
+    tgeokd distill cifar100 --data-dir data --set teacher.weights=teachers/cifar100/teacher.safetensors
+    --set teacher_cache.folder=teachers/cifar100
+    """
+    import dataclasses
+
+    from tgeokd.runs.build import load_data
+    from tgeokd.runs.config import load_config
+    from tgeokd.runs.single import check
+    from tgeokd.runs.teacher import is_network, make_teacher, store_answers
+    from tgeokd.teachers import TeacherCacheOptions
+    from tgeokd.utils.files import RunFolder
+
+    chosen = config_of(task, file=config, preset_name=preset_name, settings=settings, data_dir=data_dir, seed=seed)
+    given = {"views": views, "dtype": dtype, "top_k": top_k, "folder": str(out.resolve())}
+    options = dataclasses.replace(
+        chosen.teacher_cache or TeacherCacheOptions(),
+        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+    )
+    chosen = dataclasses.replace(chosen, teacher_cache=options)
+    check(chosen)
+    if not is_network(chosen):
+        raise InputError("this teacher is not a network: its predictions are stored once anyway, no cache is needed")
+    if (out / "config.yaml").exists() and _without_folders(load_config(out / "config.yaml")) != _without_folders(
+        chosen
+    ):
+        raise InputError(f"{out} holds the teacher of other settings (config.yaml); choose another folder")
+    with RunFolder(out) as folder, interruptible("continue with the same command"):
+        folder.write_yaml("config.yaml", chosen.to_dict())
+        data, teacher = load_data(chosen), out / "teacher.safetensors"
+        if not teacher.exists():
+            say("teacher")
+            say(f"  {metrics_line(make_teacher(chosen, data, teacher, progress=True))}")
+        say("stored predictions")
+        for split, cache in store_answers(chosen, data, teacher, out).items():
+            size = sum(path.stat().st_size for path in cache.folder.iterdir()) / 1e6
+            kept = "all" if cache.top_k is None else f"{cache.top_k} of"
+            say(
+                f"  {split}: {len(cache):,} samples, {cache.views} views, {kept} {cache.num_classes} classes in "
+                f"{cache.dtype}, {size:.3g} MB"
+            )
+    say(f"to use them: --set teacher.weights={teacher} --set teacher_cache.folder={out}")
+
+
+def _without_folders(config: RunConfig) -> RunConfig:
+    """The config without the folders of its data and its cache, which may have moved."""
+    import dataclasses
+
+    options = config.teacher_cache and dataclasses.replace(config.teacher_cache, folder=None)
+    return dataclasses.replace(config, data_dir=None, teacher_cache=options)

@@ -1,0 +1,11 @@
+"""The registry of methods alone: importing it imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tgeokd.utils.registry import Registry
+
+__all__ = ["METHODS"]
+
+METHODS: Registry[Any] = Registry("method", "tgeokd.methods", group="tgeokd.methods", renamed={"ls": "lskd"})

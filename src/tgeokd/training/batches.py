@@ -1,0 +1,101 @@
+"""From a loader to batches on the student's device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.utilities.apply_func import move_data_to_device
+from torch import Tensor
+
+from tgeokd.core.validation import validate_labels
+from tgeokd.data.batch import Batch
+
+__all__ = ["BatchReader", "FabricReader"]
+
+
+class BatchReader:
+    """Reads batches: interprets what a loader yields, checks the labels, and moves everything to a device.
+
+    Args:
+        device: of the student.
+
+    Attributes:
+        num_classes: C; labels are checked against it. None where it is not known yet.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.num_classes: int | None = None
+
+    def read(self, item: Any, where: str) -> Batch:
+        """The batch that a loader yielded, ready for the student.
+
+        Args:
+            item: see :meth:`tgeokd.data.batch.Batch.parse`.
+            where: the loader's name in messages.
+
+        Raises:
+            InputError: for a batch of another form, and labels that are not class indices from 0 to C - 1.
+        """
+        batch = Batch.parse(item, where)
+        target = batch.target
+        # Reading labels that are on an accelerator already would stall every step.
+        on_accelerator = isinstance(target, Tensor) and target.device.type != "cpu"
+        if self.num_classes is not None and not on_accelerator:
+            validate_labels(target, self.num_classes, where)
+        return self.move(batch)
+
+    def read_all(self, loader: Iterable[Any], where: str) -> Iterator[Batch]:
+        """All batches of a loader."""
+        for item in loader:
+            yield self.read(item, where)
+
+    def move(self, batch: Batch) -> Batch:
+        """The batch on the device. Ids stay where they are: stored logits are found by them on the CPU."""
+        if self._is_ready(batch.inputs) and self._is_ready(batch.target):
+            return batch
+        inputs, target = self._to_device((batch.inputs, batch.target))
+        return Batch(inputs, target, batch.ids)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Entered around forward passes; by default what the caller has entered already."""
+        return nullcontext()
+
+    def _to_device(self, values: Any) -> Any:
+        return move_data_to_device(values, self.device)
+
+    def _is_ready(self, value: Any) -> bool:
+        """Whether there is nothing to move: the general way to find out costs as much as a small student's forward pass."""
+        if isinstance(value, Tensor):
+            return value.device == self.device
+        return isinstance(value, tuple | list) and all(map(self._is_ready, value))
+
+
+class FabricReader(BatchReader):
+    """The same with Lightning Fabric's device and precision."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        super().__init__(fabric.device)
+        self.fabric = fabric
+        self.precision: str = fabric.strategy.precision.precision
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Of Fabric's precision."""
+        return nullcontext() if self.precision == "32-true" else self.fabric.autocast()
+
+    def _to_device(self, values: Any) -> Any:
+        inputs, target = self.fabric.to_device(values)
+        # Under autocast the inputs stay in full precision: autocast casts them where that is safe.
+        if not self.precision.endswith("mixed"):
+            inputs = self.fabric.strategy.precision.convert_input(inputs)
+        return inputs, target
+
+    def _is_ready(self, value: Any) -> bool:
+        if isinstance(value, Tensor):
+            fits = self.precision == "32-true" and value.dtype in (torch.float32, torch.int64)
+            return fits and value.device == self.device
+        return super()._is_ready(value)

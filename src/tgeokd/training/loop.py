@@ -1,0 +1,301 @@
+"""The training loop: epochs of batches, validation, callbacks and checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from tgeokd.bilevel.functional import trainable
+from tgeokd.data.loaders import order_of, set_view, views_of
+from tgeokd.training.callbacks import Callback
+from tgeokd.training.checkpoint import Checkpointer
+from tgeokd.training.state import RandomStates, TrainState, differences
+from tgeokd.training.step import DistillationStep
+from tgeokd.training.survey import Survey
+from tgeokd.utils.errors import InputError, first_line
+from tgeokd.utils.files import append_line
+
+if TYPE_CHECKING:
+    from tgeokd.training.distiller import Distiller
+
+__all__ = ["History", "Loader", "TrainingLoop", "length_of"]
+
+Loader = Iterable[Any]
+
+
+class History(list[dict[str, Any]]):
+    """One record per epoch; ``history["val_loss"]`` is the list of a key over the epochs."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return [record.get(key) for record in self] if isinstance(key, str) else super().__getitem__(key)
+
+
+@dataclass
+class TrainingLoop:
+    """One call of :meth:`Distiller.fit`.
+
+    Attributes:
+        distiller: what callbacks are given.
+        step: the distillation step, prepared.
+        train_loader: batches that the student trains on.
+        validation: batches for the metrics of each epoch, or None.
+        epochs: passes over the training data.
+        scheduler: of the learning rate, or None.
+        scheduler_every: ``"epoch"`` or ``"step"``.
+        accumulate: batches that make one optimizer step.
+        callbacks: in the order of their calls.
+        survey: what was found in the data.
+        fingerprints: of configuration, data and teacher, for checkpoints.
+        checkpointer: None writes no checkpoints.
+        checkpoint_every: epochs between two checkpoints; the first and the last epoch always write one.
+        history: records of the finished epochs.
+        epoch: finished epochs.
+        batch: batches read in the running epoch.
+        should_stop: stop after the running epoch.
+    """
+
+    distiller: Distiller
+    step: DistillationStep
+    train_loader: Loader
+    validation: Loader | None
+    epochs: int
+    scheduler: LRScheduler | ReduceLROnPlateau | None
+    scheduler_every: str
+    accumulate: int
+    callbacks: Sequence[Callback]
+    survey: Survey
+    fingerprints: dict[str, dict[str, Any]]
+    checkpointer: Checkpointer | None
+    checkpoint_every: int
+    history: History = field(default_factory=History)
+    epoch: int = 0
+    batch: int = 0
+    should_stop: bool = False
+
+    def run(self) -> None:
+        """Train until the last epoch or until a callback stops it."""
+        self._mark_epoch()
+        try:
+            self._call(lambda callback: callback.on_fit_start(self.distiller))
+            while self.epoch < self.epochs and not self.should_stop:
+                record = self._run_epoch()
+                self.history.append(record)
+                self._call(partial(self._end_epoch, record))
+                self.epoch, self.batch = self.epoch + 1, 0
+                self._mark_epoch()
+                if self.checkpointer is not None:
+                    # The checkpoint comes first, also after the first epoch: a folder with metrics can always be resumed.
+                    last = self.epoch == self.epochs or self.should_stop
+                    if last or self.epoch == 1 or self.epoch % self.checkpoint_every == 0:
+                        self.save()
+                    append_line(self.checkpointer.run / "metrics.jsonl", record)
+            self._call(lambda callback: callback.on_fit_end(self.distiller))
+        finally:
+            self._call(lambda callback: callback.on_exit(self.distiller))
+
+    def _call(self, hook: Callable[[Callback], None]) -> None:
+        for callback in self.callbacks:
+            hook(callback)
+
+    def _end_epoch(self, record: dict[str, Any], callback: Callback) -> None:
+        callback.on_epoch_end(self.distiller, record)
+
+    def _mark_epoch(self) -> None:
+        """Keep the random states at the start of an epoch: from them the order of its batches can be repeated."""
+        self._random_at_epoch = RandomStates.capture(self.step.reader.device)
+        self._order_at_epoch = self._order()
+
+    def _run_epoch(self) -> dict[str, Any]:
+        started = time.perf_counter()
+        step, optimizer = self.step, self.distiller.optimizer
+        if self.batch == 0:
+            self._start_epoch()
+            batches = iter(self.train_loader)
+        else:
+            batches = self._resumed_batches()
+        for microbatches in _grouped(batches, self.accumulate):
+            forget_gradients(optimizer)
+            samples = 0
+            for item in microbatches:
+                batch = step.reader.read(item, "training loader")
+                loss = step.loss(batch)
+                if self.accumulate == 1:
+                    loss.backward()
+                else:  # the mean over all samples of the step, whose number is not known before the last microbatch
+                    (loss * len(batch)).backward()
+                    samples += len(batch)
+                self.batch += 1
+            self._update(samples)
+            if self.scheduler is not None and self.scheduler_every == "step":
+                step_scheduler(self.scheduler, None)
+            self._call(lambda callback: callback.on_step_end(self.distiller))
+        if not step.statistics.count:
+            raise InputError("the training loader is empty")
+        return self._finish_epoch(started)
+
+    def _update(self, samples: int) -> None:
+        """Scale accumulated gradients, clip, and take the optimizer's step, whose hooks do the rest."""
+        if samples or self.step.clip_norm is not None:
+            params = [param for param in trainable(self.step.student).values() if param.grad is not None]
+            if samples:
+                torch._foreach_mul_([param.grad for param in params if param.grad is not None], 1 / samples)
+            if self.step.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(params, self.step.clip_norm)
+        self.distiller.optimizer.step()
+
+    def _start_epoch(self) -> None:
+        views = views_of(self.train_loader)
+        if views is not None:
+            set_view(self.train_loader, self.epoch % views)
+        self.step.start_epoch(self.epoch, self.epochs)
+
+    def _finish_epoch(self, started: float) -> dict[str, Any]:
+        statistics = self.step.statistics.summary()
+        metrics = self.distiller.evaluate(self.validation) if self.validation is not None else {}
+        optimizer = self.distiller.optimizer
+        rate = optimizer.param_groups[0]["lr"]
+        if self.scheduler is not None and self.scheduler_every == "epoch":
+            step_scheduler(self.scheduler, metrics.get("nll"))
+        self.step.method.after_epoch(self.epoch, self.epochs, self.step.student, optimizer, metrics)
+        record: dict[str, Any] = {"epoch": self.epoch, "train_loss": statistics.pop("train_loss"), "lr": float(rate)}
+        if metrics:
+            primary = self.distiller.metrics.primary
+            record |= {"val_loss": metrics["nll"], "val_accuracy": metrics["accuracy"]}
+            record[f"val_{primary}"] = metrics[primary]
+        return record | statistics | {"seconds": round(time.perf_counter() - started, 4)}
+
+    # ---- checkpoints
+
+    def save(self) -> None:
+        """Write a checkpoint now, between two optimizer steps."""
+        assert self.checkpointer is not None
+        self.checkpointer.save(self.state())
+
+    def state(self) -> TrainState:
+        """Everything that a resumed run needs."""
+        return TrainState(
+            epoch=self.epoch,
+            batch=self.batch,
+            student=self.step.student.state_dict(),
+            optimizer=self.distiller.optimizer.state_dict(),
+            scheduler=None if self.scheduler is None else self.scheduler.state_dict(),
+            step=self.step.state_dict(),
+            survey={"num_classes": self.survey.num_classes, "class_means": self.survey.class_means},
+            callbacks=[[type(c).__name__, c.state_dict()] for c in self.callbacks if c.state_dict()],
+            history=list(self.history),
+            should_stop=self.should_stop,
+            random=RandomStates.capture(self.step.reader.device),
+            random_at_epoch=self._random_at_epoch,
+            order=self._order(),
+            order_at_epoch=self._order_at_epoch,
+            fingerprints=self.fingerprints,
+        )
+
+    def load(self, state: TrainState) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            InputError: where it is of another configuration, data, teacher, student, optimizer or callbacks.
+        """
+        different = differences(state.fingerprints, self.fingerprints)
+        if different:
+            raise InputError(f"the run to resume was started with other settings: {'; '.join(different)}")
+        self.epoch, self.batch, self.should_stop = state.epoch, state.batch, state.should_stop
+        try:
+            self.step.student.load_state_dict(state.student)
+            self.distiller.optimizer.load_state_dict(state.optimizer)
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(state.scheduler or {})
+            self.step.epoch, self.step.epochs = self.epoch, self.epochs
+            self.step.load_state_dict(self.distiller.fabric.to_device(state.step))
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"the checkpoint does not fit this student, optimizer, scheduler and method: {first_line(error)}"
+            ) from error
+        self._load_callbacks(state.callbacks)
+        self.history.extend(state.history)
+        self._random_at_epoch, self._order_at_epoch = state.random_at_epoch, state.order_at_epoch
+        self._state = state
+        self._restore_random(state.random, state.order)
+
+    def _load_callbacks(self, states: list[list[Any]]) -> None:
+        waiting = list(self.callbacks)
+        for name, state in states:
+            callback = next((c for c in waiting if type(c).__name__ == name), None)
+            if callback is None:
+                raise InputError(f"the run to resume had a callback {name}, and this one has none")
+            waiting.remove(callback)
+            callback.load_state_dict(state)
+
+    def _resumed_batches(self) -> Iterator[Any]:
+        """The rest of an epoch that was interrupted: its order is repeated, and the batches that were used are skipped."""
+        state = self._state
+        self._restore_random(state.random_at_epoch, state.order_at_epoch)
+        self._start_epoch()
+        batches = iter(self.train_loader)
+        skipped = sum(1 for _ in islice(batches, self.batch))
+        if skipped < self.batch:
+            raise InputError(f"the training loader yields {skipped} batches, and {self.batch} of the epoch were used")
+        self.step.load_state_dict(self.distiller.fabric.to_device(state.step))
+        self._restore_random(state.random, state.order)
+        return batches
+
+    def _restore_random(self, states: RandomStates, order: Tensor | None) -> None:
+        generator = order_of(self.train_loader)
+        if generator is not None and order is not None:
+            generator.set_state(order)
+        states.restore(self.step.reader.device)
+
+    def _order(self) -> Tensor | None:
+        generator = order_of(self.train_loader)
+        return None if generator is None else generator.get_state()
+
+
+def _grouped(batches: Iterator[Any], size: int) -> Iterator[Iterator[Any]]:
+    """Iterators over ``size`` batches each; the last may have fewer. No batch is held back."""
+    for first in batches:
+        yield _chain(first, batches, size - 1)
+
+
+def _chain(first: Any, rest: Iterator[Any], count: int) -> Iterator[Any]:
+    yield first
+    yield from islice(rest, count)
+
+
+def length_of(loader: Loader) -> int | None:
+    """How many batches a loader yields; None where it does not know."""
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader over an iterable data set
+        return None
+
+
+def forget_gradients(optimizer: Optimizer) -> None:
+    """The optimizer's ``zero_grad``, without the profiler's bookkeeping around torch's own."""
+    if type(optimizer).zero_grad is not Optimizer.zero_grad:
+        optimizer.zero_grad()
+        return
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = None
+
+
+def step_scheduler(scheduler: LRScheduler | ReduceLROnPlateau, validation_loss: float | None) -> None:
+    """Step a scheduler; ``ReduceLROnPlateau`` with the validation loss."""
+    if isinstance(scheduler, ReduceLROnPlateau):
+        if validation_loss is None:
+            raise InputError("ReduceLROnPlateau monitors the validation loss: give a val_loader")
+        scheduler.step(validation_loss)
+    else:
+        scheduler.step()

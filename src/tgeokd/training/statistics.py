@@ -1,0 +1,69 @@
+"""What is measured in an epoch while the student trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tgeokd.core.ratio_statistics import RatioStatistics
+from tgeokd.methods.base import SampleLoss
+from tgeokd.training.finite_guard import FiniteGuard
+from tgeokd.training.parallel import ParallelContext
+
+__all__ = ["EpochStatistics"]
+
+
+class EpochStatistics:
+    """Mean training loss and fusion ratios of the running epoch, gathered on the device without waiting for it.
+
+    Args:
+        device: of the batches.
+        parallel: the processes whose samples are counted.
+    """
+
+    def __init__(self, device: torch.device, parallel: ParallelContext) -> None:
+        self._device, self._parallel = device, parallel
+        self._guard = FiniteGuard(device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin an epoch."""
+        self.ratios = RatioStatistics(self._device)
+        self.count = 0
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
+
+    def update(
+        self, result: SampleLoss, student_logits: Tensor, teacher_logits: Tensor | None, target: Tensor, step: int
+    ) -> None:
+        """Add a microbatch of a step, given by its index.
+
+        Raises:
+            DivergenceError: where the student or the loss is not finite; on an accelerator some steps later.
+            InputError: where the teacher is not.
+        """
+        total = result.loss.detach().sum()
+        self._guard.check(total, student_logits, teacher_logits, step)
+        self._loss_sum += total
+        self.count += len(target)
+        if result.alpha is not None and teacher_logits is not None:
+            self.ratios.add(result.alpha, student_logits, teacher_logits, target)
+
+    def summary(self) -> dict[str, Any]:
+        """``train_loss`` (mean over the samples), ``alpha_mean`` and ``alpha`` by group (None for methods without ratios)."""
+        self._guard.read()
+        counted = torch.tensor([float(self._loss_sum), self.count], dtype=torch.float64)
+        loss_sum, count = self._parallel.all_reduce(counted).tolist()
+        self.ratios.reduce(self._parallel.all_reduce)
+        return {"train_loss": loss_sum / count, "alpha_mean": self.ratios.mean(), "alpha": self.ratios.summary()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was gathered so far."""
+        return {"loss_sum": self._loss_sum, "count": self.count, "ratios": self.ratios.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._loss_sum.copy_(state["loss_sum"])
+        self.count = state["count"]
+        self.ratios.load_state_dict(state["ratios"])

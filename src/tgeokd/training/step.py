@@ -1,0 +1,423 @@
+"""A distillation step for any training loop."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tgeokd.bilevel.optimizer_rules import unwrapped
+from tgeokd.bilevel.record import MicroBatch, StepRecord
+from tgeokd.bilevel.recorder import StepRecorder
+from tgeokd.bilevel.step_vjp import student_slots
+from tgeokd.core.compiling import forward_of, uncompiled
+from tgeokd.core.model_call import class_logits, eval_mode, module_device, random_state, replayed
+from tgeokd.core.validation import check_positive, check_same_classes
+from tgeokd.data.loaders import OuterStream, order_of
+from tgeokd.methods import ForwardContext, LossInputs, Method, build_method
+from tgeokd.teachers.base import Teacher
+from tgeokd.teachers.network import as_teacher
+from tgeokd.training.batches import BatchReader
+from tgeokd.training.parallel import ParallelContext, current_context
+from tgeokd.training.statistics import EpochStatistics
+from tgeokd.training.survey import Survey, survey
+from tgeokd.utils.errors import InputError
+
+__all__ = ["DistillationStep"]
+
+
+class DistillationStep:
+    """Turns a training loop into a distillation loop: the loss of a batch, and learning from the step that follows.
+
+    The loop keeps its backward pass, clipping, accumulation, ``GradScaler`` and ``optimizer.step()``. Hooks on the optimizer
+    call :meth:`before_update` and :meth:`after_update`; a closure given to ``optimizer.step`` is supported.
+
+    The hypergradient takes the loss of the step to be the sum of the returned losses times factors that sum to 1: one loss, or
+    K losses each divided by K. A common factor (the scale of a ``GradScaler``) cancels.
+
+    Args:
+        student: the module being trained, also one returned by ``torch.compile``. Parameters are on their device already.
+        optimizer: ``torch.optim.SGD``, ``Adam`` or ``AdamW`` over its parameters (also inside a Lightning Fabric or Accelerate
+            wrapper). A method that does not learn from hypergradients works with any optimizer.
+        method: a :class:`~tgeokd.methods.Method`, or its name for the default options.
+        temperature: ``tau`` of the teacher term.
+        validation: loader of validation batches, for a method with ``outer="holdout"`` or ``"union"``. Whether the student
+            trains on these samples too is decided by the training loader of the loop.
+        clip_norm: the loop clips the gradient of all trainable parameters to this norm before the step.
+        assume_sgd: treat an optimizer other than SGD, Adam and AdamW as plain SGD (an approximation).
+        seed: of the order of validation batches.
+        reader: how batches are read; by default tensors are moved to the student's device.
+
+    Attributes:
+        index: optimizer steps taken.
+        statistics: mean loss and fusion ratios since :meth:`start_epoch`.
+
+    Raises:
+        InputError: for impossible settings, an optimizer without a known derivative, or a student with nothing to train.
+
+    Example:
+        >>> step = DistillationStep(student, optimizer, TGeoKD(), validation=val_loader)     # doctest: +SKIP
+        >>> step.prepare(train_loader, teacher)                                             # doctest: +SKIP
+        >>> for batch in train_loader:                                                      # doctest: +SKIP
+        ...     loss = step.loss(batch, teacher)
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        optimizer: Optimizer,
+        method: Method | str,
+        *,
+        temperature: float = 4.0,
+        validation: Iterable[Any] | None = None,
+        clip_norm: float | None = None,
+        assume_sgd: bool = False,
+        seed: int = 0,
+        reader: BatchReader | None = None,
+    ) -> None:
+        check_positive("temperature", temperature)
+        check_positive("clip_norm", clip_norm)
+        self.method: Method = build_method(method) if isinstance(method, str) else method
+        self.student = uncompiled(student)
+        self._run = forward_of(student)
+        self.optimizer = unwrapped(optimizer)
+        self.temperature, self.clip_norm, self.assume_sgd = temperature, clip_norm, assume_sgd
+        self.validation, self.seed = validation, seed
+        # A method that does not learn from hypergradients works with any optimizer.
+        student_slots(self.student, self.optimizer, assume_sgd=assume_sgd or not self._learns)
+        self.parallel: ParallelContext = current_context()
+        self.reader = reader or BatchReader(module_device(self.student))
+        self.teacher: Teacher | None = None
+        self.index = 0
+        self.epoch, self.epochs = 0, 1
+        self.statistics = EpochStatistics(self.reader.device, self.parallel)
+        self._epoch_started = False
+        self._outer: OuterStream | None = None
+        self._outer_teacher: Teacher | None = None
+        self._recorder: StepRecorder | None = None
+        self._record: StepRecord | None = None
+        self._alphas: list[Tensor] = []
+        self._begun = 0  # microbatches since the last update
+        self._ran_backward = False
+        self._add_hooks()
+
+    # ---- before training
+
+    def prepare(
+        self,
+        train_loader: Iterable[Any],
+        teacher: Any = None,
+        *,
+        survey_result: Survey | None = None,
+        before_survey: Callable[[], Teacher | None] | None = None,
+    ) -> Survey:
+        """Look at the data once, without changing the student, the random state or the order of the loader.
+
+        Args:
+            train_loader: batches that the student trains on.
+            teacher: a module or callable from inputs to logits, or a :class:`~tgeokd.teachers.base.Teacher`.
+            survey_result: of an earlier call on the same data; the data are not read again.
+            before_survey: called after the first batch was checked; may return another teacher to query.
+
+        Returns:
+            What was found: the number of classes and the teacher's class means.
+
+        Raises:
+            InputError: for a missing or empty loader, labels out of range, a teacher with other classes than the student, and
+                a validation set that lacks a class of the training set.
+        """
+        method = self.method
+        self._set_teacher(teacher)
+        uses_validation = method.outer in ("holdout", "union")
+        if uses_validation and self.validation is None:
+            raise InputError(f"method {method.name!r} with outer={method.outer!r} needs validation batches")
+        generator = order_of(train_loader)
+        order = generator.get_state() if generator is not None else None
+        with replayed(random_state(self.reader.device)), torch.no_grad(), eval_mode(self.student):
+            if survey_result is None:
+                self.reader.num_classes = None
+                self._check_first_batches(train_loader)
+                if before_survey is not None:
+                    self._set_teacher(before_survey())
+                assert self.reader.num_classes is not None
+                survey_result = survey(
+                    *(method, self.reader.num_classes, train_loader, self.validation),
+                    *(self.teacher, self.reader, self.parallel),
+                )
+            elif before_survey is not None:
+                self._set_teacher(before_survey())
+            self.reader.num_classes = survey_result.num_classes
+            method.prepare(survey_result.num_classes, survey_result.class_means, self.reader.device)
+        if generator is not None and order is not None:
+            generator.set_state(order)
+        self._new_recorder()
+        if method.outer is not None:
+            source = train_loader if method.outer == "train" else self.validation
+            assert source is not None
+            self._outer = OuterStream(source, method.outer_batch_size, self.seed, limit=method.outer_batch_limit)
+            self._outer.start_epoch(self.epoch)
+            self._outer_teacher = None if self.teacher is None else self.teacher.of(source)
+        return survey_result
+
+    def _set_teacher(self, teacher: Any) -> None:
+        if teacher is None:
+            if self.method.needs_teacher and self.teacher is None:
+                raise InputError(f"method {self.method.name!r} needs a teacher, and None was given")
+            return
+        self.teacher = as_teacher(teacher, context=self.reader.autocast)
+
+    def _check_first_batches(self, train_loader: Iterable[Any]) -> None:
+        first = next(self.reader.read_all(train_loader, "training loader"), None)
+        if first is None:
+            raise InputError("the training loader is empty")
+        with self.reader.autocast():
+            student_logits = class_logits(self.student, first.inputs)
+        self.reader.num_classes = student_logits.shape[-1]
+        self.reader.read(first, "training loader")  # checks the labels
+        if self.teacher is not None:
+            check_same_classes(student_logits, self.teacher.logits(first))
+        if self.validation is not None and not any(self.reader.read_all(self.validation, "validation loader")):
+            raise InputError("the validation loader is empty")
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Begin an epoch: for methods whose loss depends on it, and for the statistics.
+
+        Args:
+            epoch: its index, from 0.
+            epochs: how many there will be.
+        """
+        self.epoch, self.epochs, self._epoch_started = epoch, epochs, True
+        self.statistics.reset()
+        if self.teacher is not None:
+            self.teacher.start_epoch(epoch)
+        if self._outer is not None:
+            self._outer.start_epoch(epoch)
+
+    # ---- one step
+
+    def loss(self, batch: Any, teacher: Any = None) -> Tensor:
+        """Mean loss of a batch, shape (), to be backpropagated by the caller.
+
+        Args:
+            batch: what a loader yields; see :meth:`tgeokd.data.batch.Batch.parse`.
+            teacher: by default the one given to :meth:`prepare`.
+        """
+        batch = self.reader.read(batch, "training loader")
+        if teacher is not None and teacher is not self.teacher and teacher is not getattr(self.teacher, "model", None):
+            self._set_teacher(teacher)
+        teacher_logits = None
+        if self.teacher is not None and self.method.needs_teacher:
+            teacher_logits = self.teacher.logits(batch)
+        with self.forward_pass(batch.inputs, batch.target, teacher_logits):
+            student_logits = class_logits(self._run, batch.inputs)
+        return self.loss_from_logits(student_logits, batch.target, teacher_logits)
+
+    @contextmanager
+    def forward_pass(
+        self, inputs: Any, target: Tensor | None = None, teacher_logits: Tensor | None = None
+    ) -> Iterator[None]:
+        """Run the student's forward pass in this block, for callers that run the student themselves.
+
+        Args:
+            inputs: of the pass; a mapping holds keyword arguments, a tuple or list positional ones.
+            target: class indices, shape (N,); needed before the pass by ``rw`` alone.
+            teacher_logits: shape (N, C); likewise.
+        """
+        self._forget_skipped_step()
+        with self.reader.autocast():
+            if self.method.looks_before_forward:
+                self._before_forward(inputs, target, teacher_logits)
+            if self._due:
+                assert self._recorder is not None
+                with self._recorder.forward_pass(inputs):
+                    yield
+            else:
+                yield
+        self._begun += 1
+
+    def loss_from_logits(self, student_logits: Tensor, target: Tensor, teacher_logits: Tensor | None) -> Tensor:
+        """Mean loss of a batch whose forward pass ran in :meth:`forward_pass`, shape ().
+
+        Args:
+            student_logits: shape (N, C), attached to the student's graph.
+            target: class indices, shape (N,).
+            teacher_logits: shape (N, C); None for a method without a teacher.
+        """
+        if self.method.needs_epochs and not self._epoch_started:
+            raise InputError(f"the loss of {self.method.name!r} depends on the epoch: call start_epoch(epoch, epochs)")
+        due = self._due
+        if due and (self._recorder is None or len(self._recorder.microbatches) != len(self._alphas) + 1):
+            raise InputError("the student's forward pass must run inside `with step.forward_pass(inputs):`")
+        with torch.autocast(student_logits.device.type, enabled=False):
+            result = self.method.loss(self.loss_inputs(student_logits, teacher_logits, target, learn=due))
+            loss = result.loss.mean()
+        self.statistics.update(result, student_logits, teacher_logits, target, self.index)
+        if due:
+            assert self._recorder is not None
+            assert result.alpha is not None
+            assert teacher_logits is not None
+            self._alphas.append(result.alpha)
+            self._recorder.complete(student_logits, target, teacher_logits, loss)
+        if due or self.method.looks_before_forward:
+            loss.register_hook(self._note_backward)
+        return loss
+
+    def loss_inputs(
+        self, student_logits: Tensor, teacher_logits: Tensor | None, target: Tensor, *, learn: bool = False
+    ) -> LossInputs:
+        """What the method is given for a batch in the running epoch."""
+        epoch = min(self.epoch, self.epochs - 1)  # a finished run stays in its last epoch
+        return LossInputs(student_logits, teacher_logits, target, self.temperature, epoch, self.epochs, learn)
+
+    def before_update(self) -> None:
+        """Record the step that the optimizer is about to take: after backward, unscaling and clipping.
+
+        Called by a hook of the optimizer; to be called by hand only where that hook does not run.
+        """
+        if self._record is None and self._recorder is not None and self._recorder.microbatches:
+            self._record = self._recorder.finish()
+            alphas, self._alphas = self._alphas, []
+            self._record.alpha = torch.cat(alphas) if len(alphas) > 1 else alphas[0]
+
+    def after_update(self) -> None:
+        """Learn from the step that the optimizer has taken. Called by a hook of the optimizer, as :meth:`before_update`."""
+        record, self._record = self._record, None
+        if record is not None:
+            assert self._recorder is not None
+            assert record.alpha is not None
+            torch.clear_autocast_cache()  # it holds weights from before the step
+            inputs, target = self._next_outer()[:2]
+            gradient = self._recorder.estimator.estimate(record, (inputs, target))
+            self.method.learn(record.alpha, gradient)
+        self.index += bool(self._begun)
+        self._begun, self._ran_backward = 0, False
+
+    def forget(self) -> None:
+        """Drop what a step that was not taken has left behind."""
+        self._record, self._alphas, self._begun, self._ran_backward = None, [], 0, False
+        if self._recorder is not None:
+            self._recorder.forget()
+
+    @property
+    def _learns(self) -> bool:
+        return type(self.method).needs_hypergradient is not Method.needs_hypergradient
+
+    @property
+    def _due(self) -> bool:
+        """Whether the running step must be recorded."""
+        return self._learns and torch.is_grad_enabled() and self.method.needs_hypergradient(self.index)
+
+    def _new_recorder(self) -> None:
+        if not self._learns:
+            return
+        if self.method.estimator is None:
+            raise InputError(f"method {self.method.name!r} learns from hypergradients and has no estimator")
+        self._recorder = StepRecorder(
+            *(self.student, self.optimizer, self.method.estimator),
+            temperature=self.temperature,
+            clip_norm=self.clip_norm,
+            assume_sgd=self.assume_sgd,
+        )
+
+    def _before_forward(self, inputs: Any, target: Tensor | None, teacher_logits: Tensor | None) -> None:
+        if target is None or teacher_logits is None:
+            raise InputError(f"method {self.method.name!r} needs labels and teacher logits before the forward pass")
+        math_attention = self.method.estimator is not None and self.method.estimator.math_attention
+        microbatch = MicroBatch.begin(self.student, inputs, math_attention=math_attention)
+        microbatch.target, microbatch.teacher_logits = target, teacher_logits
+        self.method.before_forward(
+            ForwardContext(
+                *(self.student, self.optimizer, self.temperature, microbatch, self._next_outer),
+                first=not self._begun,
+            )
+        )
+
+    def _next_outer(self) -> tuple[Any, Tensor, Tensor]:
+        """Inputs and labels of the next outer batch, and the teacher's logits where the method needs them."""
+        if self._outer is None:
+            raise InputError(f"method {self.method.name!r} needs prepare(train_loader, teacher) before the first step")
+        batch = self.reader.read(next(self._outer), "validation loader")
+        logits = torch.empty(0)
+        if self.method.needs_outer_teacher:
+            assert self._outer_teacher is not None
+            logits = self._outer_teacher.logits(batch)
+        return batch.inputs, batch.target, logits
+
+    def _note_backward(self, _: Tensor) -> None:
+        self._ran_backward = True
+
+    def _forget_skipped_step(self) -> None:
+        """A ``GradScaler`` may skip a step; the gradients are then zeroed without an update."""
+        if self._ran_backward and all(p.grad is None for p in self.student.parameters()):
+            self.forget()
+
+    # ---- hooks, state
+
+    def _add_hooks(self) -> None:
+        step = weakref.ref(self)
+
+        def before(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+            this = step()
+            if this is None:
+                return None
+            closure = args[1] if len(args) > 1 else kwargs.get("closure")
+            if closure is None:
+                this.before_update()
+                return None
+
+            def then_record() -> Any:
+                loss = closure()
+                this.before_update()
+                return loss
+
+            if len(args) > 1:
+                return (args[0], then_record, *args[2:]), kwargs
+            return args, {**kwargs, "closure": then_record}
+
+        def after(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            this = step()
+            if this is not None:
+                this.after_update()
+
+        self._handles = [
+            self.optimizer.register_step_pre_hook(before),
+            self.optimizer.register_step_post_hook(after),
+        ]
+
+    def close(self) -> None:
+        """Remove the hooks from the optimizer."""
+        for handle in self._handles:
+            handle.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs beside student and optimizer."""
+        return {
+            "index": self.index,
+            "method": {"name": self.method.name, "state": self.method.state_dict()},
+            "outer": None if self._outer is None else self._outer.state_dict(),
+            "statistics": self.statistics.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned, after :meth:`prepare` and :meth:`start_epoch`.
+
+        Raises:
+            InputError: where it is of another method.
+        """
+        if state["method"]["name"] != self.method.name:
+            raise InputError(
+                f"the checkpoint was written by method {state['method']['name']!r}, not {self.method.name!r}"
+            )
+        self.index = state["index"]
+        self.method.load_state_dict(state["method"]["state"])
+        if self._outer is not None:
+            self._outer.load_state_dict(state["outer"])
+        self.statistics.load_state_dict(state["statistics"])
