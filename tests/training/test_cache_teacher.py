@@ -140,7 +140,7 @@ def test_training_with_and_without_a_cache_ends_with_the_same_weights(method, au
     computed = fit(distiller_of(method, False), dataset.with_views(3) if augmented else dataset, epochs=3)
     # the teacher computes in other batches, whose sums may differ in the last bit
     assert_same_weights(cached, computed, 1e-6)
-    queried = N * (3 if augmented else 1) + (VALIDATION if METHODS[method].outer_needs_teacher else 0)
+    queried = N * (3 if augmented else 1) + (VALIDATION if METHODS[method].needs_outer_teacher else 0)
     assert queried < teacher.queried <= queried + 8 + 2 * N  # and the first batches, for checks
 
 

@@ -61,7 +61,7 @@ class CachedTeacher(Teacher):
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._splits: dict[int, _StoredSplit] = {}  # by the id of the data set, which the split keeps alive
         self._adopted: int | None = None
-        self._epoch = 0
+        self.epoch = 0
 
     # ---- the Teacher contract
 
@@ -79,9 +79,7 @@ class CachedTeacher(Teacher):
 
     def start_epoch(self, epoch: int) -> None:
         """Read from now on the view of an epoch: the epoch's number modulo the number of views."""
-        self._epoch = epoch
-        for split in self._splits.values():
-            split.start_epoch(epoch)
+        self.epoch = epoch
 
     # ---- views
 
@@ -150,7 +148,7 @@ class CachedTeacher(Teacher):
             cache = write_cache(folder, predictions, distinct, key, num_classes, views, self.options)
             cache.check(key, self.options, num_classes, views)
             cache.check_samples(samples)
-            self._splits[_dataset_id(loader)] = _StoredSplit(loader, cache, self._epoch)
+            self._splits[_dataset_id(loader)] = _StoredSplit(self, loader, cache)
             return cache
 
     def adopt(self, loader: Iterable[Any]) -> Iterable[Any]:
@@ -163,9 +161,9 @@ class CachedTeacher(Teacher):
             same = (cache.key["preprocessing"], cache.key["augmentation"]) == (_listed(fixed), _listed(random))
             if same and samples is not None and samples.digests is not None and cache.missing(samples) is None:
                 other = with_views(loader, cache.views) if random else loader
-                set_view(other, self._epoch % cache.views)
+                set_view(other, self.epoch % cache.views)
                 self._adopted = _dataset_id(other)
-                self._splits[self._adopted] = _StoredSplit(other, cache, self._epoch)
+                self._splits[self._adopted] = _StoredSplit(self, other, cache)
                 return other
         return loader
 
@@ -214,23 +212,26 @@ class CachedTeacher(Teacher):
 
 
 class _StoredSplit(Teacher):
-    """Stored logits for the batches of one loader."""
+    """Stored logits for the batches of one loader, in the view of the cached teacher's epoch."""
 
-    def __init__(self, loader: Iterable[Any], cache: TeacherCache, epoch: int) -> None:
-        self.loader, self.cache, self.num_classes = loader, cache, cache.num_classes
-        self.start_epoch(epoch)
+    def __init__(self, cached: CachedTeacher, loader: Iterable[Any], cache: TeacherCache) -> None:
+        self.cached, self.loader, self.cache = cached, loader, cache
+        self.num_classes, self.class_names = cache.num_classes, cached.class_names
+        self._on_device: tuple[int, Callable[[Tensor], Tensor]] | None = None  # view and lookup
+
+    def of(self, loader: Iterable[Any]) -> Teacher:
+        return self.cached.of(loader)
 
     def start_epoch(self, epoch: int) -> None:
-        self._view = epoch % self.cache.views
-        self._resident: Callable[[Tensor], Tensor] | None = None
+        self.cached.start_epoch(epoch)
 
     def logits(self, batch: Batch) -> Tensor:
-        ids, device = cached_ids(batch), batch.target.device
+        ids, device, view = cached_ids(batch), batch.target.device, self.cached.epoch % self.cache.views
         if ids.device.type != "cpu":  # copying them to the CPU would wait for the accelerator in every step
-            if self._resident is None:
-                self._resident = self.cache.on_device(self._view, ids.device)
-            return self._resident(ids)
-        found = self.cache.lookup(ids, self._view)
+            if self._on_device is None or self._on_device[0] != view:
+                self._on_device = view, self.cache.on_device(view, ids.device)
+            return self._on_device[1](ids)
+        found = self.cache.lookup(ids, view)
         return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
 
 
