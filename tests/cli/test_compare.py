@@ -117,7 +117,9 @@ def test_demo_compares_in_two_settings_and_resumes(tgeokd_, tmp_path, monkeypatc
     shown = ("ce", "tgeo", "tgeo (outer=holdout)", "ce (train+val)")  # all rows: tests/runs/test_demo.py
     rows = [entry for entry in DEMO_ROWS if entry.label in shown]
     monkeypatch.setattr("tgeokd.runs.demo.DEMO_ROWS", rows)
-    monkeypatch.setattr("tgeokd.runs.config.preset", lambda task, name="lite": short("student.epochs=1", "teacher.epochs=1"))
+    monkeypatch.setattr(
+        "tgeokd.runs.config.preset", lambda task, name="lite": short("student.epochs=1", "teacher.epochs=1")
+    )
     outcome = tgeokd_("demo", "--seeds", 1, "--out", "here")
     assert outcome.code == 0, outcome.err
     found = results(tmp_path / "here")
