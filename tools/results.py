@@ -19,7 +19,7 @@ import yaml
 
 from tgeokd.report.tables import comparison_table, formatted, title
 from tgeokd.runs.config import preset, presets
-from tgeokd.runs.plan import Entry
+from tgeokd.runs.plan import MethodSpec
 from tgeokd.utils.files import slug
 
 ROOT = Path(__file__).parents[1]
@@ -77,14 +77,14 @@ def command_of(description: dict[str, Any]) -> str:
     config = description["config"]
     changes = {name: list(_changes(preset(config["task"], name).to_dict(), config)) for name in presets(config["task"])}
     name = min(changes, key=lambda each: len(changes[each]))
-    rows = [Entry(**entry) for entry in description["entries"]]
+    rows = [MethodSpec(**entry) for entry in description["entries"]]
     words = ["tgeokd", "compare", config["task"], "--preset", name, "--data-dir", "DATA"]
     words += ["--methods", ",".join(map(_row, rows)), "--seeds", str(len(description["seeds"]))]
     words += ["--tune", str(description["tune"])] if description["tune"] else []
     return shlex.join([*words, *(word for change in changes[name] for word in ("--set", change))])
 
 
-def _row(entry: Entry) -> str:
+def _row(entry: MethodSpec) -> str:
     options = "".join(f":{key}={value}" for key, value in entry.options.items())
     return entry.method + options + ("@train+val" if entry.train_on == "train+val" else "")
 

@@ -24,7 +24,7 @@ from tgeokd.data.tasks.cifar import CIFAR10, CIFAR100, cifar10, cifar100
 from tgeokd.models import MODELS
 from tgeokd.runs.config import RunConfig
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.typed import from_mapping
+from tgeokd.utils.validation import validate_config
 
 CLASSES, PER_CLASS, TEST_PER_CLASS = 5, 20, 6
 N, N_TEST = CLASSES * PER_CLASS, CLASSES * TEST_PER_CLASS
@@ -465,7 +465,7 @@ def test_every_recipe_names_options_and_models_that_exist():
     recipes = [yaml.safe_load(file.read_text()) for file in files if file.name.endswith(".yaml")]
     assert len(recipes) == 5
     for recipe in recipes:
-        config = from_mapping(RunConfig, recipe)
+        config = validate_config(RunConfig, recipe)
         assert {config.teacher.model["name"], config.student.model["name"]} <= set(MODELS)
         assert set(config.data) <= set(inspect.signature(TASKS[config.task]).parameters)
 

@@ -22,7 +22,7 @@ from tgeokd.data.tasks.cifar_archive import find_archive, read_archive
 from tgeokd.data.tasks.imagenet import UnreadableImageError, imagenet
 from tgeokd.runs.config import RunConfig
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.typed import from_mapping
+from tgeokd.utils.validation import validate_config
 
 CLASSES, PER_CLASS, VAL_PER_CLASS = 6, 8, 2
 N = CLASSES * PER_CLASS
@@ -237,7 +237,7 @@ def test_recipes_name_options_that_exist():
     found = [file for file in resources.files("tgeokd.runs.presets.imagenet").iterdir() if file.name.endswith(".yaml")]
     assert len(found) == 3
     for file in found:
-        config = from_mapping(RunConfig, yaml.safe_load(file.read_text()))
+        config = validate_config(RunConfig, yaml.safe_load(file.read_text()))
         assert set(config.data) <= set(inspect.signature(imagenet).parameters)
     assert TASKS["imagenet"] is imagenet
 

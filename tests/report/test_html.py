@@ -15,9 +15,9 @@ from quick import InlinePool, short
 from tgeokd.report.html import build_report
 from tgeokd.runs.build import load_data
 from tgeokd.runs.compare import compare
-from tgeokd.runs.plan import Setting, parse_entry
+from tgeokd.runs.plan import DataVariant, parse_method
 from tgeokd.runs.single import run
-from tgeokd.runs.teacher import make_teacher
+from tgeokd.runs.teacher import build_teacher
 from tgeokd.utils.errors import InputError
 
 ROWS = ["ce", "kd:alpha=0.5", "rw", "tgeo", "tgeo:outer=holdout", "ce@train+val"]
@@ -29,8 +29,8 @@ def compared(tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "comparison"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tgeokd.runs.executors.ProcessPoolExecutor", InlinePool)
-        settings = [Setting("clean", {"noise": 0.0}), Setting("noise 30 %", {"noise": 0.3})]
-        compare(short(), [parse_entry(row) for row in ROWS], [0, 1], out, settings=settings)
+        settings = [DataVariant("clean", {"noise": 0.0}), DataVariant("noise 30 %", {"noise": 0.3})]
+        compare(short(), [parse_method(row) for row in ROWS], [0, 1], out, settings=settings)
     return out
 
 
@@ -38,7 +38,7 @@ def compared(tmp_path_factory):
 def ran(tmp_path_factory):
     out = tmp_path_factory.mktemp("report") / "run"
     config = short("data.noise=0.3")
-    make_teacher(config, load_data(config), out / "teacher.safetensors")
+    build_teacher(config, load_data(config), out / "teacher.safetensors")
     run(config, out / "teacher.safetensors", out)
     (out / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
     return out
@@ -142,7 +142,7 @@ def test_a_report_can_be_built_again(ran, tmp_path):
 
 def test_a_run_without_ratios_has_no_figures(tmp_path):
     config = short("method=ce")
-    make_teacher(config, load_data(config), tmp_path / "teacher.safetensors")
+    build_teacher(config, load_data(config), tmp_path / "teacher.safetensors")
     run(config, tmp_path / "teacher.safetensors", tmp_path / "out")
     page = build_report(tmp_path / "out").read_text()
     assert images(page) == {}

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -10,19 +9,20 @@ import pytest
 import yaml
 from quick import InlinePool, contents, short
 
-from tgeokd.utils.errors import InputError
 from tgeokd.runs import compare as module
 from tgeokd.runs.build import load_data
 from tgeokd.runs.compare import compare
-from tgeokd.runs.plan import Entry, Setting, parse_entry
+from tgeokd.runs.config import RunConfig
+from tgeokd.runs.plan import DataVariant, MethodSpec, parse_method
 from tgeokd.runs.single import RunResult, Score, run
 from tgeokd.runs.summary import summarise
 from tgeokd.runs.teacher import load_teacher
-from tgeokd.utils.typed import from_mapping
+from tgeokd.utils.errors import InputError
+from tgeokd.utils.validation import replace, validate_config
 
-ROWS = [parse_entry(text) for text in ("ce", "kd:alpha=0", "kd:alpha=0.5", "tgeo", "ce@train+val")]
+ROWS = [parse_method(text) for text in ("ce", "kd:alpha=0", "kd:alpha=0.5", "tgeo", "ce@train+val")]
 SEEDS = (0, 1, 2)
-SETTINGS = [Setting("clean", {"noise": 0.0}), Setting("noise 30 %", {"noise": 0.3})]
+SETTINGS = [DataVariant("clean", {"noise": 0.0}), DataVariant("noise 30 %", {"noise": 0.3})]
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_seed_gives_every_method_the_same_split_teacher_start_and_order(whole)
 def test_a_teacher_s_numbers_are_those_of_its_weights(whole):
     out, results, _ = whole
     record = results["teachers"][1]
-    config = dataclasses.replace(short("data.noise=0.0"), seed=record["seed"])
+    config = replace(short("data.noise=0.0"), seed=record["seed"])
     data = load_data(config)
     teacher = load_teacher(config, data, out / "clean" / "teacher" / f"seed-{record['seed']}.safetensors").eval()
     right = teacher(data.test.inputs).argmax(dim=1) == data.test.target
@@ -147,7 +147,7 @@ def test_each_run_can_be_repeated_from_its_own_config(whole):
     out, results, _ = whole
     for setting, row, label in (("clean", "tgeo", "tgeo"), ("noise-30", "ce-train+val", "ce (train+val)")):
         folder = out / setting / row / "seed-1"
-        config = from_mapping(type(short()), yaml.safe_load((folder / "config.yaml").read_text()))
+        config = validate_config(RunConfig, yaml.safe_load((folder / "config.yaml").read_text()))
         again = run(config, out / setting / "teacher" / "seed-1.safetensors")
         found = json.loads((folder / "results.json").read_text())
         assert again.metrics == pytest.approx(found["metrics"], rel=1e-6)
@@ -264,7 +264,7 @@ def test_resuming_with_other_settings_is_refused(copied, inline, other):
 )
 def test_wrong_rows_are_refused_before_anything_is_written(tmp_path, inline, rows, settings, message):
     with pytest.raises(InputError, match=message):
-        compare(short(*settings), [parse_entry(row) for row in rows], [0], tmp_path / "out")
+        compare(short(*settings), [parse_method(row) for row in rows], [0], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -276,7 +276,7 @@ def test_no_seeds_are_refused(tmp_path):
 
 def test_every_setting_is_checked_before_anything_is_written(tmp_path, inline):
     with pytest.raises(InputError, match="noise must lie in"):
-        compare(short(), ROWS, [0], tmp_path / "out", settings=[Setting("a"), Setting("b", {"noise": 7.0})])
+        compare(short(), ROWS, [0], tmp_path / "out", settings=[DataVariant("a"), DataVariant("b", {"noise": 7.0})])
     assert not (tmp_path / "out").exists()
 
 
@@ -286,7 +286,7 @@ def test_a_seed_given_twice_is_refused(tmp_path, inline):
 
 
 def test_settings_whose_folders_would_be_the_same_are_refused(tmp_path, inline):
-    settings = [Setting("noise 30 %", {"noise": 0.3}), Setting("noise (30)", {"noise": 0.0})]
+    settings = [DataVariant("noise 30 %", {"noise": 0.3}), DataVariant("noise (30)", {"noise": 0.0})]
     with pytest.raises(InputError, match="two settings of the comparison are the same"):
         compare(short(), ROWS[:1], [0], tmp_path / "out", settings=settings)
     assert not (tmp_path / "out").exists()
@@ -301,7 +301,7 @@ def test_a_run_that_fails_ends_the_comparison_with_one_line_that_says_why(tmp_pa
 
 def test_a_run_that_fails_is_named(tmp_path, inline):
     with pytest.raises(InputError, match=r"kd \(alpha=0\.5\).*seed 4"):
-        compare(short("student.optimizer.lr=1e30"), [parse_entry("kd:alpha=0.5")], [4], tmp_path / "out")
+        compare(short("student.optimizer.lr=1e30"), [parse_method("kd:alpha=0.5")], [4], tmp_path / "out")
 
 
 # ---- rows as text
@@ -310,22 +310,22 @@ def test_a_run_that_fails_is_named(tmp_path, inline):
 @pytest.mark.parametrize(
     ("text", "entry", "label"),
     [
-        ("ce", Entry("ce"), "ce"),
-        (" kd ", Entry("kd"), "kd"),
-        ("kd:alpha=0.5", Entry("kd", {"alpha": 0.5}), "kd (alpha=0.5)"),
-        ("tgeo:outer=union", Entry("tgeo", {"outer": "union"}), "tgeo (outer=union)"),
-        ("tgeo:outer=union:every=4", Entry("tgeo", {"outer": "union", "every": 4}), "tgeo (outer=union, every=4)"),
-        ("tgeo:vertices=false", Entry("tgeo", {"vertices": False}), "tgeo (vertices=False)"),
-        ("tgeo:angles=null", Entry("tgeo", {"angles": None}), "tgeo (angles=None)"),
-        ("tgeo:hidden=[8, 4]", Entry("tgeo", {"hidden": [8, 4]}), "tgeo (hidden=[8, 4])"),
-        ("ce@train", Entry("ce"), "ce"),
-        ("ce@train+val", Entry("ce", train_on="train+val"), "ce (train+val)"),
-        ("kd:alpha=0.5@train+val", Entry("kd", {"alpha": 0.5}, "train+val"), "kd (alpha=0.5, train+val)"),
+        ("ce", MethodSpec("ce"), "ce"),
+        (" kd ", MethodSpec("kd"), "kd"),
+        ("kd:alpha=0.5", MethodSpec("kd", {"alpha": 0.5}), "kd (alpha=0.5)"),
+        ("tgeo:outer=union", MethodSpec("tgeo", {"outer": "union"}), "tgeo (outer=union)"),
+        ("tgeo:outer=union:every=4", MethodSpec("tgeo", {"outer": "union", "every": 4}), "tgeo (outer=union, every=4)"),
+        ("tgeo:vertices=false", MethodSpec("tgeo", {"vertices": False}), "tgeo (vertices=False)"),
+        ("tgeo:angles=null", MethodSpec("tgeo", {"angles": None}), "tgeo (angles=None)"),
+        ("tgeo:hidden=[8, 4]", MethodSpec("tgeo", {"hidden": [8, 4]}), "tgeo (hidden=[8, 4])"),
+        ("ce@train", MethodSpec("ce"), "ce"),
+        ("ce@train+val", MethodSpec("ce", train_on="train+val"), "ce (train+val)"),
+        ("kd:alpha=0.5@train+val", MethodSpec("kd", {"alpha": 0.5}, "train+val"), "kd (alpha=0.5, train+val)"),
     ],
 )
 def test_a_row_from_text(text, entry, label):
-    assert parse_entry(text) == entry
-    assert parse_entry(text).label == label
+    assert parse_method(text) == entry
+    assert parse_method(text).label == label
 
 
 @pytest.mark.parametrize(
@@ -339,19 +339,19 @@ def test_a_row_from_text(text, entry, label):
 )
 def test_a_row_that_is_no_row_is_refused(text, message):
     with pytest.raises(InputError, match=message):
-        parse_entry(text)
+        parse_method(text)
 
 
 def test_a_value_that_is_not_yaml_is_refused():
     with pytest.raises(InputError, match="kd:alpha="):
-        parse_entry("kd:alpha=[")
+        parse_method("kd:alpha=[")
 
 
 def test_a_row_replaces_method_options_and_training_samples_alone():
     config = short("options.outer=union")
-    applied = parse_entry("kd:alpha=0.5@train+val").apply(config)
+    applied = parse_method("kd:alpha=0.5@train+val").apply(config)
     assert (applied.method, applied.options, applied.train_on) == ("kd", {"alpha": 0.5}, "train+val")
-    back = dataclasses.replace(applied, method=config.method, options=config.options, train_on=config.train_on)
+    back = replace(applied, method=config.method, options=config.options, train_on=config.train_on)
     assert back == config
 
 

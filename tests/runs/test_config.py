@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tgeokd.data import TASKS
-from tgeokd.utils.errors import InputError
 from tgeokd.runs.build import load_data
 from tgeokd.runs.config import (
     OptimizerConfig,
@@ -22,7 +21,8 @@ from tgeokd.runs.config import (
     presets,
 )
 from tgeokd.runs.single import check
-from tgeokd.utils.typed import from_mapping
+from tgeokd.utils.errors import InputError
+from tgeokd.utils.validation import validate_config
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -89,8 +89,8 @@ configs = st.builds(
 @given(configs)
 def test_a_config_comes_back_from_yaml_text_as_it_was(config):
     plain = config.to_dict()
-    assert from_mapping(RunConfig, yaml.safe_load(yaml.safe_dump(plain, sort_keys=False))) == config
-    assert from_mapping(RunConfig, plain) == config
+    assert validate_config(RunConfig, yaml.safe_load(yaml.safe_dump(plain, sort_keys=False))) == config
+    assert validate_config(RunConfig, plain) == config
 
 
 def test_a_config_file_is_read(tmp_path):

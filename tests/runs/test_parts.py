@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from quick import short
 
 from tgeokd.data import InputSpec, TaskData
-from tgeokd.utils.errors import InputError
+from tgeokd.data.loaders import ArrayDataset
 from tgeokd.runs import build
 from tgeokd.runs.build import build_student, build_teacher_network, load_data, teacher_seed
 from tgeokd.runs.config import RunConfig, preset
-from tgeokd.data.loaders import ArrayDataset
+from tgeokd.utils.errors import InputError
+from tgeokd.utils.validation import replace
 
 
 def nothing(**notes):
@@ -40,7 +39,7 @@ def config(monkeypatch):
     build._load_data.cache_clear()
 
     def of(task, **changes) -> RunConfig:
-        return dataclasses.replace(short("data={}"), task=task, **changes)
+        return replace(short("data={}"), task=task, **changes)
 
     yield of
     build._load_data.cache_clear()
@@ -92,9 +91,9 @@ def test_data_is_loaded_once_for_the_runs_of_a_seed_and_again_for_another(config
     other.mkdir()
     first = config("yours", data_dir=str(tmp_path))
     data = load_data(first)
-    assert load_data(dataclasses.replace(first, method="kd", temperature=9.0)) is data
+    assert load_data(replace(first, method="kd", temperature=9.0)) is data
     for changed in ({"seed": 1}, {"data": {"rows": 4}}, {"data_dir": str(other)}):
-        assert load_data(dataclasses.replace(first, **changed)).notes != data.notes
+        assert load_data(replace(first, **changed)).notes != data.notes
 
 
 # ---- networks
@@ -106,7 +105,7 @@ def test_networks_follow_from_the_seed_alone_and_leave_teacher_and_student_diffe
     torch.manual_seed(1)
     first = build_student(config, data)
     torch.manual_seed(2)
-    second = build_student(dataclasses.replace(config, method="kd", temperature=1.0), data)
+    second = build_student(replace(config, method="kd", temperature=1.0), data)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     teacher = build_teacher_network(config, data)
     assert all(a.shape == b.shape for a, b in zip(first.parameters(), teacher.parameters(), strict=True))

@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_model
 
-from tgeokd.utils.errors import InputError
 from tgeokd.runs.build import build_student, load_data
 from tgeokd.runs.config import RunConfig, override, preset
 from tgeokd.runs.predict import predict
 from tgeokd.runs.single import run
-from tgeokd.runs.teacher import make_teacher
-from tgeokd.utils.files import RunFolder
+from tgeokd.runs.teacher import build_teacher
 from tgeokd.teachers import StoredPredictions
+from tgeokd.utils.errors import InputError
+from tgeokd.utils.files import RunFolder
 
 pl = pytest.importorskip("polars")
 SHORT = ["teacher.epochs=1", "teacher.patience=null", "student.epochs=1", "method=kd", "options={}"]
@@ -25,7 +25,7 @@ SHORT = ["teacher.epochs=1", "teacher.patience=null", "student.epochs=1", "metho
 def finished(config: RunConfig, folder):
     """A short run with its folder, as `tgeokd distill` leaves it."""
     RunFolder(folder).write_yaml("config.yaml", config.to_dict())
-    make_teacher(config, load_data(config), folder / "teacher.safetensors")
+    build_teacher(config, load_data(config), folder / "teacher.safetensors")
     run(config, folder / "teacher.safetensors", folder)
     return folder
 
@@ -80,7 +80,7 @@ def test_predictions_can_teach(table_run, tmp_path):
     config, folder = table_run
     predict(folder, folder.parent / "rows.csv", tmp_path / "teacher.parquet")
     config = override(config, ["teacher.model={}", f"teacher.predictions={tmp_path / 'teacher.parquet'}"])
-    metrics = make_teacher(config, load_data(config), tmp_path / "teacher.safetensors")
+    metrics = build_teacher(config, load_data(config), tmp_path / "teacher.safetensors")
     assert metrics["accuracy"] == pytest.approx(
         json.loads((folder / "results.json").read_text())["metrics"]["accuracy"]
     )

@@ -15,7 +15,7 @@ from tgeokd.data import TASKS
 from tgeokd.runs.build import load_data
 from tgeokd.runs.config import override, preset, presets
 from tgeokd.runs.single import check, run
-from tgeokd.runs.teacher import make_teacher
+from tgeokd.runs.teacher import build_teacher
 
 ALL = [(task, name) for task in TASKS for name in presets(task)]
 # Everything else stays as the preset has it.
@@ -98,7 +98,7 @@ def test_a_few_steps_of_the_preset(task, name, small, tmp_path, monkeypatch):
     batches = [f"{role}.batch_size={size}" for role in ("teacher", "student")]
     config = override(config, [*batches, f"student.held_out_batch_size={size}"])
     check(config, data)
-    make_teacher(config, data, tmp_path / "teacher.safetensors")
+    build_teacher(config, data, tmp_path / "teacher.safetensors")
     result = run(config, tmp_path / "teacher.safetensors", tmp_path / "run")
     assert result.epochs == 1
     assert data.metrics.primary in result.metrics

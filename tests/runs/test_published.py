@@ -7,14 +7,14 @@ from importlib import resources
 import pytest
 import yaml
 
+from tgeokd.core.metrics import higher_is_better
 from tgeokd.data import TASKS
+from tgeokd.methods import METHODS
+from tgeokd.models import MODELS
 from tgeokd.runs.config import override, preset
-from tgeokd.runs.plan import parse_entry
+from tgeokd.runs.plan import parse_method
 from tgeokd.runs.published import Published, _load, claimed
 from tgeokd.runs.summary import claims
-from tgeokd.methods import METHODS
-from tgeokd.core.metrics import higher_is_better
-from tgeokd.models import MODELS
 
 DNN = {"name": "mlp", "hidden": [1000] * 5, "embedding": 16, "dropout": 0.2}
 R34, R18 = "torchvision:resnet34", "torchvision:resnet18"
@@ -152,7 +152,7 @@ def test_every_source_is_used_and_every_pair_has_models_with_numbers_alone():
 
 
 def test_rows_of_an_unchanged_full_recipe_have_their_published_values():
-    rows = [parse_entry(text) for text in ("ce", "kd", "dkd", "dkd:standardise=true", "tgeo", "ce@train+val")]
+    rows = [parse_method(text) for text in ("ce", "kd", "dkd", "dkd:standardise=true", "tgeo", "ce@train+val")]
     found = claims(preset("cifar100", "paper"), rows, "accuracy")
     values = {label: entry["value"] for label, entry in found.items()}
     # ResNet-56 -> ResNet-20 on CIFAR-100
@@ -164,4 +164,4 @@ def test_rows_of_an_unchanged_full_recipe_have_their_published_values():
 @pytest.mark.parametrize("setting", ["data.noise=human", "data.train=5000", "data.checksum=any", "data.labels=coarse"])
 def test_other_data_than_the_published_have_none(setting):
     config = override(preset("cifar100", "paper"), [setting])
-    assert claims(config, [parse_entry("kd")], "accuracy") == {}
+    assert claims(config, [parse_method("kd")], "accuracy") == {}

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import numpy as np
@@ -11,10 +10,11 @@ from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, log_loss
 
-from tgeokd.utils.errors import InputError
 from tgeokd.runs.build import load_data
 from tgeokd.runs.single import check, run
-from tgeokd.runs.teacher import load_teacher, make_teacher
+from tgeokd.runs.teacher import build_teacher, load_teacher
+from tgeokd.utils.errors import InputError
+from tgeokd.utils.validation import replace
 
 SOURCE = load_digits()
 LABEL_OF = {row.tobytes(): label for row, label in zip(SOURCE.data, SOURCE.target, strict=True)}
@@ -44,7 +44,7 @@ def config():
 @pytest.fixture(scope="module")
 def teacher(config, tmp_path_factory):
     path = tmp_path_factory.mktemp("teacher") / "deep" / "teacher.safetensors"
-    return path, make_teacher(config, load_data(config), path)
+    return path, build_teacher(config, load_data(config), path)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_ratios_json_holds_one_alpha_and_one_flag_for_each_training_sample(confi
 
 
 def test_ratios_are_in_the_order_of_the_training_samples(config, teacher, tmp_path):
-    run(dataclasses.replace(config, method="ada"), teacher[0], tmp_path)
+    run(replace(config, method="ada"), teacher[0], tmp_path)
     data = load_data(config)
     probs = forward(load_file(teacher[0]), data.train.inputs)
     of_label = probs[np.arange(600), data.train.target]
@@ -136,7 +136,7 @@ def test_ratios_are_in_the_order_of_the_training_samples(config, teacher, tmp_pa
 
 @pytest.mark.parametrize("method", ["ce", "rw"])
 def test_a_method_without_ratios_of_its_own_writes_none(config, teacher, tmp_path, method):
-    run(dataclasses.replace(config, method=method), teacher[0], tmp_path)
+    run(replace(config, method=method), teacher[0], tmp_path)
     assert (tmp_path / "results.json").exists()
     assert not (tmp_path / "ratios.json").exists()
 
@@ -151,25 +151,25 @@ def test_the_same_config_gives_the_same_student_whatever_went_before(config, tea
 
 def test_the_same_teacher_comes_from_the_same_seed_and_another_from_another(config, teacher, tmp_path):
     torch.manual_seed(54321)
-    make_teacher(config, load_data(config), tmp_path / "a.safetensors")
+    build_teacher(config, load_data(config), tmp_path / "a.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == teacher[0].read_bytes()
-    other = dataclasses.replace(config, seed=4)
-    make_teacher(other, load_data(other), tmp_path / "b.safetensors")
+    other = replace(config, seed=4)
+    build_teacher(other, load_data(other), tmp_path / "b.safetensors")
     assert (tmp_path / "b.safetensors").read_bytes() != teacher[0].read_bytes()
 
 
 def test_nothing_is_written_without_a_folder(config, teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = run(dataclasses.replace(config, method="kd"), teacher[0])
+    result = run(replace(config, method="kd"), teacher[0])
     assert result.epochs == 2
     assert not list(tmp_path.iterdir())
 
 
 def test_train_and_held_out_together_train_on_both(config, teacher, tmp_path):
     # with one epoch of 800 samples in batches of 64 the student takes 13 steps, of 600 samples 10
-    one = dataclasses.replace(config, method="ce", student=dataclasses.replace(config.student, epochs=1))
+    one = replace(config, method="ce", student=replace(config.student, epochs=1))
     for train_on, steps in (("train", 10), ("train+val", 13)):
-        run(dataclasses.replace(one, train_on=train_on), teacher[0], tmp_path / train_on)
+        run(replace(one, train_on=train_on), teacher[0], tmp_path / train_on)
         state = torch.load(tmp_path / train_on / "last.ckpt" / "state.pt", weights_only=True)
         assert state["step"] == steps
 
@@ -232,7 +232,7 @@ def test_the_seed_decides_the_first_weights_of_teacher_and_student_which_differ(
     for seed in (0, 1):
         config = short("method=ce", f"seed={seed}", *settings)
         path = tmp_path / f"{seed}" / "teacher.safetensors"
-        make_teacher(config, load_data(config), path)
+        build_teacher(config, load_data(config), path)
         run(config, path, tmp_path / f"{seed}" / "run")
         began["teacher", seed] = load_file(path)["1.weight"]
         began["student", seed] = load_file(tmp_path / f"{seed}" / "run" / "student.safetensors")["1.weight"]

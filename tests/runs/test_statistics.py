@@ -10,8 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
-from tgeokd.utils.errors import InputError
 from tgeokd.runs.statistics import PairedDifference, holm, paired, paired_table, relative_improvement
+from tgeokd.utils.errors import InputError
 
 # ---- paired
 

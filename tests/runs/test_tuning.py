@@ -21,18 +21,18 @@ from hypothesis import strategies as st
 from quick import InlinePool, contents, set_options, short
 
 from tgeokd.data import InputSpec, TaskData
-from tgeokd.utils.errors import InputError
+from tgeokd.data.loaders import ArrayDataset
 from tgeokd.runs import compare as module
 from tgeokd.runs import single as run_module
 from tgeokd.runs.build import build_student, load_data
 from tgeokd.runs.compare import compare
 from tgeokd.runs.config import RunConfig, load_config
-from tgeokd.runs.plan import TUNING_SEED, parse_entry
-from tgeokd.runs.single import halves, run, trial
+from tgeokd.runs.plan import TUNING_SEED, parse_method
 from tgeokd.runs.search import Trial, trials
-from tgeokd.runs.teacher import make_teacher
-from tgeokd.data.loaders import ArrayDataset
-from tgeokd.utils.typed import from_mapping
+from tgeokd.runs.single import halves, run, trial
+from tgeokd.runs.teacher import build_teacher
+from tgeokd.utils.errors import InputError
+from tgeokd.utils.validation import validate_config
 
 SCRIPT = Path(sys.executable).with_name("tgeokd")
 
@@ -77,7 +77,7 @@ def test_which_sample_is_in_which_half_is_drawn_by_the_seed():
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    make_teacher(short(), load_data(short()), path)
+    build_teacher(short(), load_data(short()), path)
     return path
 
 
@@ -149,7 +149,7 @@ def test_nan_in_the_half_that_is_seen_would_be_noticed(teacher, monkeypatch, set
 
 # ---- a tuned comparison
 
-ROWS = [parse_entry(text) for text in ("ce", "kd:alpha=0.5", "kd", "tgeo", "tgeo:outer=union", "ce@train+val")]
+ROWS = [parse_method(text) for text in ("ce", "kd:alpha=0.5", "kd", "tgeo", "tgeo:outer=union", "ce@train+val")]
 SEEDS = (0, 1)
 TUNE = 3
 
@@ -235,7 +235,7 @@ def test_a_seed_gives_every_row_the_same_split_teacher_and_initial_student(tuned
 
 def test_a_tuned_run_can_be_repeated_from_its_own_config(tuned):
     folder = tuned[0] / "default" / "tgeo" / "seed-1"
-    config = from_mapping(RunConfig, yaml.safe_load((folder / "config.yaml").read_text()))
+    config = validate_config(RunConfig, yaml.safe_load((folder / "config.yaml").read_text()))
     again = run(config, tuned[0] / "default" / "teacher" / "seed-1.safetensors")
     assert again.metrics == json.loads((folder / "results.json").read_text())["metrics"]
 
@@ -321,7 +321,7 @@ def alive(pid: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found in /proc")
 def test_a_comparison_killed_in_the_middle_resumes_to_the_same_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr("tgeokd.runs.executors.ProcessPoolExecutor", InlinePool)
-    rows = [parse_entry(text) for text in ("ce", "kd", "tgeo")]
+    rows = [parse_method(text) for text in ("ce", "kd", "tgeo")]
     settings = ("student.epochs=8", "checkpoint_every=2")
     killed = tmp_path / "killed"
     command = ["compare", "digits", "--methods", "ce,kd,tgeo", "--seeds", "2", "--tune", "2", "--jobs", "1"]
@@ -350,7 +350,7 @@ def test_a_comparison_killed_in_the_middle_resumes_to_the_same_numbers(tmp_path,
     assert before
 
     resumed = compare(
-        short(*settings), rows, range(2), killed, tune=2, resume=True, settings=[module.Setting("default")]
+        short(*settings), rows, range(2), killed, tune=2, resume=True, settings=[module.DataVariant("default")]
     )
     whole = compare(short(*settings), rows, range(2), tmp_path / "whole", tune=2)
     assert untimed(resumed) == untimed(whole)

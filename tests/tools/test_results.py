@@ -12,8 +12,8 @@ from quick import SHORT, InlinePool
 
 from tgeokd.runs.compare import compare
 from tgeokd.runs.config import RunConfig, override, preset
-from tgeokd.runs.plan import parse_entry
-from tgeokd.utils.typed import from_mapping
+from tgeokd.runs.plan import parse_method
+from tgeokd.utils.validation import validate_config
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "results").glob("*.json"))
@@ -52,18 +52,20 @@ def test_the_command_asks_for_what_was_run(file):
     words = shlex.split(tool.command_of(description))
     settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     config = override(preset(words[2], words[words.index("--preset") + 1]), settings)
-    assert config == from_mapping(
+    assert config == validate_config(
         RunConfig, description["config"]
     )  # a setting that is newer than the file has its default
     rows = words[words.index("--methods") + 1].split(",")
-    assert [parse_entry(row).label for row in rows] == [tool.Entry(**entry).label for entry in description["entries"]]
+    assert [parse_method(row).label for row in rows] == [
+        tool.MethodSpec(**entry).label for entry in description["entries"]
+    ]
 
 
 def test_a_comparison_is_filed_with_its_command(tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "RESULTS", tmp_path / "results")
     config = override(preset("digits"), [*SHORT, "data.noise=0.3", "data.train=100"])
     monkeypatch.setattr("tgeokd.runs.executors.ProcessPoolExecutor", InlinePool)
-    compare(config, [parse_entry("kd"), parse_entry("tgeo:outer=union")], [0, 1], tmp_path / "out", jobs=1)
+    compare(config, [parse_method("kd"), parse_method("tgeo:outer=union")], [0, 1], tmp_path / "out", jobs=1)
     tool.add(tmp_path / "out", "digits")
     content = json.loads((tmp_path / "results" / "digits.json").read_text())
     words = shlex.split(content["command"])

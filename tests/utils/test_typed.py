@@ -6,9 +6,9 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tgeokd.utils.typed import call_checked, checked, from_mapping
 
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.typed import call_checked, checked, from_mapping
 
 
 @dataclass(frozen=True)

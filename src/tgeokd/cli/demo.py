@@ -26,6 +26,6 @@ def demo(
     writes results.json, metrics.jsonl per run, figures and report.html.
     """
     from tgeokd.runs.config import preset
-    from tgeokd.runs.demo import DEMO_ROWS, DEMO_SETTINGS
+    from tgeokd.runs.demo import DEMO_ROWS, DEMO_VARIANTS
 
-    run_comparison(preset("digits"), DEMO_ROWS, seeds, out, DEMO_SETTINGS, jobs, resume=resume)
+    run_comparison(preset("digits"), DEMO_ROWS, seeds, out, DEMO_VARIANTS, jobs, resume=resume)

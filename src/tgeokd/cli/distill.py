@@ -60,7 +60,7 @@ def distill(
     from tgeokd.runs.build import load_data
     from tgeokd.runs.config import load_config
     from tgeokd.runs.single import check, run
-    from tgeokd.runs.teacher import make_teacher
+    from tgeokd.runs.teacher import build_teacher
     from tgeokd.utils.files import RunFolder
 
     if resume is not None:
@@ -89,7 +89,7 @@ def distill(
         teacher = out / "teacher.safetensors"
         if resume is None or not teacher.exists():
             say("teacher")
-            say(f"  {metrics_line(make_teacher(chosen, load_data(chosen), teacher, progress=True))}")
+            say(f"  {metrics_line(build_teacher(chosen, load_data(chosen), teacher, progress=True))}")
         say(f"student by {chosen.method}")
         result = run(chosen, teacher, out, resume=folder.checkpoint.exists(), progress=True)
         report = build_report(out)

@@ -49,14 +49,18 @@ def reproduce(
 
     tgeokd reproduce fig4 nsl_kdd --data-dir data
     """
-    from tgeokd.paper import default_task, run_analysis, usual_settings
+    from tgeokd.paper import ANALYSES
+    from tgeokd.paper.base import run_analysis
+    from tgeokd.report.analyses import draw_analysis
 
-    task = task or default_task(what)
-    usual = usual_settings(what, task)
+    analysis = ANALYSES[what]
+    task = task or analysis.task
+    usual = analysis.settings.get(task, ())
     chosen = config_of(task, preset_name=preset_name, settings=[*usual, *(settings or [])], data_dir=data_dir)
     out = out or Path("runs") / f"reproduce-{what}-{task}"
     with interruptible("continue with the same command"):
         findings = run_analysis(what, chosen, range(seeds), out, jobs)
+        figure = draw_analysis(findings, out)
     for line in findings.lines:
         say(line)
-    say(f"data: {out / f'{what}.json'}, figure: {out / f'{what}.png'}")
+    say(f"data: {out / f'{what}.json'}, figure: {figure}")

@@ -54,9 +54,9 @@ def teacher_cache(
     import dataclasses
 
     from tgeokd.runs.build import load_data
-    from tgeokd.runs.config import load_config
+    from tgeokd.runs.config import load_config, replace
     from tgeokd.runs.single import check
-    from tgeokd.runs.teacher import is_network, make_teacher, store_answers
+    from tgeokd.runs.teacher import build_teacher, cache_teacher_logits, is_network
     from tgeokd.teachers import TeacherCacheOptions
     from tgeokd.utils.files import RunFolder
 
@@ -66,7 +66,7 @@ def teacher_cache(
         chosen.teacher_cache or TeacherCacheOptions(),
         **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
-    chosen = dataclasses.replace(chosen, teacher_cache=options)
+    chosen = replace(chosen, teacher_cache=options)
     check(chosen)
     if not is_network(chosen):
         raise InputError("this teacher is not a network: its predictions are stored once anyway, no cache is needed")
@@ -79,9 +79,9 @@ def teacher_cache(
         data, teacher = load_data(chosen), out / "teacher.safetensors"
         if not teacher.exists():
             say("teacher")
-            say(f"  {metrics_line(make_teacher(chosen, data, teacher, progress=True))}")
+            say(f"  {metrics_line(build_teacher(chosen, data, teacher, progress=True))}")
         say("stored predictions")
-        for split, cache in store_answers(chosen, data, teacher, out).items():
+        for split, cache in cache_teacher_logits(chosen, data, teacher, out).items():
             size = sum(path.stat().st_size for path in cache.folder.iterdir()) / 1e6
             kept = "all" if cache.top_k is None else f"{cache.top_k} of"
             say(
@@ -95,5 +95,7 @@ def _without_folders(config: RunConfig) -> RunConfig:
     """The config without the folders of its data and its cache, which may have moved."""
     import dataclasses
 
+    from tgeokd.runs.config import replace
+
     options = config.teacher_cache and dataclasses.replace(config.teacher_cache, folder=None)
-    return dataclasses.replace(config, data_dir=None, teacher_cache=options)
+    return replace(config, data_dir=None, teacher_cache=options)

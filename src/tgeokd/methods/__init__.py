@@ -15,7 +15,7 @@ from tgeokd.methods.rw import ReweightingKD
 from tgeokd.methods.tgeo import RatioNetwork, TGeoKD
 from tgeokd.methods.wls import WeightedSoftLabelKD
 from tgeokd.utils.registry import look_up
-from tgeokd.utils.typed import call_checked
+from tgeokd.utils.validation import call_validated
 
 __all__ = [
     "METHODS",
@@ -68,5 +68,5 @@ def build_method(name: str, /, **options: Any) -> Method:
         >>> build_method("kd", alpha=0.5).constant
         0.5
     """
-    method: Method = call_checked(f"method {name!r}", look_up("method", name, METHODS), options)
+    method: Method = call_validated(f"method {name!r}", look_up("method", name, METHODS), options)
     return method

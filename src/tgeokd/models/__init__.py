@@ -13,7 +13,7 @@ from tgeokd.models.cifar import CIFAR_MODELS
 from tgeokd.models.mlp import mlp
 from tgeokd.models.wide_deep import wide_deep
 from tgeokd.utils.registry import look_up
-from tgeokd.utils.typed import call_checked, checked
+from tgeokd.utils.validation import call_validated, validate_value
 
 __all__ = ["MODELS", "build_model"]
 
@@ -38,7 +38,7 @@ def build_model(name: str, /, *, inputs: InputSpec, num_classes: int, **options:
     if name.startswith(HUBS):
         from tgeokd.models.hub import hub_model  # needs the extra `vision`
 
-        checked(f"pretrained of model {name!r}", options.get("pretrained", False), bool)
+        validate_value(bool, options.get("pretrained", False), f"pretrained of model {name!r}")
         return hub_model(name, **fixed, **options)
-    model: nn.Module = call_checked(f"model {name!r}", look_up("model", name, MODELS), options, **fixed)
+    model: nn.Module = call_validated(f"model {name!r}", look_up("model", name, MODELS), options, **fixed)
     return model

@@ -1,4 +1,4 @@
-"""A finished run's student on rows of a table that it has not seen."""
+"""Predictions of a finished run's student for new rows of a table."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 
-from tgeokd.utils.errors import InputError, one_line
+from tgeokd.core.model_call import class_logits
+from tgeokd.data import TASKS
 from tgeokd.runs.build import build_network
 from tgeokd.runs.config import load_config
-from tgeokd.core.model_call import class_logits
+from tgeokd.runs.results import RunResults
+from tgeokd.utils.errors import InputError, one_line
 from tgeokd.utils.files import replace_file
 
 if TYPE_CHECKING:
@@ -33,17 +35,17 @@ def predict(folder: Path, file: Path, out: Path) -> int:
     """Class probabilities of a run's student for the rows of a file, through the encoder that was saved with it.
 
     The file is in the format the task reads: for ``criteo`` the raw logs, for ``nsl_kdd`` the published text or Parquet, for
-    other tables ``.csv``, ``.tsv`` or ``.parquet`` with the columns the run was trained on. Labels are not needed. Values
-    never seen in training have their own code, missing ones too.
+    other tables ``.csv``, ``.tsv`` or ``.parquet`` with the columns the run was trained on. Labels are not needed. Values that
+    training did not see, and missing ones, have codes of their own.
 
     Args:
         folder: of a finished run on a table task.
         file: the rows.
         out: ``.parquet`` or ``.csv`` to write: ``id`` (the row number in the file), ``prob_0``, ``prob_1``, ... and
-            ``prediction``, the name of the most probable class. It can serve as ``teacher.predictions`` too.
+            ``prediction``, the name of the most probable class. ``teacher.predictions`` accepts this file.
 
     Returns:
-        How many rows were predicted.
+        Number of predicted rows.
 
     Raises:
         InputError: for a folder without a finished table run, or a file that the encoder cannot read, with row and column.
@@ -51,9 +53,10 @@ def predict(folder: Path, file: Path, out: Path) -> int:
     if out.suffix not in (".parquet", ".csv"):
         raise InputError(f"predictions are written as .parquet or .csv, not {out.name}")
     config = load_config(folder / "config.yaml")
-    names = _read_json(folder / "results.json")["class_names"]
-    if config.task not in READERS or not (folder / "encoder.json").exists():
-        raise InputError(f"the run in {folder} is of task {config.task!r}; predict takes runs on {', '.join(READERS)}")
+    names = RunResults.read(folder / "results.json").class_names
+    read_rows = getattr(TASKS[config.task], "read_rows", READERS.get(config.task))
+    if read_rows is None or not (folder / "encoder.json").exists():
+        raise InputError(f"the run in {folder} is of task {config.task!r}; predict takes runs on tables")
     encoder = _encoder(_read_json(folder / "encoder.json"))
     student = build_network(config.student, encoder.inputs, len(names), seed=config.seed)
     try:
@@ -63,7 +66,7 @@ def predict(folder: Path, file: Path, out: Path) -> int:
     student.eval()
     import polars as pl
 
-    tables = [_table(student, encoder, rows, frame, names, str(file)) for rows, frame in READERS[config.task](file)]
+    tables = [_table(student, encoder, rows, frame, names, str(file)) for rows, frame in read_rows(file)]
     predicted = pl.concat(tables)
     write = predicted.write_parquet if out.suffix == ".parquet" else predicted.write_csv
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -88,8 +91,13 @@ def _table(
 
 
 def _encoder(content: dict[str, Any]) -> Encoder:
-    from tgeokd.data.tasks.criteo.encoder import CriteoEncoder
+    from tgeokd.data import tables
+
+    from_dict: Callable[[dict[str, Any]], Encoder] | None = getattr(tables, "encoder_from_dict", None)
+    if from_dict is not None:
+        return from_dict(content)
     from tgeokd.data.tables.encoder import FeatureEncoder
+    from tgeokd.data.tasks.criteo.encoder import CriteoEncoder
 
     return CriteoEncoder.from_dict(content) if content.get("kind") == "criteo" else FeatureEncoder.from_dict(content)
 
@@ -100,6 +108,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path.parent} holds no finished run: {path.name} cannot be read") from error
     return content
+
+
+# ---- until every task on tables has read_rows
 
 
 def _of_table(path: Path) -> Iterator[tuple[Any, pl.DataFrame]]:

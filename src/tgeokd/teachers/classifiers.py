@@ -20,7 +20,7 @@ from tgeokd.data.loaders import ArrayDataset
 from tgeokd.teachers.proba import ProbaTeacher, as_columns, categorical_columns
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.registry import look_up
-from tgeokd.utils.typed import call_checked
+from tgeokd.utils.validation import call_validated
 
 __all__ = [
     "CLASSIFIERS",
@@ -191,7 +191,7 @@ def fit_classifier(name: str, options: Mapping[str, Any], data: TaskData, seed: 
     """
     make = look_up("classifier", name, CLASSIFIERS)
     what = f"classifier {name!r}"
-    classifier = call_checked(what, make, options, inputs=data.inputs, num_classes=data.num_classes, seed=seed)
+    classifier = call_validated(what, make, options, inputs=data.inputs, num_classes=data.num_classes, seed=seed)
     x, y = _columns_of(data.train, "training", what)
     classes, codes = np.unique(y, return_inverse=True)  # XGBoost and LightGBM's validation want labels without a gap
     arguments = _watching(name, data, classes, what) if name in ("lightgbm", "xgboost") else {}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tgeokd.data.base import InputSpec
 from tgeokd.utils.errors import InputError, unknown_name
-from tgeokd.utils.typed import from_mapping
+from tgeokd.utils.validation import validate_value
 
 __all__ = ["CategoricalColumn", "FeatureEncoder", "NumericColumn", "as_numbers", "as_text", "place"]
 
@@ -182,7 +182,8 @@ class FeatureEncoder:
         """
         if not isinstance(content, Mapping):
             raise InputError(f"an encoder is a mapping, not {type(content).__name__}")
-        return from_mapping(cls, content, "encoder")
+        encoder: FeatureEncoder = validate_value(cls, content, "encoder")
+        return encoder
 
     def unseen(self, frame: pl.DataFrame) -> dict[str, int]:
         """Rows whose value has no code of its own, for each categorical column that has such rows."""
