@@ -9,18 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tgeokd.cli.options import (
-    DEFAULT_METHOD,
-    ConfigFile,
-    DataDir,
-    Jobs,
-    Preset,
-    Resume,
-    Settings,
-    Task,
-    config_of,
-    method_names,
-)
+from tgeokd.cli import options
 from tgeokd.cli.output import console, interruptible, say
 
 if TYPE_CHECKING:
@@ -33,7 +22,7 @@ __all__ = ["compare", "run_comparison"]
 
 
 def compare(
-    task: Task,
+    task: options.Task,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -45,10 +34,10 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the comparison.  \\[default: runs/compare-TASK]", show_default=False)
     ] = None,
-    config: ConfigFile = None,
-    preset_name: Preset = None,
-    data_dir: DataDir = None,
-    settings: Settings = None,
+    config: options.ConfigFile = None,
+    preset_name: options.Preset = None,
+    data_dir: options.DataDir = None,
+    settings: options.Settings = None,
     tune: Annotated[
         int,
         typer.Option(
@@ -57,8 +46,8 @@ def compare(
             "for all seeds. 0: the methods' defaults.",
         ),
     ] = 0,
-    jobs: Jobs = None,
-    resume: Resume = False,
+    jobs: options.Jobs = None,
+    resume: options.Resume = False,
 ) -> None:
     """Compare methods over seeds: the same split, teacher, initial student and budget for every method of a seed.
 
@@ -74,8 +63,8 @@ def compare(
     from tgeokd.runs.plan import parse_method
     from tgeokd.runs.results import DataVariant
 
-    chosen = config_of(task, file=config, preset_name=preset_name, settings=settings, data_dir=data_dir)
-    texts = re.split(r",(?![^\[{]*[\]}])", methods) if methods is not None else method_names()
+    chosen = options.config_of(task, config, preset_name, settings, data_dir)
+    texts = re.split(r",(?![^\[{]*[\]}])", methods) if methods is not None else options.method_names()
     rows = [parse_method(text) for text in texts if text.strip()]
     usual = preset(task, preset_name or "lite").data
     changed = [f"{key}={value}" for key, value in chosen.data.items() if usual.get(key) != value]
@@ -135,7 +124,7 @@ def _print_variant(results: ComparisonResults, variant: str, seeds: int) -> None
     """Print the table of a data variant, and the differences between the default method and the other rows."""
     from tgeokd.report.tables import comparison_table, formatted, paired_differences, title
 
-    bold = {row.label for row in results.summary if row.method == DEFAULT_METHOD}
+    bold = {row.label for row in results.summary if row.method == options.DEFAULT_METHOD}
     console().print(_table(f"{results.task}, {variant}", *comparison_table(results, variant, brief=True), bold))
     primary = results.primary_metric
     teachers = [teacher.metrics for teacher in results.teachers if teacher.variant == variant]

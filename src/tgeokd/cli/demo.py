@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tgeokd.cli import options
 from tgeokd.cli.compare import run_comparison
-from tgeokd.cli.options import Jobs, Resume
 
 __all__ = ["demo"]
 
@@ -16,8 +16,8 @@ __all__ = ["demo"]
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for results, figures and the report.")] = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per method.")] = 5,
-    jobs: Jobs = None,
-    resume: Resume = False,
+    jobs: options.Jobs = None,
+    resume: options.Resume = False,
 ) -> None:
     """Compare all methods on handwritten digits, on the CPU, in about two minutes.
 

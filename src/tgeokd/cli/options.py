@@ -13,26 +13,6 @@ from tgeokd.utils.errors import InputError
 if TYPE_CHECKING:
     from tgeokd.runs.config import RunConfig
 
-__all__ = [
-    "DEFAULT_METHOD",
-    "ConfigFile",
-    "DataDir",
-    "Folder",
-    "Jobs",
-    "MethodName",
-    "OptionalTask",
-    "Preset",
-    "Resume",
-    "RunSeed",
-    "Settings",
-    "Task",
-    "analysis_names",
-    "config_of",
-    "method_names",
-    "task_names",
-    "with_data_dir",
-]
-
 DEFAULT_METHOD = "tgeo"
 
 # Names while a registry has no module of its own.
@@ -114,11 +94,10 @@ Settings = Annotated[
 
 def config_of(
     task: str | None,
-    *,
-    file: Path | None = None,
-    preset_name: str | None = None,
-    settings: list[str] | None = None,
-    data_dir: Path | None = None,
+    file: Path | None,
+    preset_name: str | None,
+    settings: list[str] | None,
+    data_dir: Path | None,
     method: str | None = None,
     seed: int | None = None,
 ) -> RunConfig:

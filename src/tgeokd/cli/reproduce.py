@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tgeokd.cli.options import DataDir, Preset, Settings, analysis_names, config_of, task_names
+from tgeokd.cli import options
 from tgeokd.cli.output import interruptible, say
 
 __all__ = ["reproduce"]
@@ -17,18 +17,22 @@ def reproduce(
     what: Annotated[
         str,
         typer.Argument(
-            help=f"Analysis: {', '.join(analysis_names())}.", autocompletion=analysis_names, show_default=False
+            help=f"Analysis: {', '.join(options.analysis_names())}.",
+            autocompletion=options.analysis_names,
+            show_default=False,
         ),
     ],
     task: Annotated[
         str | None,
         typer.Argument(
-            help="Task.  \\[default: digits; hil for oversampling]", autocompletion=task_names, show_default=False
+            help="Task.  \\[default: digits; hil for oversampling]",
+            autocompletion=options.task_names,
+            show_default=False,
         ),
     ] = None,
-    preset_name: Preset = None,
-    data_dir: DataDir = None,
-    settings: Settings = None,
+    preset_name: options.Preset = None,
+    data_dir: options.DataDir = None,
+    settings: options.Settings = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds: 0, 1, ...")] = 3,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Parallel processes; default: one per core, for cost one.")
@@ -56,7 +60,7 @@ def reproduce(
     analysis = ANALYSES[what]
     task = task or analysis.task
     usual = analysis.settings.get(task, ())
-    chosen = config_of(task, preset_name=preset_name, settings=[*usual, *(settings or [])], data_dir=data_dir)
+    chosen = options.config_of(task, None, preset_name, [*usual, *(settings or [])], data_dir)
     out = out or Path("runs") / f"reproduce-{what}-{task}"
     with interruptible("continue with the same command"):
         findings = run_analysis(what, chosen, range(seeds), out, jobs)

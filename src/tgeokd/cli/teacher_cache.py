@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tgeokd.cli.options import ConfigFile, DataDir, Preset, RunSeed, Settings, Task, config_of
+from tgeokd.cli import options
 from tgeokd.cli.output import interruptible, metrics_line, say
 from tgeokd.utils.errors import InputError
 
@@ -18,12 +18,12 @@ __all__ = ["teacher_cache"]
 
 
 def teacher_cache(
-    task: Task,
+    task: options.Task,
     out: Annotated[Path, typer.Option(help="Folder of the teacher and its stored predictions.")],
-    config: ConfigFile = None,
-    preset_name: Preset = None,
-    data_dir: DataDir = None,
-    seed: RunSeed = None,
+    config: options.ConfigFile = None,
+    preset_name: options.Preset = None,
+    data_dir: options.DataDir = None,
+    seed: options.RunSeed = None,
     views: Annotated[
         int | None,
         typer.Option(
@@ -37,7 +37,7 @@ def teacher_cache(
         int | None,
         typer.Option(min=1, help="Logits stored per sample, for many classes.  \\[default: all]", show_default=False),
     ] = None,
-    settings: Settings = None,
+    settings: options.Settings = None,
 ) -> None:
     """Train a task's teacher and store its predictions for all samples, so that trainings need not compute them.
 
@@ -60,13 +60,13 @@ def teacher_cache(
     from tgeokd.teachers import TeacherCacheOptions
     from tgeokd.utils.files import RunFolder
 
-    chosen = config_of(task, file=config, preset_name=preset_name, settings=settings, data_dir=data_dir, seed=seed)
+    chosen = options.config_of(task, config, preset_name, settings, data_dir, seed=seed)
     given = {"views": views, "dtype": dtype, "top_k": top_k, "folder": str(out.resolve())}
-    options = dataclasses.replace(
+    cache_options = dataclasses.replace(
         chosen.teacher_cache or TeacherCacheOptions(),
         **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
-    chosen = replace(chosen, teacher_cache=options)
+    chosen = replace(chosen, teacher_cache=cache_options)
     check(chosen)
     if not is_network(chosen):
         raise InputError("this teacher is not a network: its predictions are stored once anyway, no cache is needed")
@@ -97,5 +97,5 @@ def _without_folders(config: RunConfig) -> RunConfig:
 
     from tgeokd.runs.config import replace
 
-    options = config.teacher_cache and dataclasses.replace(config.teacher_cache, folder=None)
-    return replace(config, data_dir=None, teacher_cache=options)
+    cache_options = config.teacher_cache and dataclasses.replace(config.teacher_cache, folder=None)
+    return replace(config, data_dir=None, teacher_cache=cache_options)
