@@ -32,7 +32,7 @@ from tgeokd.training.loop import History, Loader, TrainingLoop, length_of
 from tgeokd.training.step import DistillationStep
 from tgeokd.training.survey import Survey
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import RunFolder, write_lines
+from tgeokd.utils.files import RunFolder
 
 __all__ = ["Distiller", "History"]
 
@@ -297,6 +297,7 @@ class Distiller:
             callbacks,
             survey,
             self._fingerprints(train_loader, val_loader) if folder is not None else {},
+            folder,
             checkpointer,
             checkpoint_every,
             self.history,
@@ -304,7 +305,7 @@ class Distiller:
         if state is not None and folder is not None:
             self._loop.load(state)
             self.resumed_at = self._loop.epoch
-            write_lines(folder.path / "metrics.jsonl", self.history)
+            folder.write_lines("metrics.jsonl", self.history)
         self._loop.run()
         if folder is not None:
             write_weights(folder.path, self.student)

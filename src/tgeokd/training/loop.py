@@ -22,7 +22,7 @@ from tgeokd.training.state import RandomStates, TrainState, differences
 from tgeokd.training.step import DistillationStep
 from tgeokd.training.survey import Survey
 from tgeokd.utils.errors import InputError, first_line
-from tgeokd.utils.files import append_line
+from tgeokd.utils.files import RunFolder
 
 if TYPE_CHECKING:
     from tgeokd.training.distiller import Distiller
@@ -55,7 +55,8 @@ class TrainingLoop:
         callbacks: in the order of their calls.
         survey: what was found in the data.
         fingerprints: of configuration, data and teacher, for checkpoints.
-        checkpointer: None writes no checkpoints.
+        folder: of the run, or None.
+        checkpointer: of that folder, or None.
         checkpoint_every: epochs between two checkpoints; the first and the last epoch always write one.
         history: records of the finished epochs.
         epoch: finished epochs.
@@ -74,6 +75,7 @@ class TrainingLoop:
     callbacks: Sequence[Callback]
     survey: Survey
     fingerprints: dict[str, dict[str, Any]]
+    folder: RunFolder | None
     checkpointer: Checkpointer | None
     checkpoint_every: int
     history: History = field(default_factory=History)
@@ -92,12 +94,12 @@ class TrainingLoop:
                 self._call(partial(self._end_epoch, record))
                 self.epoch, self.batch = self.epoch + 1, 0
                 self._mark_epoch()
-                if self.checkpointer is not None:
+                if self.folder is not None:
                     # The checkpoint comes first, also after the first epoch: a folder with metrics can always be resumed.
                     last = self.epoch == self.epochs or self.should_stop
                     if last or self.epoch == 1 or self.epoch % self.checkpoint_every == 0:
                         self.save()
-                    append_line(self.checkpointer.run / "metrics.jsonl", record)
+                    self.folder.append_line("metrics.jsonl", record)
             self._call(lambda callback: callback.on_fit_end(self.distiller))
         finally:
             self._call(lambda callback: callback.on_exit(self.distiller))
