@@ -75,10 +75,10 @@ def test_a_comparison_queries_the_teacher_of_each_seed_once(tgeokd_, tmp_path, m
     assert caches == expected
     assert len(queries) == 2 * (4 + 1)  # 800 and 200 samples, 256 at a time, for two seeds
 
-    runs = [results(tmp_path / run)["runs"] for run in ("computed", "cached")]
+    runs = [results(tmp_path / run).runs for run in ("computed", "cached")]
     for one, other in zip(*runs, strict=True):
-        assert one["method"] == other["method"]
-        assert one["metrics"]["nll"] == pytest.approx(other["metrics"]["nll"], abs=1e-4)
+        assert one.spec == other.spec
+        assert one.metrics["nll"] == pytest.approx(other.metrics["nll"], abs=1e-4)
     config = load_config(tmp_path / "cached" / "default" / "kd" / "seed-0" / "config.yaml")
     assert config.teacher_cache == TeacherCacheOptions(dtype="fp32")
 

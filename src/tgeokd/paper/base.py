@@ -19,7 +19,7 @@ from tgeokd.runs.statistics import PairedTest
 from tgeokd.runs.stored import computed, result_key
 from tgeokd.runs.summary import machine
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import RunFolder
+from tgeokd.utils.files import write_json
 
 __all__ = ["KD", "TGEO", "Analysis", "Differences", "Findings", "SeedAnalysis", "run_analysis"]
 
@@ -140,5 +140,6 @@ def run_analysis(
         "config": config.to_dict(),
         "machine": machine(),
     }
-    RunFolder(out, resume=True, checkpoint_needed=False).write_json(f"{name}.json", content)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / f"{name}.json", content)
     return findings

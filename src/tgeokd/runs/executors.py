@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from tgeokd.utils.errors import InputError
+from tgeokd.utils.errors import DivergenceError, InputError
 
 __all__ = ["Executor", "InProcess", "Job", "LocalProcesses", "call_all", "cores"]
 
@@ -70,7 +70,7 @@ class Executor(ABC):
             Results by key.
 
         Raises:
-            InputError: from a job, with its name. Jobs that have not started are cancelled then.
+            InputError: from a job, with its name, and so a DivergenceError. Jobs that have not started are cancelled then.
         """
         blocked = list(jobs)
         results: dict[Any, Any] = {}
@@ -90,8 +90,8 @@ class Executor(ABC):
                     job = running.pop(finished)
                     try:
                         results[job.key] = finished.result()
-                    except InputError as error:
-                        raise InputError(f"{job.name}: {error}" if job.name else str(error)) from error
+                    except (InputError, DivergenceError) as error:
+                        raise type(error)(f"{job.name}: {error}" if job.name else str(error)) from error
                     on_done(job, len(results))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

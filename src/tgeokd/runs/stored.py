@@ -12,7 +12,7 @@ from typing import Any
 from tgeokd.runs.config import RunConfig, replace
 from tgeokd.runs.results import SCHEMA_VERSION
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import RunFolder
+from tgeokd.utils.files import write_json
 
 __all__ = ["computed", "result_key", "stored"]
 
@@ -62,5 +62,6 @@ def computed(path: Path, key: str, compute: Callable[[], Any]) -> Any:
     content = stored(path, key)
     if content is None:
         content = {"key": key, "result": compute()}
-        RunFolder(path.parent, resume=True, checkpoint_needed=False).write_json(path.name, content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, content)
     return content["result"]
