@@ -9,15 +9,14 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from tgeokd.data.base import TaskData
 from tgeokd.data.split import stratified_split
 from tgeokd.data.tables.labels import BadRows
-from tgeokd.data.tables.reader import Table, read_table
+from tgeokd.data.tables.reader import Table, read_table, row_reader
 from tgeokd.data.tasks.attacks import attack_task, found, labelled
 from tgeokd.data.tasks.registry import TASKS, provides
-from tgeokd.utils.errors import InputError, one_line, unknown_name
+from tgeokd.utils.errors import InputError, check_names, one_line
 
 __all__ = ["FEATURES", "hil"]
 
@@ -52,13 +51,8 @@ FEATURES = tuple(_feature_names())
 """The 128 columns of the published files."""
 
 
-def _rows(path: Path) -> Iterator[tuple[NDArray[np.int64], pl.DataFrame]]:
-    table = _read(path, "error")
-    yield table.rows, table.frame
-
-
 @TASKS.register("hil")
-@provides(read_rows=_rows)
+@provides(read_rows=row_reader(lambda path: _read(path, "error")))
 def hil(
     *,
     data_dir: Path,
@@ -217,12 +211,7 @@ def _features(tables: list[Table], *, complete: bool) -> list[str]:
                 f"{table.source}: the label column {_LABEL!r} is missing; the last column is {columns[-1]!r}"
             )
         features = [name for name in columns if name != _LABEL and name not in _IGNORED]
-        for name in features:
-            if name not in FEATURES:
-                what, *_ = re.split(
-                    ";? known:", str(unknown_name("column", name, FEATURES))
-                )  # without the list of 128 names
-                raise InputError(f"{table.source}: {what}")
+        check_names(f"column of {table.source}", features, FEATURES)
         expected = FEATURES if complete else first
         lacking = [name for name in expected if name not in features]
         if lacking:

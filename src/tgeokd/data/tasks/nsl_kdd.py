@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tgeokd.data.base import TaskData
 from tgeokd.data.split import stratified_split
 from tgeokd.data.tables.encoder import as_numbers, place
-from tgeokd.data.tables.reader import Table, read_table
+from tgeokd.data.tables.reader import Table, read_table, row_reader
 from tgeokd.data.tasks.attacks import attack_task, found, labelled
 from tgeokd.data.tasks.registry import TASKS, provides
 from tgeokd.utils.errors import InputError, check_names
@@ -69,13 +69,8 @@ def read_features(path: Path) -> Table:
     return _with_logs(table, (*_NUMERIC, *_CATEGORICAL))
 
 
-def _rows(path: Path) -> Iterator[tuple[NDArray[np.int64], pl.DataFrame]]:
-    table = read_features(path)
-    yield table.rows, table.frame
-
-
 @TASKS.register("nsl_kdd")
-@provides(read_rows=_rows)
+@provides(read_rows=row_reader(read_features))
 def nsl_kdd(
     *,
     data_dir: Path,

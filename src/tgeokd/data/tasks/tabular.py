@@ -18,7 +18,7 @@ from tgeokd.data.base import TaskData
 from tgeokd.data.split import stratified_split, subset
 from tgeokd.data.tables.encoder import FeatureEncoder, as_numbers
 from tgeokd.data.tables.labels import BadRows, class_indices, find_classes, with_label
-from tgeokd.data.tables.reader import Table, read_rows, read_table
+from tgeokd.data.tables.reader import Table, read_table, row_reader
 from tgeokd.data.tables.splits import table_splits
 from tgeokd.data.tasks.registry import TASKS, provides, same_options
 from tgeokd.utils.errors import InputError, check_names
@@ -134,7 +134,7 @@ def _task(
 
 
 @TASKS.register("tabular")
-@provides(read_rows=read_rows)
+@provides(read_rows=row_reader())
 @same_options(_task)
 def tabular(
     *,
@@ -192,7 +192,7 @@ def tabular(
 
 
 @TASKS.register("adult")
-@provides(read_rows=read_rows)
+@provides(read_rows=row_reader())
 @same_options(_task)
 def adult(*, data_dir: Path, train: int | None = None, **options: Any) -> TaskData:
     """Adult / Census Income (Becker and Kohavi, UCI Machine Learning Repository, 1996): predict incomes above $50,000 a year.
