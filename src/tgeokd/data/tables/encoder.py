@@ -221,11 +221,7 @@ def _numbers(frame: pl.DataFrame, names: Iterable[str], source: str) -> NDArray[
 def as_numbers(frame: pl.DataFrame, name: str, *, source: str = "", rows: NDArray[np.int64] | None = None) -> pl.Series:
     """A column as floats, null or NaN where the value is missing; text is parsed as numbers.
 
-    Args:
-        frame: the rows.
-        name: name of the column.
-        source: name of the file in messages.
-        rows: row numbers in messages; 0, 1, ... by default.
+    ``source`` is the name of the file in messages, ``rows`` are the row numbers in messages (0, 1, ... by default).
 
     Raises:
         InputError: for a missing column, one of another type, or text that is not a number, with its row.

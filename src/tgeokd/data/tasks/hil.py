@@ -14,8 +14,8 @@ from tgeokd.data.base import TaskData
 from tgeokd.data.split import stratified_split
 from tgeokd.data.tables.labels import BadRows
 from tgeokd.data.tables.reader import Table, read_table, row_reader
-from tgeokd.data.tasks.attacks import attack_task, found, labelled
-from tgeokd.data.tasks.registry import TASKS, provides
+from tgeokd.data.tasks.attacks import attack_task, labelled
+from tgeokd.data.tasks.registry import TASKS, find_path, provides
 from tgeokd.utils.errors import InputError, check_names, one_line
 
 __all__ = ["FEATURES", "hil"]
@@ -169,7 +169,7 @@ def _read(path: Path, bad_rows: BadRows) -> Table:
 
 
 def _single(data_dir: Path, name: str) -> Path:
-    path = found(data_dir, ["hil"], [name])
+    path = find_path(data_dir, ["hil"], [name])
     if path is None:
         raise InputError(f"neither {data_dir / 'hil' / name} nor {data_dir / name} exists")
     return path
@@ -177,7 +177,7 @@ def _single(data_dir: Path, name: str) -> Path:
 
 def _all_files(data_dir: Path, classes: Classes) -> list[Path]:
     """``data1`` to ``data15``, in this order, from the first folder that fits the task."""
-    folder = found(data_dir, ["hil"], _FOLDERS[classes])
+    folder = find_path(data_dir, ["hil"], _FOLDERS[classes])
     if folder is None:
         raise InputError(
             f"no folder {' or '.join(_FOLDERS[classes])} in {data_dir / 'hil'} or {data_dir}; give one file by data.file=FILE"

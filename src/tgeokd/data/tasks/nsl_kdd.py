@@ -15,8 +15,8 @@ from tgeokd.data.base import TaskData
 from tgeokd.data.split import stratified_split
 from tgeokd.data.tables.encoder import as_numbers, place
 from tgeokd.data.tables.reader import Table, read_table, row_reader
-from tgeokd.data.tasks.attacks import attack_task, found, labelled
-from tgeokd.data.tasks.registry import TASKS, provides
+from tgeokd.data.tasks.attacks import attack_task, labelled
+from tgeokd.data.tasks.registry import TASKS, find_path, provides
 from tgeokd.utils.errors import InputError, check_names
 
 __all__ = ["CATEGORIES", "nsl_kdd", "read_features"]
@@ -150,7 +150,7 @@ def nsl_kdd(
 
 
 def _file(data_dir: Path, which: str) -> Path:
-    path = found(data_dir, _FOLDERS, _FILES[which])
+    path = find_path(data_dir, _FOLDERS, _FILES[which])
     if path is None:
         published, *_, parquet = _FILES[which]
         raise InputError(f"neither {published} nor {parquet} is in {data_dir / _FOLDERS[0]} or {data_dir}")
