@@ -91,13 +91,9 @@ class FeatureEncoder:
         categorical: Sequence[str],
         min_count: int = 1,
     ) -> FeatureEncoder:
-        """Fit means, standard deviations and codes to training rows.
+        """Fit means, standard deviations and codes to the columns ``numeric`` and ``categorical`` of training rows.
 
-        Args:
-            frame: the training rows.
-            numeric: columns to standardise; text is parsed as numbers.
-            categorical: columns to encode as categories.
-            min_count: rows on which a value must occur to get a code of its own.
+        A categorical value must occur on ``min_count`` rows to get a code of its own. Text in a numeric column is parsed.
 
         Raises:
             InputError: for a missing column, a value that is not a number, no rows, or no columns.
