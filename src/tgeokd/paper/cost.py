@@ -49,7 +49,10 @@ def cost(config: RunConfig, seeds: Sequence[int], out: Path, jobs: int | None = 
 
 def ratios(data: dict[str, Any], name: str, key: str) -> list[float]:
     """A row's number over that of ``kd``, one a seed."""
-    of = {label: {r["seed"]: r[key] for r in data["runs"] if r["row"] == label} for label in data["rows"].values()}
+    of = {
+        label: {r["seed"]: r[key] for r in data["runs"] if r.get("row", r["method"]) == label}
+        for label in data["rows"].values()
+    }
     own, kd = of[data["rows"][name]], of[data["rows"]["kd"]]
     return [value / kd[seed] for seed, value in own.items()]
 

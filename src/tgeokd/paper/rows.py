@@ -45,7 +45,7 @@ def shared_facts(results: ComparisonResults) -> dict[str, Any]:
 
 def primary_of(data: Mapping[str, Any], label: str) -> dict[int, float]:
     """A row's test value of the primary metric by seed."""
-    return {r["seed"]: r["metrics"][data["primary_metric"]] for r in data["runs"] if r["row"] == label}
+    return {r["seed"]: r["metrics"][data["primary_metric"]] for r in data["runs"] if r.get("row", r["method"]) == label}
 
 
 def gain(data: Mapping[str, Any], label: str, over: str) -> PairedTest | None:
