@@ -91,13 +91,11 @@ def test_method(distill):
     assert len(set(alpha)) > 50
 
 
-
 def test_task(distill):
     _, results = distill("my_task", "--config", str(EXAMPLES / "my_task.yaml"), "--method", "kd", *SHORT)
     assert results["task"] == "my_task"
     assert results["class_names"] == ["malignant", "benign"]
     assert 0.5 < results["metrics"]["auc"] <= 1
-
 
 
 def test_a_task_without_presets_needs_a_config(distill):
