@@ -138,7 +138,8 @@ class StepRecorder:
         estimator = self.estimator
         own = trainable(self.student)
         moved = estimator.parameters(self.student)
-        gradients = {name: param.grad.detach() for name, param in moved.items() if param.grad is not None}
+        # Copies: an optimizer may change the gradients in its step (SGD with nesterov and foreach does).
+        gradients = {name: param.grad.detach().clone() for name, param in moved.items() if param.grad is not None}
         scaler = getattr(self.optimizer, "grad_scale", None)
         if isinstance(scaler, Tensor):  # a fused optimizer unscales in its step
             gradients = {name: g / scaler for name, g in gradients.items()}
