@@ -2,13 +2,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format bench results clean
+.PHONY: demo test test-fast lint format bench results clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tgeokd demo
 
 test: lint
 	$(BIN)/pytest -n auto
+
+# the tests without markers: no slow ones, no real data, no further processes
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/pytest -n auto -m "not (slow or realdata or process or distributed or browser)"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -19,9 +23,9 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# speed, memory and scale, beside what people use today; about half an hour, and wants a quiet machine
+# speed, memory and scale beside other implementations; about half an hour on a quiet machine; DATA=folder adds real data
 bench: $(VENV)/.installed-bench
-	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/bench.py $(if $(DATA),--data-dir "$(DATA)")
 
 # docs/results.md from the files in results/
 results: $(VENV)/.installed-dev

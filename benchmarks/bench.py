@@ -23,6 +23,7 @@ import loader
 import memory
 import peers
 import scale
+import startup
 import steps
 import torch
 from harness import Figure
@@ -54,6 +55,7 @@ def _lines(path: str) -> list[str]:
 def parts(runs: int, data_dir: Path | None) -> dict[str, Callable[[], list[Figure]]]:
     """The pieces of the benchmark, by name."""
     return {
+        "startup": lambda: startup.figures(runs),
         "steps": lambda: steps.figures(runs),
         "peers": lambda: peers.figures(runs),
         "memory": lambda: memory.figures(min(runs, 3)),

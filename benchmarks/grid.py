@@ -6,7 +6,6 @@ has seen: the rule by which :func:`tgeokd.runs.single.trial` chooses hyper-param
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import tempfile
 from pathlib import Path
@@ -15,9 +14,9 @@ from harness import Figure
 
 from tgeokd.methods.kd import VanillaKD
 from tgeokd.runs.build import load_data
-from tgeokd.runs.config import RunConfig, preset
+from tgeokd.runs.config import RunConfig, preset, replace
 from tgeokd.runs.single import Score, trial
-from tgeokd.runs.teacher import make_teacher
+from tgeokd.runs.teacher import build_teacher
 
 __all__ = ["figures"]
 
@@ -28,14 +27,14 @@ def _scores(config: RunConfig) -> tuple[Score, dict[float, Score]]:
     """The learned ratio's score, and those of the constants, from one teacher."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "teacher.safetensors"
-        make_teacher(config, load_data(config), path)
+        build_teacher(config, load_data(config), path)
         learned = trial(config, path)
-        kd = dataclasses.replace(config, method="kd")
-        return learned, {a: trial(dataclasses.replace(kd, options={"alpha": a}), path) for a in GRID}
+        kd = replace(config, method="kd")
+        return learned, {a: trial(replace(kd, options={"alpha": a}), path) for a in GRID}
 
 
 def _figures(name: str, config: RunConfig, seeds: int) -> list[Figure]:
-    found = [_scores(dataclasses.replace(config, seed=seed)) for seed in range(seeds)]
+    found = [_scores(replace(config, seed=seed)) for seed in range(seeds)]
     learned = [score.value for score, _ in found]
     mean = {a: statistics.mean(constants[a].value for _, constants in found) for a in GRID}
     best = max(mean, key=lambda a: mean[a])
@@ -56,7 +55,7 @@ def _figures(name: str, config: RunConfig, seeds: int) -> list[Figure]:
 def figures(seeds: int, data_dir: Path | None) -> list[Figure]:
     """Digits with 30 % wrong labels, and power system attacks where their file is at hand."""
     digits = preset("digits")
-    made = _figures("digits, 30 % wrong labels", dataclasses.replace(digits, data={**digits.data, "noise": 0.3}), seeds)
+    made = _figures("digits, 30 % wrong labels", replace(digits, data={**digits.data, "noise": 0.3}), seeds)
     if data_dir is not None:
-        made += _figures("hil", dataclasses.replace(preset("hil"), data_dir=str(data_dir)), seeds)
+        made += _figures("hil", replace(preset("hil"), data_dir=str(data_dir)), seeds)
     return made

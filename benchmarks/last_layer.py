@@ -6,7 +6,6 @@ Run: python benchmarks/last_layer.py [--seeds N]
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
 import tempfile
 from pathlib import Path
@@ -17,8 +16,8 @@ from tgeokd import TGeoKD
 from tgeokd.bilevel import ratio_gradient
 from tgeokd.methods import Signals, TrainingStep
 from tgeokd.runs.build import build_distiller, build_student, fit, load_data
-from tgeokd.runs.config import RunConfig, preset
-from tgeokd.runs.teacher import load_teacher, make_teacher
+from tgeokd.runs.config import RunConfig, preset, replace
+from tgeokd.runs.teacher import build_teacher, load_teacher
 
 
 def agreement(step: TrainingStep, alpha: torch.Tensor) -> tuple[float, float]:
@@ -82,10 +81,10 @@ def main() -> None:
     for name, noise in (("clean", 0.0), ("noise 30 %", 0.3)):
         exact, head, correlations, same_sign = [], [], [], []
         for seed in range(seeds):
-            config = dataclasses.replace(preset("digits"), seed=seed, data={"noise": noise})
+            config = replace(preset("digits"), seed=seed, data={"noise": noise})
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "teacher.safetensors"
-                make_teacher(config, load_data(config), path)
+                build_teacher(config, load_data(config), path)
                 exact.append(train(config, TGeoKD(hypergradient="forward"), path))
                 head.append(train(config, TGeoKD(hypergradient="last_layer"), path))
                 probe = Probe()

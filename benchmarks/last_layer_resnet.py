@@ -9,7 +9,6 @@ the step about to be taken are found, on the same held-out batch. A line a seed.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from last_layer import agreement
 
 from tgeokd.methods import TrainingStep, VanillaKD
 from tgeokd.runs.build import build_distiller, build_student, fit, load_data
-from tgeokd.runs.config import RunConfig, override, preset
-from tgeokd.runs.teacher import load_teacher, make_teacher
+from tgeokd.runs.config import RunConfig, override, preset, replace
+from tgeokd.runs.teacher import build_teacher, load_teacher
 
 EVERY = 25
 NOISE = ["data.noise=symmetric", "data.noise_rate=0.4", "data.checksum=any"]
@@ -49,7 +48,7 @@ def measured(config: RunConfig) -> BothWays:
     data, method = load_data(config), BothWays()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "teacher.safetensors"
-        make_teacher(config, data, path)
+        build_teacher(config, data, path)
         teacher = load_teacher(config, data, path)
     student = build_student(config, data)
     distiller = build_distiller(student, teacher, method, config, config.student, data, progress=False)
@@ -64,7 +63,7 @@ def main() -> None:
     given = parser.parse_args()
     for seed in given.seeds:
         config = override(preset("cifar100"), NOISE)
-        found = measured(dataclasses.replace(config, data_dir=given.data_dir, seed=seed))
+        found = measured(replace(config, data_dir=given.data_dir, seed=seed))
         low, median, high = torch.tensor(found.correlations).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
         sign = sum(found.same_sign) / len(found.same_sign)
         print(f"seed {seed}: correlation {median:.2f} (quartiles {low:.2f} to {high:.2f}), same sign {sign:.2f}")

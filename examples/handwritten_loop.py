@@ -1,45 +1,40 @@
-"""TGeo-KD inside a loop of one's own: what `Distiller` does, without it.
+"""TGeo-KD in a plain PyTorch loop: without the lines marked with ``<-`` it is ordinary training on the labels.
 
 Run: python examples/handwritten_loop.py
 """
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from tgeokd import Signals, TGeoKD
-from tgeokd.bilevel import Lookahead
-from tgeokd.core.geometry.vector import class_means
+from tgeokd import DistillationStep, TGeoKD
 from tgeokd.data import TASKS
 
 torch.manual_seed(0)
-data = TASKS["digits"](seed=0, noise=0.3)  # 30 % of the training labels are wrong
-train, held_out, test = data.train, data.held_out, data.test
+data = TASKS["digits"](seed=0, noise=0.3)  # 30 % of the training labels are replaced; the validation labels are clean
+train_set, val_set = (TensorDataset(part.inputs, part.target) for part in (data.train, data.held_out))
+train_loader = DataLoader(train_set, batch_size=64, shuffle=True)
+val_loader = DataLoader(val_set, batch_size=64)
 
 teacher = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, 10))
-optimizer = torch.optim.AdamW(teacher.parameters(), 1e-3, weight_decay=1.0)
-for _ in range(1000):
-    rows = torch.randint(len(train), (64,))
-    optimizer.zero_grad()
-    nn.functional.cross_entropy(teacher(train.inputs[rows]), train.target[rows]).backward()
-    optimizer.step()
-teacher.eval().requires_grad_(False)
+optimizer = torch.optim.AdamW(teacher.parameters(), lr=1e-3, weight_decay=1.0)
+for _ in range(100):
+    for inputs, target in train_loader:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(teacher(inputs), target).backward()
+        optimizer.step()
 
 student = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
 optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
-tgeo = TGeoKD()
-tgeo.prepare(10, class_means(teacher(train.inputs).softmax(dim=-1), train.target, num_classes=10))
-lookahead = Lookahead(student, optimizer, temperature=4.0)
-for _ in range(600):
-    rows, outer = torch.randint(len(train), (64,)), torch.randint(len(held_out), (64,))
-    inputs, target = train.inputs[rows], train.target[rows]
-    teacher_logits = teacher(inputs)
-    logits = lookahead.forward(inputs, target, teacher_logits)  # in place of student(inputs)
-    loss, alpha = tgeo.loss(Signals(logits, teacher_logits, target, temperature=4.0))
-    optimizer.zero_grad()
-    loss.mean().backward()
-    lookahead.step()  # in place of optimizer.step()
-    x, y = held_out.inputs[outer], held_out.target[outer]
-    tgeo.learn(alpha, lookahead.ratio_gradient(x, y, alpha, direction=tgeo.direction))
+step = DistillationStep(student, optimizer, TGeoKD(outer="holdout"), validation=val_loader)  # <-
+step.prepare(train_loader, teacher)  # <-
+for _ in range(60):
+    for batch in train_loader:
+        loss = step.loss(batch, teacher)  # <- instead of cross_entropy(student(inputs), target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
 
-right = (student(test.inputs).argmax(dim=-1) == test.target).float().mean()
-print(f"test accuracy {100 * right:.1f} %; last batch: alpha from {alpha.min():.2f} to {alpha.max():.2f}")
+right = (student(data.test.inputs).argmax(dim=-1) == data.test.target).float().mean()
+alpha = step.statistics.summary()["alpha_mean"]
+print(f"test accuracy {100 * right:.1f} %; mean fusion ratio {alpha:.2f}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from tasks import TASKS
 
-from tgeokd.runs.statistics import PairedDifference, paired
+from tgeokd.runs.statistics import PairedTest, paired
 
 if TYPE_CHECKING:
     from causes import Cause
@@ -98,7 +98,7 @@ def _interval(rows: dict[str, Seeds], label: str) -> str:
     return f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]{fewer}"
 
 
-def _difference(rows: dict[str, Seeds], label: str) -> PairedDifference | None:
+def _difference(rows: dict[str, Seeds], label: str) -> PairedTest | None:
     """In points, over the seeds that a row and the reference share; None without any."""
     row, reference = rows.get(label, {}), rows.get(REFERENCE, {})
     shared = [100 * (row[seed]["score"] - reference[seed]["score"]) for seed in row if seed in reference]

@@ -20,8 +20,8 @@ from sklearn.model_selection import train_test_split
 from tgeokd.data import TaskData
 from tgeokd.data.loaders import subset
 from tgeokd.runs.build import load_data, use_threads
-from tgeokd.runs.config import RunConfig, preset
-from tgeokd.runs.teacher import make_teacher, store_answers
+from tgeokd.runs.config import RunConfig, preset, replace
+from tgeokd.runs.teacher import build_teacher, cache_teacher_logits
 from tgeokd.teachers import TeacherCacheOptions
 
 __all__ = ["TASKS", "Prepared", "Task", "prepare"]
@@ -76,9 +76,7 @@ def _load(name: str, seed: int, data_dir: str | None) -> tuple[RunConfig, TaskDa
     """The preset's config for a task and seed, and its data, where ``test`` is what is judged on."""
     task = TASKS[name]
     config = preset(task.name)
-    config = dataclasses.replace(
-        config, data={**config.data, **task.data}, data_dir=data_dir, seed=seed, accelerator="cpu"
-    )
+    config = replace(config, data={**config.data, **task.data}, data_dir=data_dir, seed=seed, accelerator="cpu")
     data = load_data(config)
     target = torch.cat([batch[1] for batch in data.ordered_loader(data.held_out)]).numpy()
     judged = task.judged if isinstance(task.judged, int) else int(task.judged * len(target))
@@ -102,10 +100,10 @@ def prepare(name: str, seed: int, data_dir: str | None, folder: Path) -> Prepare
     use_threads(config)
     path = folder / f"{seed}.safetensors"
     if not path.exists():
-        make_teacher(config, data, path)
+        build_teacher(config, data, path)
     if TASKS[name].ask_once:
         answers = path.with_suffix(".cache")
-        config = dataclasses.replace(config, teacher_cache=TeacherCacheOptions(folder=str(answers)))
+        config = replace(config, teacher_cache=TeacherCacheOptions(folder=str(answers)))
         if not answers.exists():
-            store_answers(config, data, path, answers)
+            cache_teacher_logits(config, data, path, answers)
     return Prepared(config, data, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,8 +15,9 @@ from tasks import Prepared, prepare
 
 from tgeokd.methods import Method, build_method
 from tgeokd.runs.build import build_distiller, build_student, fit
-from tgeokd.runs.config import TrainOn
+from tgeokd.runs.config import replace
 from tgeokd.runs.executors import worker_pool
+from tgeokd.runs.results import TrainOn
 from tgeokd.runs.teacher import load_teacher
 from tgeokd.utils.files import RunFolder
 
@@ -79,7 +79,7 @@ def _run(row: Row, prepared: Prepared) -> dict[str, Any]:
     """Train a row's student: its seconds, its metrics on what is judged on, and what its ratios were."""
     config, data = prepared.config, prepared.data
     if row.temperature is not None:
-        config = dataclasses.replace(config, temperature=row.temperature)
+        config = replace(config, temperature=row.temperature)
     method = row.build()
     if isinstance(method, Diagnosed) and data.corrupted is not None:
         ids = torch.cat([batch[2] for batch in data.ordered_loader(data.train)])

@@ -11,6 +11,8 @@ from typing import Any
 
 from quick import Outcome
 
+from tgeokd.runs.results import read
+
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 COMMAND = [sys.executable, "-m", "tgeokd"]
 
@@ -37,10 +39,9 @@ def assert_refused(outcome: Outcome, *mentioned: object) -> None:
     assert outcome.out.strip() == ""
 
 
-def results(folder: Path) -> dict[str, Any]:
+def results(folder: Path) -> Any:
     """The results of a run or a comparison."""
-    content: dict[str, Any] = json.loads((folder / "results.json").read_text())
-    return content
+    return read(folder / "results.json")
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

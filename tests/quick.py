@@ -1,4 +1,4 @@
-"""Short runs for the tests of experiments, reports and the command line."""
+"""Short and made-up runs for the tests of comparisons, reports and the command line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tgeokd.runs.config import RunConfig, override, preset
+from tgeokd.runs.plan import parse_method
+from tgeokd.runs.results import RunRecord
 
 SHORT = ["student.epochs=2", "teacher.epochs=2", "teacher.patience=null"]
 
@@ -21,8 +23,16 @@ def set_options(*settings: str) -> list[str]:
     return [part for setting in (*SHORT, *settings) for part in ("--set", setting)]
 
 
+def a_run(variant: str, row: str, seed: int = 0, **fields: Any) -> RunRecord:
+    """A made-up run of a row given as text."""
+    fixed = {"seconds": 1.0, "epochs": 3, "best_epoch": seed, "peak_memory_mb": 100.0, "trains_on_validation": False}
+    spec = parse_method(row)
+    names = {"method": spec.method, "options": spec.options, "train_on": spec.train_on}
+    return RunRecord(variant=variant, seed=seed, **names, **(fixed | {"metrics": {"accuracy": 0.5}} | fields))
+
+
 class Outcome(NamedTuple):
-    """What the command `tgeokd` came to."""
+    """Exit code and output of the command `tgeokd`."""
 
     code: int
     out: str
@@ -30,7 +40,7 @@ class Outcome(NamedTuple):
 
 
 class InlinePool:
-    """Takes the place of a ProcessPoolExecutor: every job is done at once and here, so nothing is imported twice."""
+    """Replaces a ProcessPoolExecutor: every job is done immediately in this process, so nothing is imported twice."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass

@@ -1,3 +1,5 @@
+"""The examples run as they stand."""
+
 from __future__ import annotations
 
 import os
@@ -17,9 +19,14 @@ def boosted_teacher() -> list[str]:
 
 
 ARGUMENTS = {"boosted_teacher": boosted_teacher}
+MARKS = {"boosted_teacher": [pytest.mark.realdata]}
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.slow
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=MARKS.get(path.stem, []), id=path.stem) for path in EXAMPLES]
+)
 def test_an_example_runs_as_it_stands(path, tmp_path):
     run = subprocess.run(
         [sys.executable, str(path), *ARGUMENTS.get(path.stem, list)()],

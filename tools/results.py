@@ -9,6 +9,7 @@ A file results/NAME.md beside results/NAME.json is put under the table: why it c
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shlex
 from collections.abc import Iterator
@@ -19,11 +20,12 @@ import yaml
 
 from tgeokd.report.tables import comparison_table, formatted, title
 from tgeokd.runs.config import preset, presets
-from tgeokd.runs.plan import Entry
+from tgeokd.runs.results import DEFAULT_METHOD, ComparisonResults, MethodSpec, PairedDifference
 from tgeokd.utils.files import slug
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "results.md"
+PLAIN = {"update_interval": 1, "hypergradient": "exact", "ema_decay": 0.0, "project_out_step_length": False}
 
 
 def main() -> None:
@@ -42,24 +44,31 @@ def main() -> None:
 
 
 def add(folder: Path, name: str) -> None:
-    """File a comparison: its results, what it was run with, and the command that runs it again."""
-    content = json.loads((folder / "results.json").read_text())
+    """File a comparison: its results, its settings, the command that runs it again, and the final ratios."""
+    results = ComparisonResults.read(folder / "results.json")
     description = yaml.safe_load((folder / "comparison.yaml").read_text())
-    description["config"]["data_dir"] = None  # where the data lay is nobody's business
-    content |= {"command": command_of(description), "description": description, "alpha": learned(folder, content)}
+    description["config"]["data_dir"] = None  # the place of the data does not matter
+    file = {
+        "command": command_of(description),
+        "description": description,
+        "alpha": learned(folder, results),
+        "results": results.to_dict(),
+    }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(file, indent=1) + "\n")
 
 
-def learned(folder: Path, content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """What alpha the rows of ours gave the training samples in the end, run by run: by teacher and by known wrong labels."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for run in content["runs"]:
-        if not run["method"].startswith("tgeo"):
+def learned(folder: Path, results: ComparisonResults) -> list[dict[str, Any]]:
+    """Mean alpha of the training samples in the last epoch of each run of the default method, by teacher and by known wrong
+    labels; one entry per row.
+    """
+    found: dict[MethodSpec, list[dict[str, Any]]] = {}
+    for run in results.runs:
+        if run.method != DEFAULT_METHOD:
             continue
-        place = folder / slug(run["setting"]) / slug(run["method"]) / f"seed-{run['seed']}"
+        place = folder / slug(run.variant) / slug(run.label) / f"seed-{run.seed}"
         last = json.loads((place / "metrics.jsonl").read_text().splitlines()[-1])
-        record = {"seed": run["seed"], "mean": last["alpha_mean"]}
+        record = {"seed": run.seed, "mean": last["alpha_mean"]}
         for name in ("teacher_right", "teacher_wrong"):
             groups = [group for key, group in last["alpha"].items() if key.startswith(name) and group["count"]]
             count = sum(group["count"] for group in groups)
@@ -68,8 +77,8 @@ def learned(folder: Path, content: dict[str, Any]) -> dict[str, list[dict[str, A
         for name, wanted in (("wrong_label", True), ("right_label", False)):
             alpha = [a for a, wrong in zip(ratios["alpha"], ratios["corrupted"] or (), strict=False) if wrong == wanted]
             record[name] = sum(alpha) / len(alpha) if alpha and any(ratios["corrupted"]) else None
-        found.setdefault(run["method"], []).append(record)
-    return found
+        found.setdefault(run.spec, []).append(record)
+    return [{**dataclasses.asdict(row), "runs": records} for row, records in found.items()]
 
 
 def command_of(description: dict[str, Any]) -> str:
@@ -77,16 +86,11 @@ def command_of(description: dict[str, Any]) -> str:
     config = description["config"]
     changes = {name: list(_changes(preset(config["task"], name).to_dict(), config)) for name in presets(config["task"])}
     name = min(changes, key=lambda each: len(changes[each]))
-    rows = [Entry(**entry) for entry in description["entries"]]
+    rows = [MethodSpec(**row) for row in description["rows"]]
     words = ["tgeokd", "compare", config["task"], "--preset", name, "--data-dir", "DATA"]
-    words += ["--methods", ",".join(map(_row, rows)), "--seeds", str(len(description["seeds"]))]
+    words += ["--methods", ",".join(row.text for row in rows), "--seeds", str(len(description["seeds"]))]
     words += ["--tune", str(description["tune"])] if description["tune"] else []
     return shlex.join([*words, *(word for change in changes[name] for word in ("--set", change))])
-
-
-def _row(entry: Entry) -> str:
-    options = "".join(f":{key}={value}" for key, value in entry.options.items())
-    return entry.method + options + ("@train+val" if entry.train_on == "train+val" else "")
 
 
 def _changes(usual: dict[str, Any], given: dict[str, Any], path: str = "") -> Iterator[str]:
@@ -104,7 +108,7 @@ def page() -> str:
     names = sorted(path.stem for path in RESULTS.glob("*.json"))
     parts = [HEAD]
     for name in names:
-        content = json.loads((RESULTS / f"{name}.json").read_text())
+        content = shortened(json.loads((RESULTS / f"{name}.json").read_text()))
         parts += _section(name, content)
         why = RESULTS / f"{name}.md"
         if why.exists():
@@ -123,27 +127,41 @@ last epoch on the test set, mean ± standard deviation over the seeds (0, 1, ...
 - `train+val`: controls that train on the held-out samples too, as `outer=union` does.
 - "runs to tune": so many settings of each row were tried under a seed of their own, judged on the half of the held-out set
   that these trials did not see; the best one was then used for all seeds.
-- `tgeo (plain)`: without the extensions that are on by default now; the commands say which options that is. The sections
+- `tgeo (plain=True, ...)`: without the extensions that are on by default now; the commands show the options. The sections
   `frozen-...` have today's default, which was chosen before any of them was run; see [why it works](why-it-works.md).
 - `DATA` is the folder of the data sets."""
 
 
+def shortened(content: Any) -> Any:
+    """Plain data of results with rows of the default method before its extensions shown as ``plain``."""
+    if isinstance(content, list):
+        return [shortened(each) for each in content]
+    if not isinstance(content, dict):
+        return content
+    options = content.get("options")
+    if "method" in content and isinstance(options, dict) and PLAIN.items() <= options.items():
+        others = {key: value for key, value in options.items() if key not in PLAIN}
+        content = content | {"options": {"plain": True, **others}}
+    return {key: shortened(value) for key, value in content.items()}
+
+
 def _section(name: str, content: dict[str, Any]) -> list[str]:
-    """A comparison's heading, how it was made, its table and what it says."""
-    (setting,) = {row["setting"] for row in content["summary"]}
-    metric, seeds = content["primary_metric"], content["description"]["seeds"]
-    versions = ", ".join(f"{package} {version}" for package, version in content["machine"]["versions"].items())
-    teachers = [t["metrics"][metric] for t in content["teachers"] if metric in t["metrics"]]
+    """A comparison's heading, its command and settings, its table and its statistics."""
+    results = ComparisonResults.from_dict(content["results"], name)
+    (variant,) = results.variants
+    metric, seeds, machine = results.primary_metric, content["description"]["seeds"], results.machine
+    versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
+    teachers = [teacher.metrics[metric] for teacher in results.teachers if metric in teacher.metrics]
     lines = [
         f"    {content['command']}",
-        f"{len(seeds)} seeds; {content['wall_seconds'] / 60:.0f} minutes of wall time on {content['machine']['cores']} cores"
-        + (f" and one {content['machine']['gpu']}" if content["machine"]["gpu"] else "")
+        f"{len(seeds)} seeds; {results.wall_seconds / 60:.0f} minutes of wall time on {machine['cores']} cores"
+        + (f" and one {machine['gpu']}" if machine["gpu"] else "")
         + f"; {versions}. Teacher: {title(metric)} {formatted(metric, sum(teachers) / len(teachers))}."
-        + (f" Settings chosen by held-out {title(content['chosen_by'])}." if content["tuning"] else ""),
-        _data(content["data"]),
-        _markdown(*comparison_table(content, setting)),
-        *_verdicts(content),
-        *_learned(content),
+        + (f" Settings chosen by held-out {title(results.chosen_by)}." if results.tuning else ""),
+        _data(results.data),
+        _markdown(*comparison_table(results, variant)),
+        *_verdicts(results),
+        *_learned(content["alpha"]),
     ]
     return [f"## {name}", *(line for line in lines if line)]
 
@@ -168,27 +186,28 @@ def _markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
 
 
-def _verdicts(content: dict[str, Any]) -> Iterator[str]:
-    """For each row of ours: what it beats, what beats it, and what cannot be told apart, by paired 95 % intervals."""
-    metric = content["primary_metric"]
-    for reference in dict.fromkeys(pair["reference"] for pair in content["paired"]):
-        pairs = [pair for pair in content["paired"] if pair["reference"] == reference and pair["low"] is not None]
+def _verdicts(results: ComparisonResults) -> Iterator[str]:
+    """For each row of the default method: the rows it is above, below, or not different from, by paired 95 % intervals."""
+    metric = results.primary_metric
+    for reference in dict.fromkeys(pair.reference for pair in results.pairs):
+        pairs = [pair for pair in results.pairs if pair.reference == reference and pair.low is not None]
         groups = {
-            "is above": [pair for pair in pairs if pair["low"] > 0],
-            "cannot be told from": [pair for pair in pairs if pair["low"] <= 0 <= pair["high"]],
-            "is below": [pair for pair in pairs if pair["high"] < 0],
+            "is above": [pair for pair in pairs if pair.low > 0],
+            "cannot be told from": [pair for pair in pairs if pair.low <= 0 <= pair.high],
+            "is below": [pair for pair in pairs if pair.high < 0],
         }
-        said = [f"{verdict} {', '.join(_gain(metric, p) for p in group)}" for verdict, group in groups.items() if group]
+        said = [f"{verdict} {', '.join(map(_gain, group))}" for verdict, group in groups.items() if group]
         yield (
-            f"`{reference}`, paired over the seeds ({title(metric)}, 95 % t interval, p corrected by Holm): "
+            f"`{reference.label}`, paired over the seeds ({title(metric)}, 95 % t interval, p corrected by Holm): "
             + "; ".join(said)
             + "."
         )
 
 
-def _learned(content: dict[str, Any]) -> Iterator[str]:
-    """What alpha came to, for each row of ours."""
-    for method, records in content["alpha"].items():
+def _learned(alpha: list[dict[str, Any]]) -> Iterator[str]:
+    """Mean alpha of each row of the default method."""
+    for row in alpha:
+        records = row["runs"]
         by_seed = ", ".join(f"{record['mean']:.2f}" for record in records)
         groups = {
             "where the teacher agrees with the label": "teacher_right",
@@ -198,12 +217,13 @@ def _learned(content: dict[str, Any]) -> Iterator[str]:
         }
         known = {text: [r[key] for r in records if r[key] is not None] for text, key in groups.items()}
         means = ", ".join(f"{text} {sum(values) / len(values):.2f}" for text, values in known.items() if values)
-        yield f"`{method}`, the teacher's weight alpha in the last epoch, by seed: {by_seed}; mean {means}."
+        label = MethodSpec(row["method"], row["options"], row["train_on"]).label
+        yield f"`{label}`, the teacher's weight alpha in the last epoch, by seed: {by_seed}; mean {means}."
 
 
-def _gain(metric: str, pair: dict[str, Any]) -> str:
-    low, high = formatted(metric, pair["low"]), formatted(metric, pair["high"])
-    return f"{pair['method']} ({formatted(metric, pair['gain'])}, {low} to {high}, p {pair['p_holm']:.3f})"
+def _gain(pair: PairedDifference) -> str:
+    gain, low, high = (formatted(pair.metric, value) for value in (pair.gain, pair.low, pair.high))
+    return f"{pair.other.label} ({gain}, {low} to {high}, p {pair.p_holm:.3f})"
 
 
 if __name__ == "__main__":

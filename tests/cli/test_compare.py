@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from command import assert_one_line, assert_refused, results
 from quick import set_options, short
@@ -21,13 +23,14 @@ def test_compare_prints_the_table_of_its_results(tgeokd_, tmp_path):
     )
     assert outcome.code == 0, outcome.err
     found = results(out)
-    labels = [row["method"] for row in found["summary"]]
+    labels = [row.label for row in found.summary]
     assert labels == ["ce", "kd (alpha=0.5)", "tgeo (outer=union)", "ce (train+val)"]
-    assert {r["seed"] for r in found["runs"]} == {0, 1}
-    for row in found["summary"]:
-        shown = f"{100 * row['accuracy_mean']:.2f} ± {100 * row['accuracy_std']:.2f}"
-        assert any(row["method"] in line and shown in line for line in outcome.out.splitlines()), row["method"]
-    teachers = [record["metrics"]["accuracy"] for record in found["teachers"]]
+    assert {record.seed for record in found.runs} == {0, 1}
+    for row in found.summary:
+        accuracy = row.metrics["accuracy"]
+        shown = f"{100 * accuracy.mean:.2f} ± {100 * accuracy.sd:.2f}"
+        assert any(row.label in line and shown in line for line in outcome.out.splitlines()), row.label
+    teachers = [record.metrics["accuracy"] for record in found.teachers]
     assert f"{100 * sum(teachers) / 2:.2f}" in outcome.out
     assert "tgeo (outer=union) - ce" in outcome.out  # without a plain row of it, the differences are of this one
     assert (out / "report.html").exists()
@@ -36,7 +39,7 @@ def test_compare_prints_the_table_of_its_results(tgeokd_, tmp_path):
 def test_the_differences_printed_are_of_the_default_method_and_all_are_in_the_report(tgeokd_, tmp_path):
     argv = ("--methods", "ce,tgeo:outer=union,tgeo", "--seeds", 2, "--out", tmp_path / "out")
     outcome = tgeokd_("compare", "digits", *argv, *TINY)
-    pairs = [(pair["reference"], pair["method"]) for pair in results(tmp_path / "out")["paired"]]
+    pairs = [(pair.reference.label, pair.other.label) for pair in results(tmp_path / "out").pairs]
     assert len(pairs) > 2
     page = (tmp_path / "out" / "report.html").read_text()
     for reference, method in pairs:
@@ -50,7 +53,7 @@ def test_compare_resumes(tgeokd_, tmp_path):
     before = results(tmp_path / "out")
     assert_refused(tgeokd_(*argv), tmp_path / "out")
     assert tgeokd_(*argv, "--resume").code == 0
-    before |= {"wall_seconds": results(tmp_path / "out")["wall_seconds"]}
+    before = dataclasses.replace(before, wall_seconds=results(tmp_path / "out").wall_seconds)
     assert results(tmp_path / "out") == before
     assert_refused(tgeokd_(*argv, "--resume", "--seeds", 2), "comparison.yaml")
     assert results(tmp_path / "out") == before
@@ -78,7 +81,7 @@ def test_compare_refuses_wrong_input(tgeokd_, tmp_path, argv, mentioned):
 def test_compare_takes_lists_as_options(tgeokd_, tmp_path):
     argv = ("--methods", "ce,tgeo:hidden=[8,4]", "--seeds", 1, "--out", tmp_path / "out")
     assert tgeokd_("compare", "digits", *argv, *TINY).code == 0
-    assert [row["method"] for row in results(tmp_path / "out")["summary"]] == ["ce", "tgeo (hidden=[8, 4])"]
+    assert [row.label for row in results(tmp_path / "out").summary] == ["ce", "tgeo (hidden=[8, 4])"]
 
 
 def test_without_methods_all_are_compared(tgeokd_, tmp_path, monkeypatch):
@@ -100,7 +103,7 @@ def test_compare_tunes(tgeokd_, tmp_path):
     argv = ("compare", "digits", "--methods", "kd,tgeo", "--seeds", 2, "--tune", 2, "--out", out)
     outcome = tgeokd_(*argv, *TINY)
     assert outcome.code == 0, outcome.err
-    assert [(row["method"], len(row["trials"])) for row in results(out)["tuning"]] == [("kd", 2), ("tgeo", 2)]
+    assert [(row.label, len(row.trials)) for row in results(out).tuning] == [("kd", 2), ("tgeo", 2)]
     assert "tgeo - kd" in outcome.out
     assert "runs to tune" in (out / "report.html").read_text()
 
@@ -113,7 +116,7 @@ def test_an_impossible_number_of_trials_is_refused(tgeokd_, tmp_path, tune, ment
 
 
 @pytest.mark.slow
-def test_demo_compares_in_two_settings_and_resumes(tgeokd_, tmp_path, monkeypatch):
+def test_demo_compares_on_two_variants_and_resumes(tgeokd_, tmp_path, monkeypatch):
     shown = ("ce", "tgeo", "tgeo (outer=holdout)", "ce (train+val)")  # all rows: tests/runs/test_demo.py
     rows = [entry for entry in DEMO_ROWS if entry.label in shown]
     monkeypatch.setattr("tgeokd.runs.demo.DEMO_ROWS", rows)
@@ -123,8 +126,8 @@ def test_demo_compares_in_two_settings_and_resumes(tgeokd_, tmp_path, monkeypatc
     outcome = tgeokd_("demo", "--seeds", 1, "--out", "here")
     assert outcome.code == 0, outcome.err
     found = results(tmp_path / "here")
-    assert {record["setting"] for record in found["runs"]} == {"clean", "noise 30 %"}
-    assert len(found["runs"]) == 2 * len(rows)
+    assert {record.variant for record in found.runs} == {"clean", "noise 30 %"}
+    assert len(found.runs) == 2 * len(rows)
     for text in ("clean", "noise 30 %", *shown, "here/report.html"):
         assert text in outcome.out
     page = (tmp_path / "here" / "report.html").read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import signal
 import subprocess
@@ -13,7 +12,7 @@ import yaml
 from command import COMMAND, ENVIRONMENT, assert_one_line, assert_refused, lines, process, results
 from quick import contents, set_options, short
 
-from tgeokd.runs.config import load_config, override, preset
+from tgeokd.runs.config import load_config, override, preset, replace
 from tgeokd.utils.errors import InputError
 
 RUN_FILES = {"config.yaml", "metrics.jsonl", "student.safetensors", "last.ckpt", "results.json", "report.html"}
@@ -36,7 +35,7 @@ def test_distill_writes_the_promised_files(distilled):
     assert {path.name for path in out.iterdir()} >= RUN_FILES
     assert (out / "last.ckpt" / "state.pt").exists()
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
-    metrics = results(out)["metrics"]
+    metrics = results(out).run.metrics
     for shown in (f"{100 * metrics['accuracy']:.2f}", f"{metrics['nll']:.4f}", str(out / "report.html")):
         assert shown in outcome.out
     assert outcome.err == ""
@@ -50,7 +49,7 @@ def test_config_yaml_is_everything_needed_to_run_again(distilled, tgeokd_, tmp_p
     assert tgeokd_("distill", "--config", first / "config.yaml", "--out", second).code == 0
     for name in ("student.safetensors", "teacher.safetensors", "config.yaml", "ratios.json"):
         assert (second / name).read_bytes() == (first / name).read_bytes(), name
-    assert results(second)["metrics"] == results(first)["metrics"]
+    assert results(second).run.metrics == results(first).run.metrics
     assert lines(second) == lines(first)
 
 
@@ -61,7 +60,8 @@ def test_command_line_beats_config_file_beats_nothing(distilled, tgeokd_, tmp_pa
     assert tgeokd_("distill", "digits", *options, "--out", third).code == 0
     expected = override(short("data.noise=0.3", "seed=5", "method=kd"), ["options.alpha=0.25"])
     assert load_config(third / "config.yaml") == expected
-    assert (results(third)["method"], results(third)["seed"], results(third)["options"]) == ("kd", 5, {"alpha": 0.25})
+    found = results(third).run
+    assert (found.method, found.seed, found.options["alpha"]) == ("kd", 5, 0.25)
     assert set(json.loads((third / "ratios.json").read_text())["alpha"]) == {0.25}
 
 
@@ -69,9 +69,9 @@ def test_another_method_drops_the_options_of_the_config_s_method(tgeokd_, tmp_pa
     config = tmp_path / "mine.yaml"
     config.write_text(yaml.safe_dump(short("options.outer=union").to_dict()))
     assert tgeokd_("distill", "--config", config, "--method", "kd", "--out", tmp_path / "kd").code == 0
-    assert results(tmp_path / "kd")["options"] == {}
+    assert "outer" not in results(tmp_path / "kd").run.options
     assert tgeokd_("distill", "--config", config, "--method", "tgeo", "--out", tmp_path / "tgeo").code == 0
-    assert results(tmp_path / "tgeo")["options"] == {"outer": "union"}
+    assert results(tmp_path / "tgeo").run.options["outer"] == "union"
 
 
 def test_the_folder_of_a_run_is_named_after_it_by_default(tgeokd_, tmp_path):
@@ -266,7 +266,7 @@ def test_a_preset_is_taken_by_its_name(tgeokd_, tmp_path, monkeypatch):
     monkeypatch.setattr("tgeokd.runs.single.check", stop)
     argv = ("distill", "cifar100", "--preset", "paper", "--data-dir", tmp_path, "--out", tmp_path / "out")
     assert tgeokd_(*argv).code == 2
-    assert ran == [dataclasses.replace(preset("cifar100", "paper"), data_dir=str(tmp_path))]
+    assert ran == [replace(preset("cifar100", "paper"), data_dir=str(tmp_path))]
 
 
 @pytest.mark.parametrize(
@@ -341,8 +341,8 @@ def test_a_killed_run_resumes_to_the_numbers_of_an_uninterrupted_one(tgeokd_, tm
 
     whole = tmp_path / "whole"
     assert tgeokd_("distill", "digits", "--out", whole, *settings).code == 0
-    assert results(killed)["metrics"] == results(whole)["metrics"]
-    assert results(killed)["epochs"] == epochs
+    assert results(killed).run.metrics == results(whole).run.metrics
+    assert results(killed).run.epochs == epochs
     for name in ("student.safetensors", "teacher.safetensors", "ratios.json", "config.yaml"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     assert lines(killed) == lines(whole)
@@ -355,6 +355,6 @@ def test_the_recipe_is_what_distill_runs_without_settings(tgeokd_, tmp_path, mon
         ran.append(config)
         raise InputError("far enough")
 
-    monkeypatch.setattr("tgeokd.runs.teacher.make_teacher", stop)
+    monkeypatch.setattr("tgeokd.runs.teacher.build_teacher", stop)
     assert tgeokd_("distill", "digits", "--seed", 2, "--out", tmp_path / "out").code == 2
-    assert ran == [dataclasses.replace(preset("digits"), seed=2)]
+    assert ran == [replace(preset("digits"), seed=2)]

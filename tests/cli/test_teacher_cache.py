@@ -13,6 +13,7 @@ from tgeokd.runs.config import load_config, override, preset
 from tgeokd.runs.single import check
 from tgeokd.runs.teacher import load_teacher
 from tgeokd.teachers import TeacherCache, TeacherCacheOptions
+from tgeokd.teachers.cache.writer import write_cache
 from tgeokd.utils.errors import InputError
 
 SHORT = set_options()
@@ -58,12 +59,11 @@ def test_a_comparison_queries_the_teacher_of_each_seed_once(tgeokd_, tmp_path, m
     rows = "ce,kd,tgeo,tgeo:outer=union,rw,kd@train+val"
     compare = ["compare", "digits", "--seeds", 2, *SHORT, "--methods", rows]
     queries = []
-    original = TeacherCache.write.__func__
 
-    def counted(cls, folder, batches, **options):
-        return original(cls, folder, (queries.append(folder) or batch for batch in batches), **options)
+    def counted(folder, predictions, *details):
+        return write_cache(folder, (queries.append(folder) or batch for batch in predictions), *details)
 
-    monkeypatch.setattr(TeacherCache, "write", classmethod(counted))
+    monkeypatch.setattr("tgeokd.teachers.cached.write_cache", counted)
     computed = tgeokd_(*compare, "--out", "computed")
     assert computed.code == 0, computed.err
     assert not queries
@@ -75,10 +75,10 @@ def test_a_comparison_queries_the_teacher_of_each_seed_once(tgeokd_, tmp_path, m
     assert caches == expected
     assert len(queries) == 2 * (4 + 1)  # 800 and 200 samples, 256 at a time, for two seeds
 
-    runs = [results(tmp_path / run)["runs"] for run in ("computed", "cached")]
+    runs = [results(tmp_path / run).runs for run in ("computed", "cached")]
     for one, other in zip(*runs, strict=True):
-        assert one["method"] == other["method"]
-        assert one["metrics"]["nll"] == pytest.approx(other["metrics"]["nll"], abs=1e-4)
+        assert one.spec == other.spec
+        assert one.metrics["nll"] == pytest.approx(other.metrics["nll"], abs=1e-4)
     config = load_config(tmp_path / "cached" / "default" / "kd" / "seed-0" / "config.yaml")
     assert config.teacher_cache == TeacherCacheOptions(dtype="fp32")
 

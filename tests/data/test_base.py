@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tgeokd.data import InputSpec, TaskData
-from tgeokd.data.loaders import ArrayDataset, BlockShuffle
+from tgeokd.data.arrays import ArrayDataset
+from tgeokd.data.loaders import BlockShuffle
 
 
 def part(n, start, transform=None):
@@ -56,7 +57,7 @@ def test_ordered_batches_keep_the_split_s_order_and_transform():
         assert torch.equal(x, torch.tensor(found) + float(shift))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.process)])
 def test_worker_processes_give_the_same_batches(workers):
     data = task(workers=workers)
     loader = data.ordered_loader(data.held_out, 4)

@@ -1,4 +1,4 @@
-"""Random numbers from ids: against plain whole-number arithmetic, and as statistics sees them."""
+"""Random numbers as a function of ids: against integer arithmetic in Python, and by statistical tests."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
-from tgeokd.data.tables.counter import below, random_bits
+from tgeokd.data.tables.counter import below, random_bits, row_uniform
 
 MASK = 2**64 - 1
 
 
 def mixed(x: int) -> int:
-    """splitmix64 as published, in unbounded whole numbers."""
+    """splitmix64 as published, in unbounded integers."""
     x = (x + 0x9E3779B97F4A7C15) & MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
@@ -57,3 +57,22 @@ def test_fields_views_seeds_and_neighbours_are_independent():
     for what, other in others.items():
         table = np.bincount(below(bits, 0, 9) * 9 + other, minlength=81).reshape(9, 9)
         assert chi2_contingency(table).pvalue > 1e-3, what
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=5), st.integers(0, 2**31 - 1), st.integers(0, 1))
+def test_uniform_numbers_of_rows_are_the_upper_bits_of_the_hash(rows, seed, purpose):
+    key = mixed(seed * 64 + purpose)
+    expected = [(mixed(row ^ key) >> 11) / 2**53 for row in rows]
+    assert row_uniform(np.array(rows), seed, purpose).tolist() == expected
+
+
+def test_numbers_of_rows_are_uniform_and_independent_of_seed_and_purpose():
+    rows = np.arange(100_000)
+    draws = [row_uniform(rows, seed, purpose) for seed, purpose in ((0, 0), (0, 1), (1, 0), (2**31 - 1, 0))]
+    for i, draw in enumerate(draws):
+        assert draw.min() >= 0
+        assert draw.max() < 1
+        assert chisquare(np.histogram(draw, 20, (0, 1))[0]).pvalue > 0.001
+        assert abs(np.corrcoef(draw[:-1], draw[1:])[0, 1]) < 4 / np.sqrt(len(rows))
+        for other in draws[:i]:
+            assert abs(np.corrcoef(draw, other)[0, 1]) < 4 / np.sqrt(len(rows))

@@ -10,11 +10,11 @@ import torch
 from criteo_rows import COLUMNS, encode, make_rows
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refused
 
 from tgeokd.data.base import InputSpec
 from tgeokd.data.tasks.criteo import CriteoEncoder
 from tgeokd.data.tasks.criteo.counting import ValueCounts
-from tgeokd.utils.errors import InputError
 
 ROWS = make_rows(600, seed=1)
 
@@ -57,15 +57,11 @@ def test_integers_by_hand():
     assert encoder.transform(frame(rows))[1][:, 0].tolist() == [3, 4, 5, 6, 2, 2, 8, 9, 7, 0]
 
 
-def test_missing_and_unknown_values_are_told_apart_and_counted():
+def test_missing_and_unknown_values_have_different_codes():
     encoder = fitted()
     rows = [list(row) for row in ROWS[:3]]
     rows[0][14], rows[1][14], rows[2][14] = "", "ffffffff", encoder.values["C1"][0]
     assert encoder.transform(frame(rows))[1][:, 13].tolist() == [0, 1, 2]
-    assert encoder.missing(frame(rows))["C1"] == 1
-    assert encoder.unseen(frame(rows))["C1"] == 1
-    codes = encoder.transform(frame(ROWS))[1].numpy()
-    assert encoder.unseen(frame(ROWS)) == {n: c for n, c in zip(COLUMNS, (codes == 1).sum(0), strict=True) if c}
 
 
 def test_rows_of_a_saved_encoder_get_the_same_codes():
@@ -89,47 +85,47 @@ def test_frames_as_users_have_them():
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "mentioned"),
     [
-        (lambda f: f.drop("C7"), "new.csv: unknown column 'C7'"),
+        (lambda f: f.drop("C7"), ("new.csv", "'C7'")),
         (
             lambda f: f.with_columns(pl.lit(5).alias("C7")),
-            "column C7 has values of type Int32; read categories as text",
+            ("column C7", "Int32"),
         ),
-        (lambda f: f.with_columns(I2=pl.Series(["1", "x", *["2"] * 598])), "row 1 .*column I2: 'x' is not a number"),
-        (lambda f: f.with_columns(I2=pl.Series([1.0, float("inf"), *[2.0] * 598])), "row 1 .*column I2: inf is not"),
+        (lambda f: f.with_columns(I2=pl.Series(["1", "x", *["2"] * 598])), ("row 1", "column I2", "'x'")),
+        (lambda f: f.with_columns(I2=pl.Series([1.0, float("inf"), *[2.0] * 598])), ("row 1", "column I2", "inf")),
     ],
 )
-def test_frames_that_do_not_fit_are_refused(change, message):
-    with pytest.raises(InputError, match=message):
+def test_frames_that_do_not_fit_are_refused(change, mentioned):
+    with refused(*mentioned):
         fitted().transform(change(frame(ROWS)), source="new.csv")
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "mentioned"),
     [
-        ([], "not a saved encoder of click rows"),
-        ({"kind": "other", "values": {}}, "not a saved encoder of click rows"),
-        ({"kind": "criteo", "values": {"I1": []}}, "not a saved encoder of click rows"),
+        ([], ("'criteo'", "39")),
+        ({"kind": "other", "values": {}}, ("'criteo'", "39")),
+        ({"kind": "criteo", "values": {"I1": []}}, ("39",)),
         (
             {"kind": "criteo", "values": {name: ["a", "a"] for name in COLUMNS}},
-            "column 'I1' must be a list of different texts",
+            ("'I1'",),
         ),
         (
             {"kind": "criteo", "values": {name: [1] for name in COLUMNS}},
-            "column 'I1' must be a list of different texts",
+            ("'I1'",),
         ),
     ],
 )
-def test_something_else_than_a_saved_encoder_is_refused(content, message):
-    with pytest.raises(InputError, match=message):
+def test_something_else_than_a_saved_encoder_is_refused(content, mentioned):
+    with refused(*mentioned):
         CriteoEncoder.from_dict(content)
 
 
 def test_impossible_settings_are_refused():
-    with pytest.raises(InputError, match="min_count must be >= 1, not 0"):
+    with refused("min_count", "not 0"):
         CriteoEncoder.fit([], min_count=0, max_tracked=10)
-    with pytest.raises(InputError, match="max_tracked must be >= 2, not 1"):
+    with refused("max_tracked", "not 1"):
         CriteoEncoder.fit([], min_count=1, max_tracked=1)
 
 

@@ -31,6 +31,7 @@ def test_the_format_is_that_of_the_challenge(made):
     assert not list(made[0].parent.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_seed_makes_one_file_and_a_longer_one_starts_with_a_shorter(made, tmp_path):
     path, _, probability = made
     for rows in (1000, ROWS):
@@ -71,6 +72,7 @@ def test_frequencies_follow_a_power_law_up_to_many_values(made):
     assert len({row[16] for row in rows}) > 5_000  # C3
 
 
+@pytest.mark.slow
 def test_probabilities_are_those_of_the_documented_model(made):
     _, rows, probability = made
     model = ClickModel(0)

@@ -8,9 +8,9 @@ import pytest
 from criteo_rows import COLUMNS, make_rows, write
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refused
 
 from tgeokd.data.tasks.criteo.reader import CATEGORIES, INTEGERS, RawFile
-from tgeokd.utils.errors import InputError
 
 ROWS = make_rows(400)
 BLOCK = 6000  # bytes: some twenty rows
@@ -116,65 +116,61 @@ def test_bad_rows_are_skipped_and_counted_and_the_others_keep_their_numbers(tmp_
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("kind", "mentioned"),
     [
-        ("short", "7 fields, not 4[01]"),
-        ("long", "4[12] fields, not 4[01]"),
-        ("label", "the label is '2', not 0 or 1"),
-        ("no label", "the label is '', not 0 or 1"),
-        ("integer", "column I5 is '1x', not a number"),
-        ("infinite", "column I5 is 'inf', not a number"),
+        ("short", ("fields", "4")),
+        ("long", ("fields", "4")),
+        ("label", ("label", "'2'")),
+        ("no label", ("label", "''")),
+        ("integer", ("column I5", "'1x'")),
+        ("infinite", ("column I5", "'inf'")),
     ],
 )
 @pytest.mark.parametrize("form", ["tab", "csv"])
 @pytest.mark.parametrize("at", [1, 250])
-def test_the_first_bad_row_is_named_by_file_and_line(tmp_path, kind, message, form, at):
+def test_the_first_bad_row_is_named_by_file_and_line(tmp_path, kind, mentioned, form, at):
     rows = [*ROWS[:at], WRONG[kind](ROWS[at]), *ROWS[at + 1 :]]
     path = write(tmp_path / "train.file", rows, form)
-    if form == "csv":
-        message = message.replace("7 fields", "8 fields")  # the id is one more
     line = at + (2 if form == "csv" else 1)
-    with pytest.raises(InputError, match=rf"train\.file, line {line}: {message}$"):
+    with refused(path, f"line {line}", *mentioned):
         list(RawFile(path, block_bytes=BLOCK))
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "mentioned"),
     [
-        (b"", "is empty; expected 40 tab"),
-        (b"\n1\t2\n", "starts with an empty line"),
-        ("\t".join(ROWS[0][1:]).encode(), "line 1: 39 tab-separated fields; expected 40 .*without labels"),
-        (b"1\t2\t3\n", "line 1: 3 tab-separated fields; expected 40"),
-        (b"hello\n", "line 1: one field; expected 40"),
-        (",".join(["Label", *COLUMNS]).replace(",C5", "").encode(), "lack 'C5'"),
-        (",".join(["click", *COLUMNS]).encode(), "lack 'label'"),
-        (",".join(["Label", *COLUMNS, "c5"]).encode(), "names a column twice"),
-        (b"\xff\xfe\x00\x01\n", "cannot read .* as text"),
+        (b"", ("40",)),
+        (b"\n1\t2\n", ("40",)),
+        ("\t".join(ROWS[0][1:]).encode(), ("line 1", "39", "40")),
+        (b"1\t2\t3\n", ("line 1", "3", "40")),
+        (b"hello\n", ("line 1", "40")),
+        (",".join(["Label", *COLUMNS]).replace(",C5", "").encode(), ("'C5'",)),
+        (",".join(["click", *COLUMNS]).encode(), ("'label'",)),
+        (",".join(["Label", *COLUMNS, "c5"]).encode(), ("line 1",)),
+        (b"\xff\xfe\x00\x01\n", ()),
     ],
 )
-def test_another_format_is_refused_before_a_row_is_read(tmp_path, content, message):
+def test_another_format_is_refused_before_a_row_is_read(tmp_path, content, mentioned):
     path = tmp_path / "file.txt"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=message) as caught:
+    with refused(path, *mentioned):
         RawFile(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"cannot read .*nowhere"):
+    with refused("nowhere.txt"):
         RawFile(tmp_path / "nowhere.txt")
     broken = tmp_path / "broken.gz"
-    text = "".join("\t".join(row) + "\n" for row in make_rows(5000)).encode()
+    text = "".join("\t".join(row) + "\n" for row in ROWS).encode()
     broken.write_bytes(gzip.compress(text)[:-20_000])
-    with pytest.raises(InputError, match=r"cannot read .*broken\.gz"):
+    with refused("broken.gz"):
         list(RawFile(broken))
     letters = tmp_path / "letters.txt"
     letters.write_bytes("\t".join(ROWS[0]).encode() + b"\n" + b"\t".join([b"1"] * 39 + [b"\xff"]) + b"\n")
-    with pytest.raises(InputError, match=r"cannot read .*letters\.txt: .*UTF8"):
+    with refused("letters.txt", "UTF8"):
         list(RawFile(letters, bad_rows="skip"))
 
 
 def test_an_impossible_number_of_rows_is_refused(tmp_path):
-    with pytest.raises(InputError, match="rows must be >= 1 or null, not 0"):
+    with refused("rows", "not 0"):
         RawFile(write(tmp_path / "train.txt", ROWS), rows=0)

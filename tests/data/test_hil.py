@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 import torch
 from realdata import data_dir
+from refusals import refused
 
 from tgeokd.data.tasks.hil import FEATURES, hil
-from tgeokd.utils.errors import InputError
 
 PARTS = 15
 NATURAL, QUIET = [*range(1, 7), 13, 14], [41]
@@ -38,14 +38,14 @@ def write_arff(frame: pl.DataFrame, path: Path) -> None:
     path.write_text("\n".join(header) + "\n" + frame.write_csv(include_header=False))
 
 
-def write(folder: Path, frames: list[pl.DataFrame], kind: str = "csv") -> list[Path]:
-    """The files of an archive; Parquet is the fastest to read, for tests that are not about text."""
+def write(folder: Path, frames: list[pl.DataFrame], kind: str = "parquet", **others: str) -> list[Path]:
+    """The files of an archive, most in Parquet, which is the fastest to read; ``others`` are kinds of single files."""
     folder.mkdir(parents=True)
-    paths = [folder / f"data{i}.{kind}" for i in range(1, len(frames) + 1)]
+    paths = [folder / f"data{i}.{others.get(f'data{i}', kind)}" for i in range(1, len(frames) + 1)]
     for frame, path in zip(frames, paths, strict=True):
-        if kind == "arff":
+        if path.suffix == ".arff":
             write_arff(frame, path)
-        elif kind == "csv":
+        elif path.suffix == ".csv":
             frame.write_csv(path)
         else:
             frame.write_parquet(path)
@@ -86,7 +86,7 @@ def test_the_15_files_become_one_table_in_the_order_of_their_numbers(tmp_path, k
 
 
 def test_splits_keep_the_shares_of_the_classes_and_follow_the_seed(tmp_path):
-    write(tmp_path / "triple", triple(), "parquet")
+    write(tmp_path / "triple", triple())
     data, again, other = (hil(data_dir=tmp_path, seed=seed) for seed in (1, 1, 2))
     for split in (data.train, data.held_out, data.test):
         # 7 : 3 : 2 to within a row
@@ -96,7 +96,7 @@ def test_splits_keep_the_shares_of_the_classes_and_follow_the_seed(tmp_path):
 
 
 def test_scaling_looks_at_the_training_part_alone(tmp_path):
-    write(tmp_path / "triple", triple(), "parquet")
+    write(tmp_path / "triple", triple())
     data = hil(data_dir=tmp_path)
     x = data.train.inputs[0].double()
     assert x.mean(0).abs().max() < 1e-6
@@ -105,7 +105,7 @@ def test_scaling_looks_at_the_training_part_alone(tmp_path):
 
 
 def test_scenario_numbers_serve_all_three_tasks(tmp_path):
-    write(tmp_path / "multiclass", multi(), "parquet")
+    write(tmp_path / "multiclass", multi())
     three, two, many = (hil(data_dir=tmp_path, classes=classes) for classes in ("triple", "binary", "multi"))
     truth = [event(s) for _ in range(PARTS) for s in SCENARIOS]
     for i, _, target in rows_of(three):
@@ -121,7 +121,7 @@ def test_scenario_numbers_serve_all_three_tasks(tmp_path):
 
 
 def test_the_own_archive_comes_before_the_scenarios(tmp_path):
-    write(tmp_path / "hil" / "multiclass", multi(), "parquet")
+    write(tmp_path / "hil" / "multiclass", multi())
     write(
         tmp_path / "hil" / "binaryAllNaturalPlusNormalVsAttacks",
         [part(i, ["Attack", "Natural"] * 4) for i in range(15)],
@@ -131,7 +131,7 @@ def test_the_own_archive_comes_before_the_scenarios(tmp_path):
 
 
 def test_detection_counts_natural_and_quiet_rows_as_normal(tmp_path):
-    write(tmp_path / "triple", triple(), "parquet")
+    write(tmp_path / "triple", triple())
     data = hil(data_dir=tmp_path)
     assert data.metrics.primary == "macro_f1"
     target = data.test.target
@@ -146,8 +146,7 @@ def test_detection_counts_natural_and_quiet_rows_as_normal(tmp_path):
 
 
 def test_infinite_and_missing_values_are_counted_and_become_the_mean_with_an_indicator(tmp_path):
-    frames = triple()
-    paths = write(tmp_path / "triple", frames)
+    paths = write(tmp_path / "triple", triple(), data1="csv")
     lines = paths[0].read_text().splitlines()
     z, zh = FEATURES.index("R1-PA:Z"), FEATURES.index("R1-PA:ZH")
     for row, column, text in [(0, z, "inf"), (1, z, "-Infinity"), (2, z, ""), (2, zh, "NaN"), (3, zh, "?")]:
@@ -170,7 +169,7 @@ def test_infinite_and_missing_values_are_counted_and_become_the_mean_with_an_ind
 
 
 def test_oversampling_and_noise_touch_training_rows_alone(tmp_path):
-    write(tmp_path / "triple", triple(), "parquet")
+    write(tmp_path / "triple", triple())
     plain = hil(data_dir=tmp_path)
     data = hil(data_dir=tmp_path, oversample=True, noise=0.3)
     for name in ("held_out", "test"):
@@ -190,20 +189,18 @@ def test_oversampling_and_noise_touch_training_rows_alone(tmp_path):
 
 
 def test_bad_rows(tmp_path):
-    paths = write(tmp_path / "triple", triple())
+    paths = write(tmp_path / "triple", triple(), data2="csv")
     lines = paths[1].read_text().splitlines()
     cells = lines[3].split(",")
     lines[3] = ",".join([*cells[:4], "12..5", *cells[5:]])
     paths[1].write_text("\n".join(lines) + "\n")
-    with pytest.raises(
-        InputError, match=r"row 2 \(the first is 0\) of .*data2.csv, column R1-PA3:VH: '12..5' is not a number"
-    ):
+    with refused("row 2", "data2.csv", "column R1-PA3:VH", "'12..5'"):
         hil(data_dir=tmp_path, file="triple/data2.csv")
     lines[5] = lines[5].rpartition(",")[0] + ",Atack"
     lines[6] = lines[6].rpartition(",")[0] + ","
     lines[7] += ",1"
     paths[1].write_text("\n".join(lines) + "\n")
-    with pytest.raises(InputError, match=r"row 6 \(the first is 0\) of .*data2.csv has 130 values, expected 129"):
+    with refused("row 6", "data2.csv", "130", "129"):
         hil(data_dir=tmp_path)
     data = hil(data_dir=tmp_path, bad_rows="skip")
     assert data.notes["skipped_rows"] == {"data2.csv": 4}
@@ -214,66 +211,65 @@ def test_bad_rows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("label", "message"),
+    ("label", "mentioned"),
     [
-        ("Atack", "row 4 .*data2.csv, column marker: 'Atack', expected one of NoEvents, Natural, Attack"),
-        ("", "row 4 .*data2.csv, column marker: no label, expected one of"),
-        ("31", "row 4 .*data2.csv, column marker: '31', expected"),
+        ("Atack", ("row 4", "data2.csv", "'Atack'")),
+        ("", ("row 4", "data2.csv", "column marker")),
+        ("31", ("row 4", "data2.csv", "'31'")),
     ],
 )
-def test_wrong_labels(tmp_path, label, message):
-    paths = write(tmp_path / "triple", triple())
+def test_wrong_labels(tmp_path, label, mentioned):
+    paths = write(tmp_path / "triple", triple(), data2="csv")
     lines = paths[1].read_text().splitlines()
     lines[5] = lines[5].rpartition(",")[0] + "," + label
     paths[1].write_text("\n".join(lines) + "\n")
-    with pytest.raises(InputError, match=message):
+    with refused(*mentioned):
         hil(data_dir=tmp_path, file="triple/data2.csv")
 
 
 def test_rows_of_arff_are_counted_from_its_data(tmp_path):
-    paths = write(tmp_path / "triple", triple(), "arff")
+    paths = write(tmp_path / "triple", triple(), data5="arff")
     lines = paths[4].read_text().splitlines()
     lines[-2] = lines[-2].replace("NoEvents", "Nothing")
     paths[4].write_text("\n".join(lines) + "\n")
-    with pytest.raises(InputError, match=r"row 10 \(the first is 0\) of .*data5.arff, column marker: 'Nothing'"):
+    with refused("row 10", "data5.arff", "'Nothing'"):
         hil(data_dir=tmp_path)
     paths[4].write_text("@relation power\n")
-    with pytest.raises(InputError, match=r"data5.arff has no line @data"):
+    with refused("data5.arff"):
         hil(data_dir=tmp_path)
 
 
 def test_incomplete_and_ambiguous_folders(tmp_path):
-    with pytest.raises(InputError, match=r"no folder triple or multiclass in .*hil"):
+    with refused("triple", "multiclass", "data.file"):
         hil(data_dir=tmp_path)
-    paths = write(tmp_path / "triple", triple())
-    paths[6].rename(tmp_path / "elsewhere.csv")
-    with pytest.raises(InputError, match=r"must hold data1 to data15 .*; missing: data7$"):
+    paths = write(tmp_path / "triple", triple(), data2="csv")
+    paths[6].rename(tmp_path / "elsewhere.parquet")
+    with refused("missing: data7"):
         hil(data_dir=tmp_path)
-    (tmp_path / "elsewhere.csv").rename(tmp_path / "triple" / "data16.csv")
-    with pytest.raises(InputError, match=r"missing: data7; not among them: data16.csv"):
+    (tmp_path / "elsewhere.parquet").rename(tmp_path / "triple" / "data16.parquet")
+    with refused("data7", "data16.parquet"):
         hil(data_dir=tmp_path)
-    (tmp_path / "triple" / "data16.csv").rename(paths[6])
+    (tmp_path / "triple" / "data16.parquet").rename(paths[6])
     write_arff(triple()[1], tmp_path / "triple" / "data2.arff")
-    with pytest.raises(InputError, match=r"holds part 2 twice: data2.arff and data2.csv"):
+    with refused("data2.arff", "data2.csv"):
         hil(data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "mentioned"),
     [
-        (lambda frame: frame.rename({"R2:F": "R2-F"}), "data3.csv: unknown column 'R2-F'; did you mean 'R2:F'"),
-        (lambda frame: frame.drop("R2:F"), "data3.csv: 1 of 128 columns are missing, first 'R2:F'"),
-        (lambda frame: frame.drop("marker"), "data3.csv: no column 'marker'"),
-        (lambda frame: frame.with_columns(marker=pl.lit("x")), "data3.csv, column marker: 'x'"),
+        (lambda frame: frame.rename({"R2:F": "R2-F"}), ("data3.parquet", "'R2-F'", "'R2:F'")),
+        (lambda frame: frame.drop("R2:F"), ("data3.parquet", "1 of 128", "'R2:F'")),
+        (lambda frame: frame.drop("marker"), ("data3.parquet", "'marker'")),
+        (lambda frame: frame.with_columns(marker=pl.lit("x")), ("data3.parquet", "'x'")),
     ],
 )
-def test_wrong_headers(tmp_path, change, message):
+def test_wrong_headers(tmp_path, change, mentioned):
     frames = triple()
     frames[2] = change(frames[2])
     write(tmp_path / "triple", frames)
-    with pytest.raises(InputError, match=message) as error:
+    with refused(*mentioned) as error:
         hil(data_dir=tmp_path)
-    assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
 
 
@@ -281,26 +277,25 @@ def test_one_file_may_hold_some_columns_in_any_order(tmp_path):
     frame = part(1, ["Attack"] * 20 + ["Natural"] * 20 + ["NoEvents"] * 20).select("R4:F", "marker", "R1:F")
     frame.with_columns(source_file=pl.lit("x")).write_csv(tmp_path / "mine.csv")
     data = hil(data_dir=tmp_path, file="mine.csv")
-    assert data.encoder.feature_names == ("R4:F", "R1:F")
+    assert [column.name for column in data.encoder.numeric] == ["R4:F", "R1:F"]
     # a binary reading of the same rows: quiet is natural
     assert hil(data_dir=tmp_path, file="mine.csv", classes="binary").notes["class_counts"]["test"] == {
         "Natural": 10,
         "Attack": 5,
     }
-    with pytest.raises(
-        InputError, match=r"row 0 .*mine.csv, column marker: 'Attack', expected one of 1, 2, 3, 4, 5, \.\.\."
-    ):
+    with refused("row 0", "mine.csv", "'Attack'", "1, 2, 3, 4, 5"):
         hil(data_dir=tmp_path, file="mine.csv", classes="multi")
-    with pytest.raises(InputError, match=r"no file .*hil/other.csv or .*other.csv"):
+    with refused("hil/other.csv", "other.csv"):
         hil(data_dir=tmp_path, file="other.csv")
 
 
 def test_a_class_without_rows_is_refused(tmp_path):
     part(1, ["Attack", "Natural"] * 20).write_csv(tmp_path / "data1.csv")
-    with pytest.raises(InputError, match=r"data1.csv has no row of class 'NoEvents', which classes=triple needs"):
+    with refused("data1.csv", "'NoEvents'", "classes=triple"):
         hil(data_dir=tmp_path, file="data1.csv")
 
 
+@pytest.mark.realdata
 @pytest.mark.parametrize(
     ("file", "classes", "columns", "rows"),
     [
@@ -322,11 +317,13 @@ def test_the_parts_at_hand(file, classes, columns, rows):
     assert data.test.inputs[0][:, 0].numpy() == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.realdata
 def test_the_published_header():
     frame = pl.read_parquet(data_dir() / "hil" / "hil_binary_data1_527rows_128feat.parquet")
     assert tuple(frame.columns[:128]) == FEATURES
 
 
+@pytest.mark.realdata
 @pytest.mark.parametrize("classes", ["triple", "binary"])
 def test_trees_find_the_classes_of_the_parts_at_hand(classes):
     """The labels belong to the rows: a peer on the same split is far better than the largest class."""

@@ -1,28 +1,21 @@
 from __future__ import annotations
 
-import inspect
-import re
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from realdata import data_dir
+from refusals import refused
 from sklearn.datasets import load_sample_images
 from torch.utils.data import ConcatDataset, DataLoader, TensorDataset
 from torchvision import transforms
 
-from tgeokd.data import TASKS
-from tgeokd.data.loaders import joined
+from tgeokd.data.datasets import joined
 from tgeokd.data.tasks.cifar import CIFAR100
 from tgeokd.data.tasks.cifar_archive import find_archive, read_archive
-from tgeokd.data.tasks.imagenet import UnreadableImageError, imagenet
-from tgeokd.runs.config import RunConfig
-from tgeokd.utils.errors import InputError
-from tgeokd.utils.typed import from_mapping
+from tgeokd.data.tasks.imagenet import imagenet
 
 CLASSES, PER_CLASS, VAL_PER_CLASS = 6, 8, 2
 N = CLASSES * PER_CLASS
@@ -169,27 +162,27 @@ def test_only_the_first_classes_are_used_where_asked_for(template):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "mentioned"),
     [
-        ({"crop": 30}, "crop must lie in [1, resize], not 30 with resize=28"),
-        ({"crop": 0}, "crop must lie in [1, resize], not 0"),
-        ({"workers": -1}, "workers must be >= 0, not -1"),
-        ({"classes": 1}, "classes=1 must lie in [2, 6]"),
-        ({"classes": 7}, "classes=7 must lie in [2, 6]"),
-        ({"held_out": 5}, "the held_out part would have 5 of 48 rows for 6 classes"),
-        ({"held_out": 10000}, "the train part would have 0 of 48 rows"),
+        ({"crop": 30}, ("crop", "30", "resize=28")),
+        ({"crop": 0}, ("crop", "not 0")),
+        ({"workers": -1}, ("workers", "-1")),
+        ({"classes": 1}, ("classes=1", "[2, 6]")),
+        ({"classes": 7}, ("classes=7", "[2, 6]")),
+        ({"held_out": 5}, ("held_out", "5 of 48")),
+        ({"held_out": 10000}, ("train", "0 of 48")),
     ],
 )
-def test_impossible_options_are_refused(template, options, message):
-    with pytest.raises(InputError, match=re.escape(message)):
+def test_impossible_options_are_refused(template, options, mentioned):
+    with refused(*mentioned):
         load(template, **options)
 
 
 def test_missing_folders_are_named(folder, tmp_path_factory):
-    with pytest.raises(InputError, match=r"no images in .*train/CLASS"):
+    with refused("train/CLASS"):
         load(tmp_path_factory.mktemp("nothing"))
     (folder / "val").rename(folder / "validation")
-    with pytest.raises(InputError, match=r"no class folders in .*/val"):
+    with refused("/val"):
         load(folder)
 
 
@@ -199,7 +192,7 @@ def test_classes_of_train_and_val_must_agree(folder, here, there):
     photo(1).save(folder / here / "n0002b" / "0.png")
     (folder / here / "z").mkdir()
     photo(1).save(folder / here / "z" / "0.png")
-    with pytest.raises(InputError, match=f"the class folder 'n0002b' is in {here} but not in {there}"):
+    with refused("'n0002b'", here, there):
         load(folder)
 
 
@@ -208,7 +201,7 @@ def test_an_empty_class_folder_is_named(folder, split):
     for file in (folder / split / name(3)).iterdir():
         file.unlink()
     (folder / split / name(3) / "notes.txt").write_text("no image")
-    with pytest.raises(InputError, match=rf"{split}/{name(3)} holds no image \(\.jpg"):
+    with refused(f"{split}/{name(3)}"):
         load(folder)
 
 
@@ -220,28 +213,21 @@ def test_an_image_that_does_not_decode_is_named(folder, kind, file):
     path.unlink()
     path.write_bytes({"truncated": content[: len(content) // 2], "text": b"not an image", "empty": b""}[kind])
     data = load(folder)
-    with pytest.raises(InputError, match=rf"val/{name(2)}/{re.escape(file)} does not decode as an image") as caught:
+    with refused(f"val/{name(2)}/{file}"):
         list(data.ordered_loader(data.test))
-    assert "\n" not in str(caught.value)
 
 
+@pytest.mark.process
 def test_the_error_of_a_worker_process_is_one_line_too(folder):
     path = folder / "val" / name(0) / "0.JPEG"
     path.unlink()
     path.write_bytes(b"not an image")
-    with pytest.raises(UnreadableImageError, match=r"^/.*val/n0000/0\.JPEG does not decode as an image: [^\n]*$"):
+    with refused("val/n0000/0.JPEG"):
         list(DataLoader(load(folder).test, 4, num_workers=1))
 
 
-def test_recipes_name_options_that_exist():
-    found = [file for file in resources.files("tgeokd.runs.presets.imagenet").iterdir() if file.name.endswith(".yaml")]
-    assert len(found) == 3
-    for file in found:
-        config = from_mapping(RunConfig, yaml.safe_load(file.read_text()))
-        assert set(config.data) <= set(inspect.signature(imagenet).parameters)
-    assert TASKS["imagenet"] is imagenet
-
-
+@pytest.mark.slow
+@pytest.mark.realdata
 def test_cifar_images_written_as_a_folder_come_back(tmp_path):
     source = data_dir()
     archive = find_archive(CIFAR100.archive, source)

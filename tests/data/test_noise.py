@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from realdata import data_dir
+from refusals import refused
 from scipy.stats import chisquare
 from sklearn.metrics import confusion_matrix
 
@@ -20,7 +20,6 @@ from tgeokd.data.noise import (
     read_human_labels,
     symmetric_noise,
 )
-from tgeokd.utils.errors import InputError
 
 COUNTS = torch.tensor([[6, 3, 1], [0, 5, 5], [2, 0, 0]])
 
@@ -76,19 +75,19 @@ def test_counts_survive_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "mentioned"),
     [
-        ("1,2\n3,4\n", "must hold 3 x 3 counts, not 2 x 2"),
-        ("1,2,3\n3,4\n", "is not a table of whole numbers"),
-        ("1,2,3\n1,x,3\n1,2,3\n", "is not a table of whole numbers"),
-        ("1,2,3\n0,0,0\n1,2,3\n", "row 1 must hold counts >= 0 that are not all zero"),
-        ("1,2,3\n1,1,1\n1,-2,3\n", "row 2 must hold counts >= 0 that are not all zero"),
+        ("1,2\n3,4\n", ("3 x 3", "2 x 2")),
+        ("1,2,3\n3,4\n", ("integers",)),
+        ("1,2,3\n1,x,3\n1,2,3\n", ("integers",)),
+        ("1,2,3\n0,0,0\n1,2,3\n", ("row 1",)),
+        ("1,2,3\n1,1,1\n1,-2,3\n", ("row 2",)),
     ],
 )
-def test_a_bad_table_of_counts_is_named(tmp_path, text, message):
+def test_a_bad_table_of_counts_is_named(tmp_path, text, mentioned):
     path = tmp_path / "counts.csv"
     path.write_text(text)
-    with pytest.raises(InputError, match=f"counts.csv.*{re.escape(message)}"):
+    with refused("counts.csv", *mentioned):
         read_confusion_counts(path, 3)
 
 
@@ -109,22 +108,20 @@ def test_label_sets_come_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("labels", "message"),
+    ("labels", "mentioned"),
     [
-        ({"clean_label": [0, 1]}, "holds no 'noisy_label' but clean_label"),
-        ({"clean_label": [0, 1], "noisy_label": [1, 3]}, "'noisy_label' row 1 has label 3, but classes are 0 to 2"),
-        ({"clean_label": [0, 1], "noisy_label": [-1, 2]}, "'noisy_label' row 0 has label -1"),
-        ({"clean_label": [0, 1], "noisy_label": [0.0, 2.0]}, "holds other things than arrays of whole numbers"),
-        ({"clean_label": [0, 1], "noisy_label": [[0, 2]]}, "must be whole numbers of shape (N,), not of shape (1, 2)"),
-        ({"clean_label": [0, 1], "noisy_label": [0, 2, 1]}, "'clean_label', 'noisy_label' differ in length"),
+        ({"clean_label": [0, 1]}, ("'noisy_label'", "clean_label")),
+        ({"clean_label": [0, 1], "noisy_label": [1, 3]}, ("'noisy_label'", "row 1", "label 3")),
+        ({"clean_label": [0, 1], "noisy_label": [-1, 2]}, ("'noisy_label'", "row 0", "-1")),
+        ({"clean_label": [0, 1], "noisy_label": [0.0, 2.0]}, ("integer",)),
+        ({"clean_label": [0, 1], "noisy_label": [[0, 2]]}, ("'noisy_label'", "(1, 2)")),
+        ({"clean_label": [0, 1], "noisy_label": [0, 2, 1]}, ("'clean_label'", "'noisy_label'")),
     ],
 )
-def test_a_bad_file_of_labels_is_named(tmp_path, labels, message):
+def test_a_bad_file_of_labels_is_named(tmp_path, labels, mentioned):
     save(tmp_path / "labels.pt", **labels)
-    with pytest.raises(InputError, match=re.escape(message)) as caught:
+    with refused(tmp_path / "labels.pt", *mentioned):
         read_human_labels(tmp_path / "labels.pt", ("clean_label", "noisy_label"), 3)
-    assert str(tmp_path / "labels.pt") in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 class Trap:
@@ -136,16 +133,15 @@ class Trap:
 
 def test_nothing_but_arrays_is_let_in(tmp_path):
     torch.save({"clean_label": Trap(), "noisy_label": Trap()}, tmp_path / "labels.pt")
-    with pytest.raises(InputError, match=r"labels\.pt is damaged or holds other things than arrays") as caught:
+    with refused("labels.pt"):
         read_human_labels(tmp_path / "labels.pt", ("clean_label", "noisy_label"), 3)
     assert not Trap.sprung
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"no labels", pickle.dumps({"clean_label": [1]}, protocol=2)])
 def test_any_other_file_is_refused(tmp_path, content):
     (tmp_path / "labels.pt").write_bytes(content)
-    with pytest.raises(InputError, match=r"labels\.pt "):
+    with refused("labels.pt"):
         read_human_labels(tmp_path / "labels.pt", ("clean_label",), 3)
 
 
@@ -153,10 +149,11 @@ def test_a_truncated_file_is_refused(tmp_path):
     save(tmp_path / "labels.pt", clean_label=np.zeros(1000, dtype=np.int64))
     content = (tmp_path / "labels.pt").read_bytes()
     (tmp_path / "labels.pt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"labels\.pt is not a file of CIFAR-N labels"):
+    with refused("labels.pt", "CIFAR-N"):
         read_human_labels(tmp_path / "labels.pt", ("clean_label",), 3)
 
 
+@pytest.mark.realdata
 def test_the_official_file_is_read_and_agrees_with_the_other_forms_it_was_given_in():
     folder = data_dir() / "cifar-n"
     if not folder.is_dir():

@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 import torch
 from realdata import data_dir
+from refusals import refused
 
 from tgeokd.data.tasks.nsl_kdd import CATEGORIES, nsl_kdd
-from tgeokd.utils.errors import InputError
 
 # the first published row, whose values are known
 FIRST = "0,tcp,ftp_data,SF,491,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,2,2,0.00,0.00,0.00,0.00,1.00,0.00,0.00,150,25,"
@@ -67,7 +67,7 @@ def test_features_are_38_numbers_and_3_categories_without_the_difficulty(folder)
     data = nsl_kdd(data_dir=folder)
     assert data.inputs.shape == (38,)
     assert data.inputs.categories == (3, 3, 3)  # missing, unknown, and the one value
-    names = data.encoder.feature_names
+    names = [column.name for column in (*data.encoder.numeric, *data.encoder.categorical)]
     assert len(names) == 41
     assert not {"difficulty", "attack", "src_bytes"} & set(names)
     # bytes enter by their logarithm, counts as they are, both scaled by the training part
@@ -96,7 +96,7 @@ def test_groups_of_the_test_set(folder):
 
 def test_kinds_that_were_not_chosen_for_training_are_unseen(tmp_path):
     write(tmp_path, [*TRAIN, "land"], [*TEST, "land"])
-    seen = {bool(nsl_kdd(data_dir=tmp_path, train=40, seed=s).test_groups["seen attack"][-1]) for s in range(20)}
+    seen = {bool(nsl_kdd(data_dir=tmp_path, train=40, seed=s).test_groups["seen attack"][-1]) for s in range(8)}
     assert seen == {True, False}
 
 
@@ -106,9 +106,9 @@ def test_fewer_training_rows_leave_held_out_and_test_alone(folder):
     assert set(few.train.ids.tolist()) < set(everything.train.ids.tolist())
     assert torch.equal(few.held_out.ids, everything.held_out.ids)
     assert set(few.train.target.tolist()) == set(range(5))
-    with pytest.raises(InputError, match=r"train must lie in 1 to 62, the rows of KDDTrain.+ not held out, not 63"):
+    with refused("train", "[1, 62]", "63"):
         nsl_kdd(data_dir=folder, train=63)
-    with pytest.raises(InputError, match="4 of 63 rows for 5 classes"):
+    with refused("4 of 63"):
         nsl_kdd(data_dir=folder, train=4)
 
 
@@ -139,9 +139,7 @@ def test_metrics_name_the_classes(folder):
 
 
 def test_the_part_that_was_asked_for_is_read(folder):
-    with pytest.raises(
-        InputError, match=r"no file KDDTrain\+_20Percent.txt or train_20percent.parquet in .*nsl-kdd or "
-    ):
+    with refused("KDDTrain+_20Percent.txt", "train_20percent.parquet"):
         nsl_kdd(data_dir=folder, part="20percent")
     write(folder / "NSL-KDD", TRAIN[::-1], TEST, "KDDTrain+_20Percent.txt")
     assert list(nsl_kdd(data_dir=folder, part="20percent").notes["files"]) == [
@@ -150,42 +148,41 @@ def test_the_part_that_was_asked_for_is_read(folder):
     ]
     assert list(nsl_kdd(data_dir=folder).notes["files"]) == ["KDDTrain+.txt", "KDDTest+.txt"]
     (folder / "NSL-KDD" / "KDDTest+.txt").unlink()
-    with pytest.raises(InputError, match=r"no file KDDTest\+.txt or test.parquet"):
+    with refused("KDDTest+.txt", "test.parquet"):
         nsl_kdd(data_dir=folder)
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("row", "mentioned"),
     [
         (
             line("neptun"),
-            r"row 2 \(the first is 0\) of .*KDDTrain\+.txt, column attack: 'neptun', expected one of normal",
+            ("row 2", "KDDTrain+.txt", "'neptun'"),
         ),
-        (line(""), r"row 2 .*column attack: no label"),
-        (line("smurf", count="many"), r"row 2 .*KDDTrain\+.txt, column count: 'many' is not a number"),
-        (line("smurf", dst_bytes="-1"), r"row 2 .*KDDTrain\+.txt, column dst_bytes: -1 is below 0"),
-        (line("smurf") + ",1", r"row 2 .*KDDTrain\+.txt has 44 values, expected 43"),
+        (line(""), ("row 2", "KDDTrain+.txt", "column attack")),
+        (line("smurf", count="many"), ("row 2", "KDDTrain+.txt", "column count", "'many'")),
+        (line("smurf", dst_bytes="-1"), ("row 2", "KDDTrain+.txt", "dst_bytes", "-1")),
+        (line("smurf") + ",1", ("row 2", "KDDTrain+.txt", "44", "43")),
     ],
 )
-def test_faulty_rows(folder, row, message):
+def test_faulty_rows(folder, row, mentioned):
     path = folder / "NSL-KDD" / "KDDTrain+.txt"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], row, *lines[2:]]) + "\n")
-    with pytest.raises(InputError, match=message) as error:
+    with refused(*mentioned):
         nsl_kdd(data_dir=folder)
-    assert "\n" not in str(error.value)
 
 
 def test_parquet_needs_the_columns(tmp_path):
     for name in ("train", "test"):
         pl.DataFrame({"duration": [1], "attack": ["normal"]}).write_parquet(tmp_path / f"{name}.parquet")
-    with pytest.raises(InputError, match=r"train.parquet: 40 of 42 columns are missing, first 'protocol_type'"):
+    with refused("train.parquet", "40 of 42", "'protocol_type'"):
         nsl_kdd(data_dir=tmp_path)
 
 
 def test_a_test_file_without_attacks_is_refused(folder):
     (folder / "NSL-KDD" / "KDDTest+.txt").write_text(FIRST + "\n")
-    with pytest.raises(InputError, match="'macro_auc' needs two classes in the labels; all are 'normal'"):
+    with refused("'macro_auc'", "'normal'"):
         nsl_kdd(data_dir=folder)
 
 
@@ -201,6 +198,7 @@ def test_39_kinds_of_attack():
     }
 
 
+@pytest.mark.realdata
 def test_the_real_files():
     data = nsl_kdd(data_dir=data_dir(), part="20percent")
     counts = data.notes["class_counts"]
@@ -217,6 +215,7 @@ def test_the_real_files():
     assert all(bool(torch.isfinite(split.inputs[0]).all()) for split in (data.train, data.held_out, data.test))
 
 
+@pytest.mark.realdata
 def test_text_and_parquet_give_the_same_task(tmp_path):
     source = data_dir() / "nsl-kdd"
     for name, file in (("train_20percent", "KDDTrain+_20Percent.txt"), ("test", "KDDTest+.txt")):

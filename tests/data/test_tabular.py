@@ -12,12 +12,10 @@ import polars as pl
 import pytest
 import torch
 from realdata import data_dir
+from refusals import refused
 
 from tgeokd.data.tables.reader import read_table
 from tgeokd.data.tasks.tabular import adult, tabular
-from tgeokd.models import build_model
-from tgeokd.runs.config import preset, presets
-from tgeokd.utils.errors import InputError
 
 N = 400
 
@@ -130,7 +128,7 @@ def test_an_id_column_names_the_samples(folder):
     _frame().with_columns(key=pl.int_range(N, 0, -1) * 7).write_csv(folder / "table.csv")
     plain, task = _task(folder, drop=("key",)), _task(folder, id_column="key")
     assert torch.equal(task.train.ids, 7 * (N - plain.train.ids))
-    assert "key" not in task.encoder.feature_names
+    assert "key" not in task.notes["numeric"]
 
 
 def test_a_test_file(folder):
@@ -197,7 +195,7 @@ def test_ragged_rows_and_rows_without_a_label(folder):
         lines[11] = lines[11].rpartition(",")[0] + ", NA"
 
     _broken(folder, change)
-    with pytest.raises(InputError, match=r"row 5 \(the first is 0\) of table.csv has 7 values, expected 6"):
+    with refused("row 5", "table.csv"):
         _task(folder)
     task = _task(folder, bad_rows="skip")
     assert task.notes["rows"]["left out"] == 3
@@ -218,7 +216,7 @@ def test_rows_of_a_test_file_are_counted_on_after_all_rows_of_the_first(folder):
 
 def test_a_missing_label(folder):
     _broken(folder, lambda lines: lines.__setitem__(11, lines[11].rpartition(",")[0] + ","))
-    with pytest.raises(InputError, match=r"row 10 \(the first is 0\) of table.csv, column class: there is no label"):
+    with refused("row 10", "table.csv", "column class"):
         _task(folder)
 
 
@@ -228,10 +226,10 @@ def test_a_mistake_among_numbers_has_its_row_even_after_skipped_rows(folder):
         lines[18] = "abc," + lines[18].partition(",")[2]
 
     _broken(folder, change)
-    message = r"row 17 \(the first is 0\) of table.csv, column x: 'abc' is not a number"
-    with pytest.raises(InputError, match=message):
+    mentioned = ("row 17", "table.csv", "column x", "'abc'")
+    with refused(*mentioned):
         _task(folder, bad_rows="skip")
-    with pytest.raises(InputError, match=message):
+    with refused(*mentioned):
         _task(folder, bad_rows="skip", numeric=("x",))
     task = _task(folder, bad_rows="skip", categorical=("x",), min_count=1)
     assert "x" in task.notes["categorical"]
@@ -243,43 +241,41 @@ def _test_file(folder, change):
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "mentioned"),
     [
-        (lambda f: tabular(data_dir=f), "--set data.file=FILE --set data.label=COLUMN"),
-        (lambda f: _task(f, "nothing.csv"), "there is no file nothing.csv"),
-        (lambda f: _task(f, label="clas"), "unknown column of table.csv 'clas'; did you mean 'class'?"),
-        (lambda f: _task(f, drop=("towm",)), "unknown column of table.csv 'towm'; did you mean 'town'?"),
-        (lambda f: _task(f, drop=("x",), numeric=("x",)), "column 'x' has two roles"),
-        (lambda f: _task(f, numeric=("class",)), "column 'class' has two roles"),
-        (lambda f: _task(f, numeric=("town",)), "of table.csv, column town: "),
-        (lambda f: _task(f, label="name"), "has 1 rows, too few"),
-        (lambda f: _task(f, positive="class 7"), "unknown class 'class 7'"),
-        (lambda f: _task(f, label="count", positive="1"), "positive='1' needs two classes, and table.csv has 3"),
-        (lambda f: _task(f, id_column="count"), "id_column 'count' must hold unique integers; 0 is there"),
-        (lambda f: _task(f, id_column="town"), "id_column 'town' of table.csv must hold an integer"),
-        (lambda f: _task(f, noise=2.0), "noise must lie in [0, 1], not 2.0"),
-        (lambda f: _task(f, drop=("x", "town", "member", "count")), "there is no column to encode"),
-        (lambda f: _test_file(f, lambda t: t.drop("x")), "unknown column of test.csv 'x'"),
+        (lambda f: tabular(data_dir=f), ("data.file", "data.label")),
+        (lambda f: _task(f, "nothing.csv"), ("nothing.csv",)),
+        (lambda f: _task(f, label="clas"), ("table.csv", "'clas'", "'class'")),
+        (lambda f: _task(f, drop=("towm",)), ("table.csv", "'towm'", "'town'")),
+        (lambda f: _task(f, drop=("x",), numeric=("x",)), ("'x'",)),
+        (lambda f: _task(f, numeric=("class",)), ("'class'",)),
+        (lambda f: _task(f, numeric=("town",)), ("table.csv", "column town")),
+        (lambda f: _task(f, label="name"), ("1 rows",)),
+        (lambda f: _task(f, positive="class 7"), ("'class 7'",)),
+        (lambda f: _task(f, label="count", positive="1"), ("positive='1'", "table.csv", "3")),
+        (lambda f: _task(f, id_column="count"), ("id_column", "'count'", "0")),
+        (lambda f: _task(f, id_column="town"), ("id_column", "'town'", "table.csv")),
+        (lambda f: _task(f, noise=2.0), ("noise", "2.0")),
+        (lambda f: _task(f, drop=("x", "town", "member", "count")), ("column",)),
+        (lambda f: _test_file(f, lambda t: t.drop("x")), ("test.csv", "'x'")),
         (
             lambda f: _test_file(f, lambda t: t.with_columns(pl.lit("new").alias("class"))),
-            "row 0 (the first is 0) of test.csv, column class: 'new' is no class of the training file",
+            ("row 0", "test.csv", "column class", "'new'"),
         ),
         (
             lambda f: _test_file(f, lambda t: t.with_columns(x=pl.Series(["1"] * 4 + ["abc"] * 16))),
-            "row 4 (the first is 0) of test.csv, column x: 'abc' is not a number",
+            ("row 4", "test.csv", "column x", "'abc'"),
         ),
     ],
 )
-def test_errors(folder, call, message):
-    with pytest.raises(InputError) as error:
+def test_errors(folder, call, mentioned):
+    with refused(*mentioned):
         call(folder)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_one_class_only(folder):
     _frame().with_columns(pl.lit("same").alias("class")).write_csv(folder / "table.csv")
-    with pytest.raises(InputError, match=r"column 'class' of table\.csv has one class only, 'same'"):
+    with refused("'class'", "table.csv", "'same'"):
         _task(folder)
 
 
@@ -307,7 +303,7 @@ def test_types_blanks_and_missing_values_of_csv(tmp_path):
 
 
 def test_rows_are_numbered_across_blocks_of_a_large_file(tmp_path):
-    lines = ["1,2"] * 300_000
+    lines = ["1,2"] * 300_000  # pyarrow reads blocks of 1 MB
     for row in (3, 299_990):
         lines[row] = "1"
     table = _read(tmp_path, ("a,b\n" + "\n".join(lines)).encode(), bad_rows="skip")
@@ -316,28 +312,27 @@ def test_rows_are_numbered_across_blocks_of_a_large_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "name", "message"),
+    ("content", "name", "mentioned"),
     [
-        (b"", "t.csv", "t.csv is empty"),
-        (b"a,b\n", "t.csv", "t.csv has no rows"),
-        (b"a,a\n1,2\n", "t.csv", "t.csv has two columns 'a'"),
-        (b"a,b\n1,\xff\n", "t.csv", "cannot read t.csv: "),
-        (b"a,b\n1,2\n", "t.csv.gz", "cannot read t.csv.gz: "),
-        (b"a,b\n1,2\n", "t.parquet", "t.parquet is not a parquet file: "),
-        (b"a,b\n1,2\n", "t.xlsx", "t.xlsx is not a table: expected .csv"),
-        (b"a,b\n1,2\n3\n", "t.csv", "row 1 (the first is 0) of t.csv has 1 values, expected 2: '3'"),
+        (b"", "t.csv", ("t.csv",)),
+        (b"a,b\n", "t.csv", ("t.csv",)),
+        (b"a,a\n1,2\n", "t.csv", ("t.csv", "'a'")),
+        (b"a,b\n1,\xff\n", "t.csv", ("t.csv",)),
+        (b"a,b\n1,2\n", "t.csv.gz", ("t.csv.gz",)),
+        (b"a,b\n1,2\n", "t.parquet", ("t.parquet",)),
+        (b"a,b\n1,2\n", "t.xlsx", ("t.xlsx",)),
+        (b"a,b\n1,2\n3\n", "t.csv", ("row 1", "t.csv", "'3'")),
     ],
 )
-def test_files_that_cannot_be_read(tmp_path, content, name, message):
-    with pytest.raises(InputError) as error:
+def test_files_that_cannot_be_read(tmp_path, content, name, mentioned):
+    with refused(*mentioned):
         _read(tmp_path, content, name)
-    assert str(error.value).startswith(message)
-    assert "\n" not in str(error.value)
 
 
 # ---- adult
 
 
+@pytest.mark.realdata
 def test_adult_on_the_real_file():
     task = adult(data_dir=data_dir(), train=3000)
     assert task.class_names == ("<=50K", ">50K")
@@ -346,7 +341,7 @@ def test_adult_on_the_real_file():
         assert abs(part.target.double().mean() - 7841 / 32561) < 0.001
     assert task.inputs.shape == (5,)
     assert len(task.inputs.categories) == 8
-    assert "fnlwgt" not in task.encoder.feature_names
+    assert "fnlwgt" not in task.notes["numeric"]
     frame = pl.read_parquet(data_dir() / "adult" / "adult.parquet")
     rows = frame[task.test.ids.numpy()]
     assert (rows["income-per-year"] == ">50K").to_list() == (task.test.target == 1).tolist()
@@ -367,6 +362,8 @@ def test_adult_in_the_format_of_uci(tmp_path):
     (folder / "adult.data").write_text("".join(lines(100, "", 0)) + "\n")
     task = adult(data_dir=tmp_path)
     assert (len(task.train), len(task.held_out), len(task.test)) == (65, 15, 20)
+    with refused("train=99", "[2, 65]"):
+        adult(data_dir=tmp_path, train=99)
     (folder / "adult.test").write_text("|1x3 Cross validator\n" + "".join(lines(40, ".", 1)) + "\n")
     task = adult(data_dir=tmp_path)
     assert (len(task.train), len(task.held_out), len(task.test)) == (85, 15, 40)
@@ -376,23 +373,5 @@ def test_adult_in_the_format_of_uci(tmp_path):
 
 
 def test_adult_that_is_not_there(tmp_path):
-    with pytest.raises(InputError, match=r"neither adult\.parquet nor adult\.data is in "):
+    with refused("adult.parquet", "adult.data"):
         adult(data_dir=tmp_path)
-    with pytest.raises(InputError, match="train=999999: so many rows cannot be drawn from 21165 rows of 2 classes"):
-        adult(data_dir=data_dir(), train=999_999)
-
-
-# ---- recipes
-
-
-@pytest.mark.parametrize(
-    "name", [(task, name) for task in ("tabular", "adult") for name in presets(task)], ids="-".join
-)
-def test_the_recipes_models_read_the_table(folder, name):
-    config = preset(*name)
-    data = tabular(data_dir=folder, **config.data | {"file": "table.csv", "label": "class"})
-    inputs, _, _ = next(iter(data.training_loader(32)))
-    for recipe in (config.teacher, config.student):
-        options = dict(recipe.model)
-        model = build_model(options.pop("name"), inputs=data.inputs, num_classes=2, **options)
-        assert model(*inputs).shape == (32, 2)

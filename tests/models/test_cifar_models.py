@@ -1,13 +1,14 @@
-"""The CIFAR models against listings and logits of the published architectures, and against forwards written out here.
+"""The CIFAR models against tensors and logits of the published architectures, and against forward passes written here.
 
-``cifar_tensors.json`` lists names and shapes of every tensor in the order of a published state dict, for 100 classes, and the
-first four logits that a transcription of RepDistiller's layers computes in float64 from the weights and images made below.
+``cifar_tensors.json`` contains names and shapes of all tensors in the order of a published state dict, for 100 classes, and
+the first four logits that a transcription of RepDistiller's layers computes in float64 from the weights and images made below.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,13 @@ from torch import nn
 
 from tgeokd.bilevel import ratio_gradient
 from tgeokd.data.base import InputSpec
-from tgeokd.models.cifar import CIFAR_MODELS
+from tgeokd.models import MODELS
 from tgeokd.models.cifar.wide_stem_resnet import Bottleneck, WideStemResNet
 from tgeokd.utils.errors import InputError
 
 CIFAR = InputSpec("array", (3, 32, 32))
 PUBLISHED = json.loads((Path(__file__).parent / "cifar_tensors.json").read_text())
-# trainable numbers with 100 classes, counted on the published architectures
+# number of trainable parameters with 100 classes, counted on the published architectures
 PARAMETERS = {
     "resnet8": 83_892,
     "resnet14": 181_108,
@@ -56,11 +57,11 @@ SMALL = ("resnet8", "resnet8x4", "wrn_16_1", "vgg8", "ResNet18", "ShuffleV1", "S
 
 
 def build(name, num_classes=100, inputs=CIFAR):
-    return CIFAR_MODELS[name](inputs=inputs, num_classes=num_classes)
+    return MODELS[name](inputs=inputs, num_classes=num_classes)
 
 
 def known_weights(listed, seed=0):
-    """Weights that anyone can make again: the stream of numpy's ``RandomState`` is frozen."""
+    """Weights that are the same with every version: the stream of numpy's ``RandomState`` is frozen."""
     random, state = np.random.RandomState(seed), {}
     for name, shape in listed.items():
         if name.endswith("num_batches_tracked"):
@@ -79,11 +80,11 @@ def known_images(size):
     return torch.from_numpy(np.random.RandomState(size).standard_normal((2, 3, size, size)))
 
 
-# ---- names, shapes, numbers
+# ---- names, shapes, numbers of parameters
 
 
-def test_every_name_of_the_field_is_there():
-    assert set(CIFAR_MODELS) == set(PARAMETERS)
+def test_names_used_in_the_literature_exist():
+    assert set(PARAMETERS) <= set(MODELS)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -94,18 +95,18 @@ def test_parameter_count(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_names_shapes_and_order_of_the_tensors_are_the_published_ones(name):
+def test_tensors_have_the_published_names_shapes_and_order(name):
     with torch.device("meta"):
         model = build(name)
     found = [(key, list(value.shape)) for key, value in model.state_dict().items()]
     assert found == list(map(tuple, PUBLISHED[name]["tensors"].items()))
 
 
-# ---- what they compute
+# ---- logits
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_logits_are_those_of_the_published_architecture(name):
+def test_logits_equal_those_of_the_published_architecture(name):
     model = build(name).double().eval()
     model.load_state_dict(known_weights(PUBLISHED[name]["tensors"]))
     for size, expected in PUBLISHED[name]["logits"].items():
@@ -120,7 +121,7 @@ def conv(x, state, name, **settings):
 
 def norm(x, state, name):
     mean, var, scale, shift = (
-        state[f"{name}.{part}"].view(1, -1, 1, 1) for part in ("running_mean", "running_var", "weight", "bias")
+        state[f"{name}.{key}"].view(1, -1, 1, 1) for key in ("running_mean", "running_var", "weight", "bias")
     )
     return (x - mean) / torch.sqrt(var + 1e-5) * scale + shift
 
@@ -179,7 +180,7 @@ def vgg_forward(x, state, convolutions):
         ("vgg11", vgg_forward, (1, 1, 2, 2, 2)),
     ],
 )
-def test_logits_are_those_of_a_forward_written_out(name, forward, layout):
+def test_logits_equal_those_of_a_forward_pass_written_here(name, forward, layout):
     model = build(name, num_classes=7).double().eval()
     state = known_weights({key: tuple(value.shape) for key, value in model.state_dict().items()}, seed=1)
     model.load_state_dict(state)
@@ -190,17 +191,17 @@ def test_logits_are_those_of_a_forward_written_out(name, forward, layout):
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("shape", [(16, 16), (48, 32), (64, 64)])
-def test_other_sizes_of_images(name, shape):
+def test_other_image_sizes(name, shape):
     model = build(name, num_classes=5, inputs=InputSpec("array", (3, *shape))).eval()
     with torch.no_grad():
         assert model(torch.zeros(2, 3, *shape)).shape == (2, 5)
 
 
-# ---- initialisation
+# ---- initialization
 
 
 @pytest.mark.parametrize("name", ["resnet8x4", "wrn_16_2", "vgg8", "ResNet18", "MobileNetV2"])
-def test_convolutions_start_from_he_with_fan_out(name):
+def test_convolutions_have_he_initialization_with_fan_out(name):
     torch.manual_seed(0)
     for module in build(name).modules():
         if isinstance(module, nn.Conv2d) and module.weight.numel() > 2_000:
@@ -209,16 +210,14 @@ def test_convolutions_start_from_he_with_fan_out(name):
             assert module.bias is None or not module.bias.any()
 
 
-def test_heads_start_as_published():
+def test_heads_are_initialized_as_published():
     torch.manual_seed(0)
     for head in (build("vgg8").classifier, build("MobileNetV2").classifier[0]):
         assert float(head.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
         assert not head.bias.any()
     head = build("wrn_40_2").fc
     assert not head.bias.any()
-    assert float(head.weight.detach().abs().max()) == pytest.approx(
-        1 / math.sqrt(128), rel=0.05
-    )  # torch's own: uniform
+    assert float(head.weight.detach().abs().max()) == pytest.approx(1 / math.sqrt(128), rel=0.05)  # uniform
 
 
 # ---- the hypergradient
@@ -229,10 +228,11 @@ def bottleneck_net(*, inputs, num_classes):
 
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8", "bottleneck", "ShuffleV1", "ShuffleV2", "MobileNetV2"])
-def test_forward_mode_gives_the_unrolled_hypergradient_and_the_head_is_found(name):
+def test_forward_mode_equals_unrolling_and_the_head_is_found(name):
     torch.manual_seed(0)
     inputs = InputSpec("array", (3, 8, 8))
-    student = CIFAR_MODELS.get(name, bottleneck_net)(inputs=inputs, num_classes=3).double().train()
+    builder = bottleneck_net if name == "bottleneck" else MODELS[name]
+    student = builder(inputs=inputs, num_classes=3).double().train()
     case = {
         "inputs": torch.randn(4, 3, 8, 8, dtype=torch.float64),
         "target": torch.tensor([0, 1, 2, 1]),
@@ -252,26 +252,26 @@ def test_forward_mode_gives_the_unrolled_hypergradient_and_the_head_is_found(nam
     assert last.norm() > 0
 
 
-# ---- what they refuse
+# ---- refused inputs
 
 
 @pytest.mark.parametrize(
-    ("inputs", "given"),
+    "inputs",
     [
-        (InputSpec("array", (64,)), r"inputs of shape \(64,\)"),
-        (InputSpec("array", (1, 28, 28)), r"inputs of shape \(1, 28, 28\)"),
-        (InputSpec("array", (32, 32, 3)), r"inputs of shape \(32, 32, 3\)"),
-        (InputSpec("array", (3, 0, 32)), r"inputs of shape \(3, 0, 32\)"),
-        (InputSpec("table", (3,), (4, 5)), "a table"),
+        InputSpec("array", (64,)),
+        InputSpec("array", (1, 28, 28)),
+        InputSpec("array", (32, 32, 3)),
+        InputSpec("array", (3, 0, 32)),
+        InputSpec("table", (3,), (4, 5)),
     ],
 )
-@pytest.mark.parametrize("name", ["resnet20", "MobileNetV2"])
-def test_other_inputs_than_images_are_refused(name, inputs, given):
-    with pytest.raises(InputError, match=rf"^model '{name}' takes images of shape \(3, H, W\), not {given}$"):
+@pytest.mark.parametrize("name", ["resnet20", "wrn_16_1", "vgg8", "ResNet18", "ShuffleV1", "MobileNetV2"])
+def test_other_inputs_than_images_are_refused(name, inputs):
+    with pytest.raises(InputError, match=f"{inputs.kind}.*{re.escape(str(inputs.shape))}"):
         build(name, inputs=inputs)
 
 
-def test_images_that_pooling_would_use_up_are_refused():
+def test_images_that_are_too_small_for_the_pooling_are_refused():
     assert build("vgg8", inputs=InputSpec("array", (3, 8, 8))).eval()(torch.zeros(1, 3, 8, 8)).shape == (1, 100)
-    with pytest.raises(InputError, match=r"^model 'vgg8' takes images of at least 8x8, not of shape \(3, 7, 9\)$"):
+    with pytest.raises(InputError, match=r"8x8.*\(3, 7, 9\)"):
         build("vgg8", inputs=InputSpec("array", (3, 7, 9)))

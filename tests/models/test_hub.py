@@ -1,4 +1,4 @@
-"""Models by their name in timm and torchvision. Nothing is downloaded: other weights are put in the download's place."""
+"""Models of timm and torchvision. Nothing is downloaded: the download functions are replaced."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import torchvision
 
 from tgeokd.data.base import InputSpec
+from tgeokd.models import build_model
 from tgeokd.models.hub import hub_model
 from tgeokd.utils.errors import InputError
 
@@ -27,14 +28,14 @@ IMAGES = InputSpec("array", (3, 32, 32))
         "torchvision:shufflenet_v2_x0_5",
     ],
 )
-def test_logits_have_the_data_sets_classes(name):
+def test_logits_have_the_classes_of_the_data(name):
     options = {"img_size": 32} if "vit" in name else {}
     model = hub_model(name, inputs=IMAGES, num_classes=7, **options)
     assert model.training
     assert model(torch.randn(4, 3, 32, 32)).shape == (4, 7)
 
 
-def test_the_model_is_the_librarys_own():
+def test_the_model_is_that_of_the_library():
     torch.manual_seed(0)
     found = hub_model("torchvision:resnet18", inputs=IMAGES, num_classes=10)
     torch.manual_seed(0)
@@ -53,12 +54,12 @@ def test_options_reach_the_library():
     assert model.classifier[2].p == 0.75
 
 
-def test_training_gives_logits_where_torchvision_would_add_extra_heads():
+def test_auxiliary_heads_of_torchvision_are_off():
     model = hub_model("torchvision:googlenet", inputs=InputSpec("array", (3, 64, 64)), num_classes=3)
     assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 3)
 
 
-def test_trying_a_model_out_leaves_its_batch_norms_alone():
+def test_the_check_of_a_model_does_not_change_its_batch_norms():
     model = hub_model("torchvision:shufflenet_v2_x0_5", inputs=IMAGES, num_classes=3)
     assert all(not value.any() for name, value in model.state_dict().items() if name.endswith("running_mean"))
 
@@ -123,14 +124,12 @@ def test_pretrained_timm(monkeypatch, classes):
         ("torchvision:resnet18", "torchvision.models._api.load_state_dict_from_url"),
     ],
 )
-def test_weights_that_cannot_be_fetched(monkeypatch, name, download):
+def test_weights_that_cannot_be_downloaded(monkeypatch, name, download):
     def unreachable(*_, **__):
         raise URLError("Name or service not known\nand more")
 
     monkeypatch.setattr(download, unreachable)
-    with pytest.raises(
-        InputError, match=rf"^the pretrained weights of '{name}' cannot be fetched \(.*`weights` may name a local"
-    ):
+    with pytest.raises(InputError, match=rf"'{name}'.*Name or service not known"):
         hub_model(name, inputs=IMAGES, num_classes=7, pretrained=True)
 
 
@@ -138,49 +137,36 @@ def test_weights_that_cannot_be_fetched(monkeypatch, name, download):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "message"),
+    ("name", "options", "given"),
     [
-        ("timm:resnet81", {}, r"^unknown timm model 'resnet81'; did you mean 'resnet.*'\?$"),
-        ("torchvision:resnet81", {}, r"^unknown torchvision model 'resnet81'; did you mean 'resnet.*'\?$"),
-        ("torchvision:", {}, r"^unknown torchvision model ''$"),
-        ("torchvision:fcn_resnet50", {}, r"^unknown torchvision model 'fcn_resnet50'"),
-        ("hub:resnet18", {}, r"^unknown library 'hub' in model 'hub:resnet18': known: timm, torchvision$"),
-        ("timm:resnet18.no_such_tag", {}, r"^timm cannot build 'resnet18\.no_such_tag': Invalid pretrained tag"),
-        ("timm:resnet18", {"drop_rat": 0.1}, r"^timm cannot build 'resnet18': .*drop_rat"),
-        ("torchvision:resnet18", {"drop_rat": 0.1}, r"^torchvision cannot build 'resnet18': .*drop_rat"),
-        (
-            "torchvision:vit_b_32",
-            {},
-            r"^model 'torchvision:vit_b_32' does not take images of shape \(3, 32, 32\): .*224",
-        ),
-        (
-            "timm:resnet18",
-            {"features_only": True},
-            r"^model 'timm:resnet18' gives list for images of shape \(1, 3, 32, 32\)",
-        ),
-        (
-            "timm:resnet18",
-            {"checkpoint_path": "net.pth"},
-            r"takes no option 'checkpoint_path'; `weights` names a local file$",
-        ),
-        ("timm:resnet18", {"pretrained_cfg_overlay": {"file": "net.pth"}}, r"takes no option 'pretrained_cfg_overlay'"),
+        ("timm:resnet81", {}, "'resnet81'.*'resnet"),
+        ("torchvision:resnet81", {}, "'resnet81'.*'resnet"),
+        ("torchvision:", {}, "''"),
+        ("torchvision:fcn_resnet50", {}, "'fcn_resnet50'"),
+        ("hub:resnet18", {}, "'hub'.*timm, torchvision"),
+        ("timm:resnet18.no_such_tag", {}, r"'resnet18\.no_such_tag'"),
+        ("timm:resnet18", {"drop_rat": 0.1}, "'resnet18'.*drop_rat"),
+        ("torchvision:resnet18", {"drop_rat": 0.1}, "'resnet18'.*drop_rat"),
+        ("timm:resnet18", {"pretrained": "yes"}, "pretrained.*'yes'"),
+        ("torchvision:vit_b_32", {}, r"vit_b_32.*\(3, 32, 32\).*224"),
+        ("timm:resnet18", {"features_only": True}, r"list.*\(1, 3, 32, 32\)"),
+        ("timm:resnet18", {"checkpoint_path": "net.pth"}, "'checkpoint_path'"),
+        ("timm:resnet18", {"pretrained_cfg_overlay": {"file": "net.pth"}}, "'pretrained_cfg_overlay'"),
     ],
 )
-def test_names_options_and_inputs(name, options, message):
-    with pytest.raises(InputError, match=message) as caught:
-        hub_model(name, inputs=IMAGES, num_classes=7, **options)
+def test_wrong_names_and_options(name, options, given):
+    with pytest.raises(InputError, match=given) as caught:
+        build_model(name, inputs=IMAGES, num_classes=7, **options)
     assert "\n" not in str(caught.value)
 
 
 def test_other_inputs_than_images():
-    with pytest.raises(
-        InputError, match=r"^model 'timm:resnet18' takes images of shape \(3, H, W\), not inputs of shape"
-    ):
+    with pytest.raises(InputError, match=r"timm:resnet18.*\(64,\)"):
         hub_model("timm:resnet18", inputs=InputSpec("array", (64,)), num_classes=7)
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
-def test_a_package_that_is_not_installed(monkeypatch, library):
+def test_a_library_that_is_not_installed(monkeypatch, library):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(InputError, match=rf"needs {library}: pip install 'tgeokd\[vision\]'$"):
+    with pytest.raises(InputError, match=rf"{library}.*tgeokd\[vision\]"):
         hub_model(f"{library}:resnet18", inputs=IMAGES, num_classes=7)

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from realdata import data_dir
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from tgeokd.bilevel import ratio_gradient
-from tgeokd.bilevel.estimators.last_layer import find_head
-from tgeokd.bilevel.lookahead import new_part
+from tgeokd.bilevel import MicroBatch, ratio_gradient
+from tgeokd.bilevel.estimators.last_layer import LastLayerEstimator
 from tgeokd.data import TASKS
 from tgeokd.data.base import InputSpec
 from tgeokd.models import build_model
@@ -37,7 +34,7 @@ def model(inputs: InputSpec = TABLE, num_classes: int = 2, **options) -> nn.Modu
 
 @pytest.mark.parametrize("num_classes", [2, 4])
 @pytest.mark.parametrize(("m", "k"), [(3, 3), (0, 3), (3, 0)])
-def test_logits_are_those_worked_out_column_by_column(num_classes, m, k):
+def test_logits_equal_a_sum_over_the_columns(num_classes, m, k):
     inputs = InputSpec("table", (m,), (4, 5, 7)[:k])
     net = model(inputs, num_classes)
     numeric, categorical = batch(inputs=inputs)
@@ -68,7 +65,7 @@ def test_the_wide_scores_start_as_the_logits_of_their_classes():
     assert torch.allclose(net(numeric, categorical) - before, torch.tensor([0, 0.5, -2.0], dtype=torch.float64))
 
 
-def test_weights_hold_nothing_but_parameters():
+def test_the_state_dict_contains_parameters_only():
     net = model()
     assert set(net.state_dict()) == {name for name, _ in net.named_parameters()}
 
@@ -102,13 +99,13 @@ def test_forward_mode_equals_unrolling(inputs, optimizer):
 
 def test_the_last_layer_is_found_as_the_head():
     net = model()
-    x = batch()
-    part = new_part(net, "last_layer", x, torch.zeros(12, dtype=torch.int64), torch.zeros(12, 2))
-    assert find_head(net, part) is net.head
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    estimator = LastLayerEstimator().resolve(net, optimizer, MicroBatch.begin(net, batch()))
+    assert estimator.head is net.head
 
 
-def test_interactions_need_the_deep_part_and_single_effects_the_wide_part_alone():
-    """Labels from an exclusive-or of two columns, and from one column."""
+def test_the_wide_part_learns_single_effects_and_the_deep_part_interactions():
+    """The labels are the exclusive-or of two columns, or depend on one column."""
     inputs = InputSpec("table", (0,), (4, 4))
     codes = torch.cartesian_prod(torch.arange(4), torch.arange(4)).repeat(8, 1)
     numeric = torch.empty(len(codes), 0)
@@ -136,35 +133,25 @@ def test_interactions_need_the_deep_part_and_single_effects_the_wide_part_alone(
 
 
 @pytest.mark.parametrize(
-    ("inputs", "options", "message"),
+    ("inputs", "options", "given"),
     [
-        (
-            InputSpec("array", (3, 32, 32)),
-            {},
-            r"wide_deep takes tables, and this task's inputs are arrays of shape \[3, 32",
-        ),
-        (InputSpec("table", (0,)), {}, "at least one column"),
-        (TABLE, {"embedding": 0}, "embedding must be >= 1, not 0"),
-        (TABLE, {"hidden": []}, r"one or more widths >= 1, not \[\]"),
-        (TABLE, {"hidden": [3, 0]}, r"one or more widths >= 1, not \[3, 0\]"),
-        (TABLE, {"dropout": 1.0}, r"dropout must lie in \[0, 1\), not 1.0"),
-        (TABLE, {"embeding": 3}, "did you mean 'embedding'"),
+        (InputSpec("array", (3, 32, 32)), {}, r"array.*\(3, 32, 32\)"),
+        (InputSpec("table", (0,)), {}, "column"),
+        (TABLE, {"embedding": 0}, "embedding.* 0"),
+        (TABLE, {"hidden": []}, r"hidden.*\[\]"),
+        (TABLE, {"hidden": [3, 0]}, r"hidden.*\[3, 0\]"),
+        (TABLE, {"dropout": 1.0}, r"dropout.* 1\.0"),
+        (TABLE, {"embeding": 3}, "'embeding'.*'embedding'"),
     ],
 )
-def test_impossible_models_are_refused(inputs, options, message):
-    with pytest.raises(InputError, match=message):
+def test_impossible_models_are_refused(inputs, options, given):
+    with pytest.raises(InputError, match=given):
         build_model("wide_deep", inputs=inputs, num_classes=2, **options)
 
 
-def test_a_copy_is_independent():
-    net = model()
-    other = copy.deepcopy(net)
-    with torch.no_grad():
-        other.embedding.rows.weight.zero_()
-    assert not torch.equal(net(*batch()), other(*batch()))
-
-
-def test_real_rows_with_numbers_and_categories_are_learned():
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_adult_is_learned():
     torch.manual_seed(0)
     data = TASKS["adult"](data_dir=data_dir(), seed=0, train=8000)
     net = build_model("wide_deep", inputs=data.inputs, num_classes=2, embedding=4, hidden=(32, 16))

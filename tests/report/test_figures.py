@@ -7,9 +7,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
-from tgeokd.report.figures import alpha_by_group, alpha_by_label, metric_by_method
-
-GROUPS = ("teacher_right_agree", "teacher_right_disagree", "teacher_wrong_agree", "teacher_wrong_disagree")
+from tgeokd.core.ratio_statistics import GROUPS
+from tgeokd.report.figures import alpha_by_group, alpha_by_label, metric_by_row
 
 
 @pytest.fixture
@@ -46,22 +45,10 @@ def record(epoch, **means):
 # ---- accuracy by method
 
 
-def summary(*rows):
-    return [
-        {
-            "method": method,
-            "runs": len(values),
-            "accuracy_mean": np.mean(values),
-            "accuracy_std": np.std(values, ddof=1),
-        }
-        for method, values in rows
-    ]
-
-
 def intervals(figure):
     """From name of the row to mean, low and high end of what is drawn."""
     axes = figure.axes[0]
-    names = {round(y): label.get_text() for y, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)}
+    names = {round(y): label.get_text() for y, label in axis_labels(axes)}
     found = {}
     for container in axes.containers:
         line, _, bars = container
@@ -73,7 +60,7 @@ def intervals(figure):
 
 def test_the_interval_is_scipy_s_t_interval(tmp_path, drawn):
     values = {"ce": [0.90, 0.91, 0.93], "kd (alpha=0.5)": [0.8, 0.9], "tgeo": [0.95, 0.94, 0.955, 0.97, 0.95]}
-    path = metric_by_method(summary(*values.items()), "accuracy", tmp_path / "a.png", title="clean")
+    path = metric_by_row(values, "accuracy", tmp_path / "a.png", title="clean", highlighted=["tgeo"])
     found = intervals(drawn[0])
     assert set(found) == set(values)
     for method, sample in values.items():
@@ -83,34 +70,45 @@ def test_the_interval_is_scipy_s_t_interval(tmp_path, drawn):
     assert_is_a_picture(path)
 
 
-def test_one_seed_has_no_interval(tmp_path, drawn):
-    rows = [{"method": "ce", "runs": 1, "accuracy_mean": 0.9, "accuracy_std": None}]
-    assert metric_by_method(rows, "accuracy", tmp_path / "a.png", title="x") == tmp_path / "a.png"
-    assert intervals(drawn[0]) == {"ce": (90.0, None, None)}
+def test_one_seed_has_no_interval_and_a_metric_has_its_own_unit(tmp_path, drawn):
+    assert metric_by_row({"ce": [0.9]}, "auc", tmp_path / "a.png", title="x", highlighted=[]) == tmp_path / "a.png"
+    assert intervals(drawn[0]) == {"ce": (0.9, None, None)}
 
 
-def test_rows_stand_in_their_order_from_the_top_and_tgeo_is_marked(tmp_path, drawn):
-    rows = summary(("ce", [0.9, 0.91]), ("tgeo", [0.93, 0.95]), ("kd", [0.9, 0.92]))
-    metric_by_method(rows, "accuracy", tmp_path / "a.png", title="clean labels")
+def test_rows_are_drawn_from_the_top_and_chosen_ones_are_highlighted(tmp_path, drawn):
+    rows = {"ce": [0.9, 0.91], "tgeo": [0.93, 0.95], "kd": [0.9, 0.92]}
+    metric_by_row(rows, "accuracy", tmp_path / "a.png", title="clean labels", highlighted={"tgeo"})
     axes = drawn[0].axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()][::-1] == ["ce", "tgeo", "kd"]
+    height = {label.get_text(): axes.transData.transform((0, y))[1] for y, label in axis_labels(axes)}
+    assert sorted(rows, key=height.get, reverse=True) == list(rows)
     assert axes.get_title() == "clean labels"
     colour = {round(c[0].get_ydata()[0]): to_hex(c[0].get_color()) for c in axes.containers}
     assert colour[0] == colour[2] != colour[1]
 
 
+def axis_labels(axes):
+    return zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
+
+
 def test_many_rows_make_a_taller_figure(tmp_path):
     def height(count):
-        rows = summary(*((f"method {i}", [0.9, 0.91]) for i in range(count)))
-        with Image.open(metric_by_method(rows, "accuracy", tmp_path / f"{count}.png", title="x")) as image:
+        rows = {f"method {i}": [0.9, 0.91] for i in range(count)}
+        path = metric_by_row(rows, "accuracy", tmp_path / f"{count}.png", title="x", highlighted=[])
+        with Image.open(path) as image:
             return image.height
 
     assert height(30) > height(5) + 500
 
 
-def test_the_axis_of_accuracy_ends_at_100_percent(tmp_path, drawn):
-    metric_by_method(summary(("ce", [0.9, 0.99])), "accuracy", tmp_path / "a.png", title="x")
-    assert drawn[0].axes[0].get_xlim()[1] <= 101
+@pytest.mark.parametrize(("metric", "bound"), [("accuracy", 101), ("auc", 1.01)])
+def test_the_axis_ends_at_the_largest_possible_value(metric, bound, tmp_path, drawn):
+    metric_by_row({"ce": [0.9, 0.99]}, metric, tmp_path / "a.png", title="x", highlighted=[])
+    assert drawn[0].axes[0].get_xlim()[1] == pytest.approx(bound)
+
+
+def test_the_axis_of_a_loss_covers_its_interval(tmp_path, drawn):
+    metric_by_row({"ce": [2.0, 3.0]}, "nll", tmp_path / "a.png", title="x", highlighted=[])
+    assert drawn[0].axes[0].get_xlim()[1] > 2.5
 
 
 # ---- alpha by group
@@ -231,9 +229,3 @@ def test_the_histogram_shows_each_group_s_shares(tmp_path, drawn):
 def test_with_one_kind_of_label_there_is_no_figure(tmp_path, corrupted):
     assert alpha_by_label([0.5] * len(corrupted), corrupted, tmp_path / "l.png", title="tgeo") is None
     assert not list(tmp_path.iterdir())
-
-
-def test_the_t_quantile_is_the_one_of_the_tables():
-    # the independent truth of this file, checked once against a printed table: 4 degrees of freedom, 2.5 % above
-    assert stats.t.ppf(0.975, 4) == pytest.approx(2.776, abs=5e-4)
-    assert stats.sem([0.8, 0.9]) == pytest.approx(0.05)

@@ -19,10 +19,11 @@ from tgeokd.runs.config import (
     override,
     preset,
     presets,
+    replace,
 )
 from tgeokd.runs.single import check
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.typed import from_mapping
+from tgeokd.utils.validation import validate_config
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -89,8 +90,8 @@ configs = st.builds(
 @given(configs)
 def test_a_config_comes_back_from_yaml_text_as_it_was(config):
     plain = config.to_dict()
-    assert from_mapping(RunConfig, yaml.safe_load(yaml.safe_dump(plain, sort_keys=False))) == config
-    assert from_mapping(RunConfig, plain) == config
+    assert validate_config(RunConfig, yaml.safe_load(yaml.safe_dump(plain, sort_keys=False))) == config
+    assert validate_config(RunConfig, plain) == config
 
 
 def test_a_config_file_is_read(tmp_path):
@@ -106,30 +107,28 @@ def test_a_config_file_may_leave_out_what_has_a_default(tmp_path):
         "teacher: {model: {name: mlp}, epochs: 3}\n"
         "student: {model: {name: mlp}, epochs: 4, optimizer: {lr: 1e-3}}\n"
     )
-    recipe = TeacherRecipe({"name": "mlp"}, 3)
-    student = Recipe({"name": "mlp"}, 4, optimizer=OptimizerConfig(lr=0.001))
-    assert load_config(path) == RunConfig("digits", recipe, student)
+    teacher = TeacherRecipe(model={"name": "mlp"}, epochs=3)
+    student = Recipe(model={"name": "mlp"}, epochs=4, optimizer=OptimizerConfig(lr=0.001))
+    assert load_config(path) == RunConfig(task="digits", teacher=teacher, student=student)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, r"^cannot read the config .*mine\.yaml: No such file or directory$"),
-        ("a: [1", r"^.*mine\.yaml is not YAML: "),
-        ("- 1\n", r"^.*mine\.yaml must hold a mapping of settings$"),
-        ("", r"must hold a mapping of settings$"),
-        ("just text", r"must hold a mapping of settings$"),
-        ("task: digits\n", r"lacks 'teacher'$"),
-        ("tusk: digits\n", r"unknown setting 'tusk'; did you mean 'task'\?"),
-        ("task: 3\nteacher: {}\nstudent: {}\n", r"^task must be of type str, not 3$"),
+        (None, r"mine\.yaml"),
+        ("a: [1", r"mine\.yaml"),
+        ("- 1\n", r"mine\.yaml.*\[1\]"),
+        ("", r"mine\.yaml"),
+        ("just text", r"mine\.yaml.*'just text'"),
+        ("task: digits\n", "'teacher'"),
+        ("tusk: digits\n", "'tusk'.*'task'"),
+        ("task: 3\nteacher: {}\nstudent: {}\n", "task.*3"),
+        ("task: digits\nteacher: {epochs: 3}\nstudent: {}\n", r"teacher\.model.*teacher\.predictions"),
         (
-            "task: digits\nteacher: {epochs: 3}\nstudent: {}\n",
-            r"^the teacher needs teacher\.model, or teacher\.predictions$",
+            "task: d\nteacher: {model: {name: mlp}, optimizer: {name: lion}}\nstudent: {}\n",
+            r"teacher\.optimizer\.name.*sgd, adam, adamw.*'lion'",
         ),
-        (
-            "task: d\nteacher: {model: {}, epochs: 1, optimizer: {name: lion}}\nstudent: {}\n",
-            r"^teacher\.optimizer\.name must be one of sgd, adam, adamw, not 'lion'$",
-        ),
+        ("task: d\nteacher: {model: {name: mlp}, epoch: 1}\nstudent: {}\n", r"'teacher\.epoch'.*'teacher\.epochs'"),
     ],
 )
 def test_a_wrong_config_file_is_refused_in_one_line(tmp_path, text, message):
@@ -142,7 +141,7 @@ def test_a_wrong_config_file_is_refused_in_one_line(tmp_path, text, message):
 
 
 def test_a_folder_is_no_config_file(tmp_path):
-    with pytest.raises(InputError, match="Is a directory"):
+    with pytest.raises(InputError, match=tmp_path.name):
         load_config(tmp_path)
 
 
@@ -155,16 +154,47 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
 
 def test_a_wrong_number_of_epochs_or_samples_is_refused():
     for name in ("epochs", "batch_size"):
-        with pytest.raises(InputError, match=f"{name} must be >= 1, not 0"):
+        with pytest.raises(InputError, match=f"{name}.*0"):
             Recipe(**{"model": {}, "epochs": 1, name: 0})
+
+
+def test_a_changed_config_is_validated_like_a_new_one():
+    config = preset("digits")
+    assert replace(config, seed=3).seed == 3
+    assert config.seed == 0
+    for changes in ({"seed": -1}, {"seeds": 1}, {"student": {"model": {}, "epochs": 0}}):
+        with pytest.raises(InputError, match=next(iter(changes))):
+            replace(config, **changes)
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 1
+
+
+def test_a_config_file_of_the_version_before_is_read(tmp_path):
+    # written by version 0.1 for: tgeokd distill digits --set teacher_cache={} --set student.optimizer.schedule=steps
+    content = preset("digits").to_dict()
+    content["teacher_cache"] = {"views": None, "dtype": None, "top_k": None, "folder": "/somewhere"}
+    content["student"]["optimizer"] |= {"schedule": "steps", "milestones": [3, 5]}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    config = load_config(path)
+    assert config.student.optimizer.milestones == (3, 5)
+    assert config.teacher_cache.folder == "/somewhere"
+    assert config.to_dict() == content
+
+
+def test_the_config_has_a_json_schema():
+    schema = RunConfig.model_json_schema()
+    assert set(schema["required"]) == {"task", "teacher", "student"}
+    assert schema["$defs"]["OptimizerConfig"]["properties"]["name"]["enum"] == ["sgd", "adam", "adamw"]
+    assert schema["$defs"]["Recipe"]["properties"]["epochs"]["minimum"] == 1
 
 
 # ---- --set key=value
 
 BASE = RunConfig(
-    "digits",
-    TeacherRecipe({"name": "mlp", "hidden": [9]}, 8, patience=5),
-    Recipe({"name": "mlp", "hidden": [3]}, 6),
+    task="digits",
+    teacher=TeacherRecipe(model={"name": "mlp", "hidden": [9]}, epochs=8, patience=5),
+    student=Recipe(model={"name": "mlp", "hidden": [3]}, epochs=6),
     data={"noise": 0.1, "train": 300},
 )
 
@@ -214,25 +244,31 @@ def test_settings_are_taken_in_order():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("epochs=3", r"unknown setting 'epochs';"),
-        ("temprature=3", r"unknown setting 'temprature'; did you mean 'temperature'\?"),
-        ("student.epoch=3", r"unknown setting 'student\.epoch'; did you mean 'student\.epochs'\?"),
-        ("studnet.epochs=3", r"unknown setting 'studnet'; did you mean 'student'\?"),
-        ("student.optimizer.learning_rate=3", r"unknown setting 'student\.optimizer\.learning_rate'"),
-        ("student.optimiser.lr=3", r"unknown setting 'student\.optimiser'; did you mean '(student\.)?optimizer'\?"),
-        ("seed.x=3", r"unknown setting 'seed'"),
-        ("student.epochs", r"^--set takes key=value, not 'student\.epochs'$"),
-        ("=3", r"unknown setting ''"),
-        ("student.epochs=[1", r"the value of --set 'student\.epochs=\[1' is not YAML"),
-        ("student.epochs=three", r"^student\.epochs must be of type int, not 'three'$"),
-        ("student.epochs=2.5", r"^student\.epochs must be of type int, not 2\.5$"),
-        ("student.epochs=0", r"epochs must be >= 1, not 0$"),
-        ("student.epochs=", r"^student\.epochs must be of type int, not None$"),
-        ("student.optimizer.lr=fast", r"^student\.optimizer\.lr must be of type float, not 'fast'$"),
-        ("student.optimizer.schedule=linear", r"must be one of constant, cosine, steps, not 'linear'$"),
-        ("train_on=all", r"^train_on must be one of train, train\+val, not 'all'$"),
-        ("data=3", r"^data must be of type dict.*, not 3$"),
-        ("student=3", r"^student must be of type Recipe, not 3$"),
+        ("epochs=3", "'epochs'"),
+        ("temprature=3", "'temprature'.*'temperature'"),
+        ("student.epoch=3", r"'student\.epoch'.*'student\.epochs'"),
+        ("studnet.epochs=3", "'studnet'.*'student'"),
+        ("student.optimizer.learning_rate=3", r"'student\.optimizer\.learning_rate'"),
+        ("student.optimiser.lr=3", r"'student\.optimiser'.*'student\.optimizer'"),
+        ("seed.x=3", "'seed'"),
+        ("teacher_cache.view=3", r"'teacher_cache\.view'.*'teacher_cache\.views'"),
+        ("teacher_cache.views=many", r"teacher_cache\.views.*'many'"),
+        ("teacher_cache.views=0", "views.*0"),
+        ("student.epochs", r"'student\.epochs'"),
+        ("=3", "''"),
+        ("student.epochs=[1", r"'student\.epochs=\[1'"),
+        ("student.epochs=three", r"student\.epochs.*'three'"),
+        ("student.epochs=2.5", r"student\.epochs.*2\.5"),
+        ("student.epochs=0", r"student\.epochs.*0"),
+        ("student.epochs=", r"student\.epochs.*None"),
+        ("student.optimizer.lr=fast", r"student\.optimizer\.lr.*'fast'"),
+        ("student.optimizer.lr=0", r"student\.optimizer\.lr.*0"),
+        ("student.optimizer.schedule=linear", "constant, cosine, steps.*'linear'"),
+        ("train_on=all", r"train_on.*train, train\+val.*'all'"),
+        ("data=3", "data.*3"),
+        ("student=3", "student.*3"),
+        ("compile=1", "compile.*1"),
+        ("seed=true", "seed.*True"),
     ],
 )
 def test_a_wrong_setting_is_refused_in_one_line(setting, message):
@@ -285,7 +321,7 @@ def test_sgd_has_the_momentum_and_the_decay_asked_for():
             g = gradient + decay * w
             v = mu * v + g
             w -= lr * (g + mu * v if nesterov else v)
-        config = OptimizerConfig("sgd", lr, mu, nesterov, decay)
+        config = OptimizerConfig(name="sgd", lr=lr, momentum=mu, nesterov=nesterov, weight_decay=decay)
         assert two_steps(config).tolist() == pytest.approx([w] * 3, abs=1e-12)
 
 
@@ -297,14 +333,16 @@ def test_adam_s_decay_is_coupled_and_adamw_s_is_not(name):
         w -= lr * decay * w if name == "adamw" else 0.0
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
         w -= lr * (m / (1 - 0.9**k)) / (math.sqrt(v / (1 - 0.999**k)) + 1e-8)
-    assert two_steps(OptimizerConfig(name, lr, weight_decay=decay)).tolist() == pytest.approx([w] * 3, abs=1e-10)
+    assert two_steps(OptimizerConfig(name=name, lr=lr, weight_decay=decay)).tolist() == pytest.approx(
+        [w] * 3, abs=1e-10
+    )
 
 
 @pytest.mark.parametrize("lr", [0.0, -1.0, float("nan")])
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_a_learning_rate_that_is_not_positive_is_refused(name, lr):
-    with pytest.raises(InputError, match="lr must be > 0, not"):
-        OptimizerConfig(name, lr).build(parameters(), 1)
+    with pytest.raises(InputError, match=f"lr.*{lr}"):
+        OptimizerConfig(name=name, lr=lr)
 
 
 @pytest.mark.parametrize(
@@ -359,13 +397,13 @@ def test_a_recipe_is_a_name_not_a_path(name):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({}, r"the teacher needs teacher\.model, or teacher\.predictions"),
-        ({"weights": "x.pth"}, r"the teacher needs teacher\.model, or teacher\.predictions"),
-        ({"predictions": "x.npz", "model": {"name": "mlp"}}, r"teacher\.predictions stand in for a model"),
-        ({"predictions": "x.npz", "weights": "x.pth"}, r"teacher\.predictions stand in for a model"),
-        ({"model": {"name": "mlp"}, "epochs": -1}, r"epochs must be >= 0, not -1"),
-        ({"model": {"name": "mlp"}, "batch_size": 0}, r"batch_size must be >= 1, not 0"),
-        ({"model": {"name": "mlp"}, "patience": 0}, r"patience must be >= 1 or null, not 0"),
+        ({}, r"teacher\.model.*teacher\.predictions"),
+        ({"weights": "x.pth"}, r"teacher\.model.*teacher\.predictions"),
+        ({"predictions": "x.npz", "model": {"name": "mlp"}}, r"teacher\.predictions"),
+        ({"predictions": "x.npz", "weights": "x.pth"}, r"teacher\.predictions"),
+        ({"model": {"name": "mlp"}, "epochs": -1}, "epochs.*-1"),
+        ({"model": {"name": "mlp"}, "batch_size": 0}, "batch_size.*0"),
+        ({"model": {"name": "mlp"}, "patience": 0}, "patience.*0"),
     ],
 )
 def test_a_teacher_that_cannot_be_made_is_refused(recipe, message):
@@ -375,14 +413,12 @@ def test_a_teacher_that_cannot_be_made_is_refused(recipe, message):
 
 def test_teachers_that_take_no_training_need_no_epochs():
     assert TeacherRecipe(predictions="x.npz").epochs == 0
-    assert TeacherRecipe({"name": "lightgbm"}).epochs == 0
-    with pytest.raises(InputError, match="epochs must be >= 1, not 0"):
-        Recipe({"name": "mlp"}, 0)
+    assert TeacherRecipe(model={"name": "lightgbm"}).epochs == 0
 
 
 def test_predictions_take_the_place_of_a_model_from_the_command_line():
     given = ["teacher.model={}", "teacher.predictions=theirs.npz"]
-    with pytest.raises(InputError, match=r"set teacher\.model=\{\} and teacher\.weights=null$"):
+    with pytest.raises(InputError, match=r"teacher\.predictions.*teacher\.model=\{\}"):
         override(preset("digits"), given[1:])
     teacher = override(preset("digits"), given).teacher
     assert (teacher.model, teacher.predictions) == ({}, "theirs.npz")
@@ -391,9 +427,10 @@ def test_predictions_take_the_place_of_a_model_from_the_command_line():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("threads=0", "threads must be >= 1 or null, not 0"),
-        ("seed=2147483648", r"seed must lie in \[0, 2\^31\), not 2147483648"),
-        ("student.held_out_batch_size=0", "held_out_batch_size must be >= 1, not 0"),
+        ("threads=0", "threads.*0"),
+        ("seed=2147483648", "seed.*2147483648"),
+        ("student.held_out_batch_size=0", "held_out_batch_size.*0"),
+        ("temperature=true", "temperature.*True"),
     ],
 )
 def test_impossible_settings_are_refused(setting, message):

@@ -1,4 +1,4 @@
-"""Every shipped preset: a few steps of its own models, optimizers and options on small pieces of real data."""
+"""Every shipped preset: a few steps of small models, with its own optimizers and options, on small pieces of real data."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from realdata import data_dir
 
 from tgeokd.data import TASKS
 from tgeokd.runs.build import load_data
-from tgeokd.runs.config import override, preset, presets
+from tgeokd.runs.config import override, preset, presets, replace
 from tgeokd.runs.single import check, run
-from tgeokd.runs.teacher import make_teacher
+from tgeokd.runs.teacher import build_teacher
 
 ALL = [(task, name) for task in TASKS for name in presets(task)]
 # Everything else stays as the preset has it.
@@ -31,6 +31,28 @@ SMALL = {
     "tabular": ["data.file=small.csv", "data.label=income"],
     "adult": ["data.train=64"],
 }
+
+
+# A few steps of the full models take minutes on a processor that emulates bfloat16.
+SMALL_MODELS = {
+    "bert": {"layers": 1, "hidden": 24, "heads": 2},
+    "mlp": {"hidden": [16, 8]},
+    "wide_deep": {"hidden": [16, 8], "embedding": 4},
+    "resnet20": {"name": "resnet8"},
+    "resnet56": {"name": "resnet14"},
+    "resnet32x4": {"name": "resnet14"},
+    "resnet8x4": {"name": "resnet8"},
+    "torchvision:resnet34": {"name": "torchvision:shufflenet_v2_x0_5"},
+    "torchvision:resnet18": {"name": "torchvision:shufflenet_v2_x0_5"},
+    "timm:resnet50.tv_in1k": {"name": "timm:test_resnet"},
+    "timm:mobilenetv1_100": {"name": "timm:test_resnet"},
+}
+
+
+def shrunk(recipe):
+    """The recipe with a small model of the same kind, whose weights need not be downloaded."""
+    model = recipe.model | SMALL_MODELS.get(recipe.model["name"], {})
+    return replace(recipe, model=model | ({"pretrained": False} if "pretrained" in model else {}))
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +103,7 @@ def _write_images(archive: Path, folder: Path) -> None:
     (ten / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class{c}" for c in range(10)]}))
 
 
+@pytest.mark.realdata
 @pytest.mark.parametrize(("task", "name"), ALL)
 def test_a_few_steps_of_the_preset(task, name, small, tmp_path, monkeypatch):
     if task in ("imagenet", "cifar10", "cifar100"):
@@ -88,17 +111,16 @@ def test_a_few_steps_of_the_preset(task, name, small, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     settings = [*SHORT, *SMALL[task]]
     config = preset(task, name)
-    if config.teacher.model.get("pretrained"):
-        settings.append("teacher.model.pretrained=false")  # the weights would have to be downloaded
     if task == "imagenet" and "classes" in config.data:
         settings.append("data.classes=6")
     config = override(config, [*settings, f"data_dir={small}", "accelerator=cpu", "seed=1"])
     data = load_data(config)
-    size = max(8, math.ceil(len(data.train) / 2))  # two steps an epoch
+    size = max(8, math.ceil(len(data.train) / 2))  # two steps per epoch
     batches = [f"{role}.batch_size={size}" for role in ("teacher", "student")]
     config = override(config, [*batches, f"student.held_out_batch_size={size}"])
+    config = replace(config, teacher=shrunk(config.teacher), student=shrunk(config.student))
     check(config, data)
-    make_teacher(config, data, tmp_path / "teacher.safetensors")
+    build_teacher(config, data, tmp_path / "teacher.safetensors")
     result = run(config, tmp_path / "teacher.safetensors", tmp_path / "run")
     assert result.epochs == 1
     assert data.metrics.primary in result.metrics

@@ -12,7 +12,7 @@ from tgeokd.data import TASKS
 from tgeokd.methods import METHODS
 from tgeokd.models import MODELS
 from tgeokd.runs.config import override, preset
-from tgeokd.runs.plan import parse_entry
+from tgeokd.runs.plan import parse_method
 from tgeokd.runs.published import Published, _load, claimed
 from tgeokd.runs.summary import claims
 
@@ -33,7 +33,7 @@ def value(*row, **options):
         (("cifar100", "resnet56", "resnet20", "ce"), 0.6906),
         (("cifar100", "resnet56", "resnet20", "kd"), 0.7066),
         (("cifar100", "resnet56", "resnet20", "dkd"), 0.7197),
-        (("cifar100", "resnet56", "resnet20", "ls"), 0.7143),
+        (("cifar100", "resnet56", "resnet20", "lskd"), 0.7143),
         (("cifar100", "resnet110", "resnet20", "kd"), 0.7067),
         (("cifar100", "resnet110", "resnet32", "dkd"), 0.7411),
         (("cifar100", "resnet32x4", "resnet8x4", "dkd"), 0.7632),
@@ -117,7 +117,7 @@ def test_what_nobody_claims_is_none(row):
 def test_every_name_of_the_file_is_one_of_ours():
     for entry, _ in _load():
         assert entry.task in TASKS
-        assert entry.method in {*METHODS, "dkd+ls", "teacher"}
+        assert entry.method in {*METHODS, "lskd", "dkd+lskd", "teacher"}
         assert higher_is_better(entry.metric) == (entry.metric != "nll")
         for model in (entry.teacher, entry.student):
             assert model is None or model in MODELS or model.startswith(("torchvision:", "timm:"))
@@ -152,9 +152,9 @@ def test_every_source_is_used_and_every_pair_has_models_with_numbers_alone():
 
 
 def test_rows_of_an_unchanged_full_recipe_have_their_published_values():
-    rows = [parse_entry(text) for text in ("ce", "kd", "dkd", "dkd:standardise=true", "tgeo", "ce@train+val")]
+    rows = [parse_method(text) for text in ("ce", "kd", "dkd", "dkd:standardise=true", "tgeo", "ce@train+val")]
     found = claims(preset("cifar100", "paper"), rows, "accuracy")
-    values = {label: entry["value"] for label, entry in found.items()}
+    values = {claim.row.label: claim.value for claim in found}
     # ResNet-56 -> ResNet-20 on CIFAR-100
     assert values == pytest.approx(
         {"ce": 0.6906, "kd": 0.7066, "dkd": 0.7197, "dkd (standardise=True)": 0.7232, "ce (train+val)": 0.6906}
@@ -164,4 +164,4 @@ def test_rows_of_an_unchanged_full_recipe_have_their_published_values():
 @pytest.mark.parametrize("setting", ["data.noise=human", "data.train=5000", "data.checksum=any", "data.labels=coarse"])
 def test_other_data_than_the_published_have_none(setting):
     config = override(preset("cifar100", "paper"), [setting])
-    assert claims(config, [parse_entry("kd")], "accuracy") == {}
+    assert claims(config, [parse_method("kd")], "accuracy") == []

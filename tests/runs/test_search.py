@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import Counter
 
@@ -14,6 +13,7 @@ from quick import short
 from tgeokd.methods import METHODS, build_method
 from tgeokd.runs.search import LR_FACTORS, TEMPERATURES, WEIGHT_DECAY_FACTORS, Trial, trials
 from tgeokd.utils.errors import InputError
+from tgeokd.utils.validation import replace
 
 SHARED = ("lr_factor", "weight_decay_factor")
 
@@ -32,7 +32,7 @@ def test_the_first_trial_is_the_presets_own_with_the_rows_options(method):
     config = short(f"method={method}")
     first = trials(method, options, 3, seed=0)[0]
     assert first == Trial(options, {})
-    assert first.apply(config) == dataclasses.replace(config, options=options)
+    assert first.apply(config) == replace(config, options=options)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import numpy as np
@@ -12,9 +11,11 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, log_loss
 
 from tgeokd.runs.build import load_data
+from tgeokd.runs.results import RunResults
 from tgeokd.runs.single import check, run
-from tgeokd.runs.teacher import load_teacher, make_teacher
+from tgeokd.runs.teacher import build_teacher, load_teacher
 from tgeokd.utils.errors import InputError
+from tgeokd.utils.validation import replace
 
 SOURCE = load_digits()
 LABEL_OF = {row.tobytes(): label for row, label in zip(SOURCE.data, SOURCE.target, strict=True)}
@@ -44,7 +45,7 @@ def config():
 @pytest.fixture(scope="module")
 def teacher(config, tmp_path_factory):
     path = tmp_path_factory.mktemp("teacher") / "deep" / "teacher.safetensors"
-    return path, make_teacher(config, load_data(config), path)
+    return path, build_teacher(config, load_data(config), path)
 
 
 @pytest.fixture(scope="module")
@@ -71,27 +72,17 @@ def test_the_loaded_teacher_is_the_saved_one(config, teacher):
 
 def test_results_json_is_what_the_saved_student_achieves(config, finished):
     out, result = finished
-    written = json.loads((out / "results.json").read_text())
+    written = RunResults.read(out / "results.json")
     data = load_data(config)
     weights = load_file(out / "student.safetensors")
     for prefix, split in (("", data.test), ("val_", data.held_out)):
         probs, labels = forward(weights, split.inputs), true_labels(split)
-        assert written["metrics"][f"{prefix}accuracy"] == pytest.approx(accuracy_score(labels, probs.argmax(axis=1)))
-        assert written["metrics"][f"{prefix}nll"] == pytest.approx(log_loss(labels, probs), rel=1e-5)
-    assert written == {
-        "task": "digits",
-        "method": "tgeo",
-        "options": {},
-        "train_on": "train",
-        "seed": 3,
-        "metrics": result.metrics,
-        "seconds": result.seconds,
-        "epochs": 2,
-        "best_epoch": result.best_epoch,
-        "peak_memory_mb": result.peak_memory_mb,
-        "data": {},
-        "class_names": list("0123456789"),
-    }
+        assert written.run.metrics[f"{prefix}accuracy"] == pytest.approx(accuracy_score(labels, probs.argmax(axis=1)))
+        assert written.run.metrics[f"{prefix}nll"] == pytest.approx(log_loss(labels, probs), rel=1e-5)
+    assert written.run == result
+    assert (written.task, written.data, written.class_names) == ("digits", {}, list("0123456789"))
+    assert (result.method, result.options, result.train_on, result.seed) == ("tgeo", {}, "train", 3)
+    assert (result.epochs, result.trains_on_validation) == (2, True)  # by default outer=union
     assert result.seconds > 0
     assert 50 < result.peak_memory_mb < 50_000  # a process with torch in it
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -109,7 +100,7 @@ def test_a_run_leaves_the_promised_files_and_nothing_else(finished):
     assert [path.name for path in (finished[0] / "last.ckpt").iterdir()] == ["state.pt"]
     records = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == [0, 1]
-    last = json.loads((finished[0] / "results.json").read_text())["metrics"]
+    last = RunResults.read(finished[0] / "results.json").run.metrics
     assert records[-1]["val_accuracy"] == last["val_accuracy"]
     assert records[-1]["val_loss"] == pytest.approx(last["val_nll"])
 
@@ -124,7 +115,7 @@ def test_ratios_json_holds_one_alpha_and_one_flag_for_each_training_sample(confi
 
 
 def test_ratios_are_in_the_order_of_the_training_samples(config, teacher, tmp_path):
-    run(dataclasses.replace(config, method="ada"), teacher[0], tmp_path)
+    run(replace(config, method="ada"), teacher[0], tmp_path)
     data = load_data(config)
     probs = forward(load_file(teacher[0]), data.train.inputs)
     of_label = probs[np.arange(600), data.train.target]
@@ -136,7 +127,7 @@ def test_ratios_are_in_the_order_of_the_training_samples(config, teacher, tmp_pa
 
 @pytest.mark.parametrize("method", ["ce", "rw"])
 def test_a_method_without_ratios_of_its_own_writes_none(config, teacher, tmp_path, method):
-    run(dataclasses.replace(config, method=method), teacher[0], tmp_path)
+    run(replace(config, method=method), teacher[0], tmp_path)
     assert (tmp_path / "results.json").exists()
     assert not (tmp_path / "ratios.json").exists()
 
@@ -151,25 +142,25 @@ def test_the_same_config_gives_the_same_student_whatever_went_before(config, tea
 
 def test_the_same_teacher_comes_from_the_same_seed_and_another_from_another(config, teacher, tmp_path):
     torch.manual_seed(54321)
-    make_teacher(config, load_data(config), tmp_path / "a.safetensors")
+    build_teacher(config, load_data(config), tmp_path / "a.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == teacher[0].read_bytes()
-    other = dataclasses.replace(config, seed=4)
-    make_teacher(other, load_data(other), tmp_path / "b.safetensors")
+    other = replace(config, seed=4)
+    build_teacher(other, load_data(other), tmp_path / "b.safetensors")
     assert (tmp_path / "b.safetensors").read_bytes() != teacher[0].read_bytes()
 
 
 def test_nothing_is_written_without_a_folder(config, teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = run(dataclasses.replace(config, method="kd"), teacher[0])
+    result = run(replace(config, method="kd"), teacher[0])
     assert result.epochs == 2
     assert not list(tmp_path.iterdir())
 
 
 def test_train_and_held_out_together_train_on_both(config, teacher, tmp_path):
     # with one epoch of 800 samples in batches of 64 the student takes 13 steps, of 600 samples 10
-    one = dataclasses.replace(config, method="ce", student=dataclasses.replace(config.student, epochs=1))
+    one = replace(config, method="ce", student=replace(config.student, epochs=1))
     for train_on, steps in (("train", 10), ("train+val", 13)):
-        run(dataclasses.replace(one, train_on=train_on), teacher[0], tmp_path / train_on)
+        run(replace(one, train_on=train_on), teacher[0], tmp_path / train_on)
         state = torch.load(tmp_path / train_on / "last.ckpt" / "state.pt", weights_only=True)
         assert state["step"] == steps
 
@@ -179,9 +170,7 @@ def test_a_method_that_needs_held_out_samples_may_not_train_on_them(settings, tm
     method = settings[0].removeprefix("method=")
     wrong = short(*settings, "train_on=train+val")
     for refuse in (lambda: check(wrong), lambda: run(wrong, tmp_path / "teacher", tmp_path / "out")):
-        with pytest.raises(
-            InputError, match=f"method '{method}' needs held-out samples; train_on=train\\+val leaves none"
-        ):
+        with pytest.raises(InputError, match=f"method '{method}'.*train_on=train\\+val"):
             refuse()
     assert not (tmp_path / "out").exists()
 
@@ -216,7 +205,7 @@ def test_a_method_that_needs_held_out_samples_may_not_train_on_them(settings, tm
         (["accelerator=gpux"], "accelerator.*gpux"),
         (["precision=33-true"], "precision.*33-true"),
         (["precision=16-mixed"], "precision '16-mixed'"),
-        (["seed=-1"], "seed must lie in"),
+        (["seed=-1"], "seed.*-1"),
     ],
 )
 def test_wrong_settings_fail_before_anything_is_trained(settings, message):
@@ -232,7 +221,7 @@ def test_the_seed_decides_the_first_weights_of_teacher_and_student_which_differ(
     for seed in (0, 1):
         config = short("method=ce", f"seed={seed}", *settings)
         path = tmp_path / f"{seed}" / "teacher.safetensors"
-        make_teacher(config, load_data(config), path)
+        build_teacher(config, load_data(config), path)
         run(config, path, tmp_path / f"{seed}" / "run")
         began["teacher", seed] = load_file(path)["1.weight"]
         began["student", seed] = load_file(tmp_path / f"{seed}" / "run" / "student.safetensors")["1.weight"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -16,10 +15,12 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from tgeokd.data.loaders import ArrayDataset
 from tgeokd.runs.build import build_teacher_network, load_data, teacher_seed
+from tgeokd.runs.results import RunResults
 from tgeokd.runs.single import check, run
-from tgeokd.runs.teacher import load_teacher, make_teacher
+from tgeokd.runs.teacher import build_teacher, load_teacher
 from tgeokd.teachers import StoredPredictions
 from tgeokd.utils.errors import InputError
+from tgeokd.utils.validation import replace
 
 FOREST = "teacher.model={name: hist_gradient_boosting, max_iter: 3}"
 MANY = 1797
@@ -40,7 +41,7 @@ def predictions(tmp_path):
 
 
 def given(path):
-    """A config, and its teacher as make_teacher leaves it."""
+    """A config, and its teacher as build_teacher leaves it."""
     return short("method=kd", f"teacher={{predictions: {path}}}")
 
 
@@ -71,7 +72,7 @@ def network_probs(network):
 def test_a_teacher_of_no_epochs_is_the_network_as_it_is_built(tmp_path):
     config = short("teacher.epochs=0", "seed=3")
     data = load_data(config)
-    metrics = make_teacher(config, data, tmp_path / "teacher.safetensors")
+    metrics = build_teacher(config, data, tmp_path / "teacher.safetensors")
     built = build_teacher_network(config, data)
     assert metrics == pytest.approx(expected_metrics(network_probs(built), data), rel=1e-5)
     loaded = load_teacher(config, data, tmp_path / "teacher.safetensors")
@@ -83,16 +84,16 @@ def test_a_teacher_of_no_epochs_is_the_network_as_it_is_built(tmp_path):
 def test_a_teacher_from_a_file_of_weights_has_these_and_is_not_trained(tmp_path, kind):
     config = short("seed=3")  # its recipe has epochs, which are for training one
     data = load_data(config)
-    theirs = build_teacher_network(dataclasses.replace(config, seed=77), data)
+    theirs = build_teacher_network(replace(config, seed=77), data)
     if kind == "safetensors":
         path = tmp_path / "theirs.safetensors"
         save_file(theirs.state_dict(), path)
     else:
         path = tmp_path / "theirs.pth"
         torch.save({"model": theirs.state_dict()} if kind == "checkpoint" else theirs.state_dict(), path)
-    config = dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, weights=str(path)))
+    config = replace(config, teacher=replace(config.teacher, weights=str(path)))
     check(config, data)
-    metrics = make_teacher(config, data, tmp_path / "teacher.safetensors")
+    metrics = build_teacher(config, data, tmp_path / "teacher.safetensors")
     assert metrics == pytest.approx(expected_metrics(network_probs(theirs), data), rel=1e-5)
     path.unlink()  # the run needs its own copy alone
     loaded = load_teacher(config, data, tmp_path / "teacher.safetensors")
@@ -126,7 +127,7 @@ def test_a_classifier_as_teacher_is_scikit_learn_s(tmp_path):
     )
     data = load_data(config)
     check(config, data)
-    metrics = make_teacher(config, data, tmp_path / "teacher.safetensors")
+    metrics = build_teacher(config, data, tmp_path / "teacher.safetensors")
     forest = RandomForestClassifier(12, min_samples_leaf=2, random_state=teacher_seed(config))
     forest.fit(data.train.inputs.numpy(), data.train.target.numpy())
     stored = load_teacher(config, data, tmp_path / "teacher.safetensors")
@@ -143,10 +144,10 @@ def test_a_classifier_as_teacher_is_scikit_learn_s(tmp_path):
 def test_a_student_learns_from_a_classifier(tmp_path, options):
     config = short(FOREST, *options, "student.epochs=6")
     path = tmp_path / "teacher.safetensors"
-    make_teacher(config, load_data(config), path)
+    build_teacher(config, load_data(config), path)
     result = run(config, path, tmp_path / "run")
     assert result.metrics["accuracy"] > 0.5
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["metrics"] == result.metrics
+    assert RunResults.read(tmp_path / "run" / "results.json").run == result
 
 
 def test_the_seed_of_a_run_decides_its_classifier(tmp_path):
@@ -155,7 +156,7 @@ def test_the_seed_of_a_run_decides_its_classifier(tmp_path):
     found = []
     for seed in (0, 0, 1):
         path = tmp_path / f"{len(found)}.safetensors"
-        make_teacher(short(settings, f"seed={seed}"), data, path)
+        build_teacher(short(settings, f"seed={seed}"), data, path)
         found.append(load_file(path)["logits"])
     assert np.array_equal(found[0], found[1])
     assert not np.array_equal(found[0], found[2])
@@ -170,7 +171,7 @@ def test_the_seed_of_a_run_decides_its_classifier(tmp_path):
         ),
         (
             ["teacher.model={name: random_forest}", "teacher.weights=x.pth"],
-            "teacher.weights are a network's, and random_forest is none",
+            r"teacher\.weights.*random_forest",
         ),
         (["teacher.model={name: random_forrest}"], "unknown model 'random_forrest'"),
     ],
@@ -187,7 +188,7 @@ def test_predictions_as_teacher_are_those_of_the_file(tmp_path, predictions):
     config = given(predictions)
     data = load_data(config)
     check(config, data)
-    metrics = make_teacher(config, data, tmp_path / "teacher.safetensors")
+    metrics = build_teacher(config, data, tmp_path / "teacher.safetensors")
     ids, probs = digits_probs()
     by_id = probs[np.argsort(ids)]
     assert metrics == pytest.approx(expected_metrics(lambda split: by_id[split.ids], data), rel=1e-5)
@@ -201,12 +202,12 @@ def test_predictions_as_teacher_are_those_of_the_file(tmp_path, predictions):
 def test_predictions_of_a_network_train_as_the_network_does(tmp_path):
     live = short("method=tgeo", "teacher.epochs=1")
     data = load_data(live)
-    make_teacher(live, data, tmp_path / "live.safetensors")
+    build_teacher(live, data, tmp_path / "live.safetensors")
     teacher = load_teacher(live, data, tmp_path / "live.safetensors")
     loaders = [data.ordered_loader(part) for part in (data.train, data.held_out, data.test)]
     StoredPredictions.from_teacher(teacher, *loaders).save(tmp_path / "theirs.npz")
-    kept = dataclasses.replace(live, teacher=given(tmp_path / "theirs.npz").teacher)
-    make_teacher(kept, data, tmp_path / "kept.safetensors")
+    kept = replace(live, teacher=given(tmp_path / "theirs.npz").teacher)
+    build_teacher(kept, data, tmp_path / "kept.safetensors")
     a, b = run(live, tmp_path / "live.safetensors"), run(kept, tmp_path / "kept.safetensors")
     assert b.metrics == pytest.approx(a.metrics, abs=2e-3)  # the batches differ, and with them the rounding
 
@@ -218,7 +219,7 @@ def test_predictions_without_the_test_samples_are_enough_to_train(tmp_path):
     needed = np.isin(ids, np.concatenate([data.train.ids, data.held_out.ids]))
     np.savez(tmp_path / "some.npz", ids=ids[needed], probs=probs[needed])
     check(config, data)
-    metrics = make_teacher(config, data, tmp_path / "teacher.safetensors")
+    metrics = build_teacher(config, data, tmp_path / "teacher.safetensors")
     assert set(metrics) == {"val_accuracy", "val_nll"}
     assert run(config, tmp_path / "teacher.safetensors").epochs == 2
 
@@ -229,8 +230,8 @@ def test_predictions_that_lack_a_sample_of_training_are_refused(tmp_path, part):
     config = given(tmp_path / "some.npz")
     lost = int(getattr(load_data(config), part).ids[5])
     np.savez(tmp_path / "some.npz", ids=ids[ids != lost], probs=probs[ids != lost])
-    for refuse in (check, lambda config: make_teacher(config, load_data(config), tmp_path / "out.safetensors")):
-        with pytest.raises(InputError, match=f"hold no sample {lost} "):
+    for refuse in (check, lambda config: build_teacher(config, load_data(config), tmp_path / "out.safetensors")):
+        with pytest.raises(InputError, match=f"sample {lost}\\b"):
             refuse(config)
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -252,11 +253,11 @@ def test_predictions_need_a_task_with_ids(tmp_path, predictions):
     config = given(predictions)
     data = load_data(config)
     nameless = dataclasses.replace(data, train=ArrayDataset(data.train.inputs, data.train.target))
-    with pytest.raises(InputError, match="task 'digits' gives its samples no ids"):
+    with pytest.raises(InputError, match=r"ids.*'digits'"):
         check(config, nameless)
 
 
 def test_a_model_and_predictions_together_are_refused(predictions):
     for extra in ("model: {name: mlp}", "weights: x.pth"):
-        with pytest.raises(InputError, match=r"teacher\.predictions stand in for a model"):
+        with pytest.raises(InputError, match=r"teacher\.predictions"):
             short(f"teacher={{predictions: {predictions}, {extra}}}")

@@ -1,18 +1,21 @@
-"""Stored predictions: found by id in any order, the same after a file of any format, refused where wrong."""
+"""Stored predictions: found by id in any order, unchanged by a file of any format, refused where wrong."""
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from tgeokd.data.loaders import ArrayDataset
+from tgeokd.data.arrays import ArrayDataset
+from tgeokd.data.batch import Batch
 from tgeokd.teachers import StoredPredictions
 from tgeokd.utils.errors import InputError
 
@@ -46,26 +49,33 @@ def write(path, *, ids=IDS, **values):
 def test_lookup_is_a_dictionary(ids, data):
     logits = some_logits(len(ids))
     stored = StoredPredictions(logits, torch.tensor(ids))
-    asked = data.draw(st.lists(st.sampled_from(ids), max_size=40))
+    wanted = data.draw(st.lists(st.sampled_from(ids), max_size=40))
     table = dict(zip(ids, logits, strict=True))
-    expected = torch.stack([table[i] for i in asked]) if asked else torch.empty(0, 3)
-    torch.testing.assert_close(stored.lookup(torch.tensor(asked, dtype=torch.int64)), expected, rtol=0, atol=0)
+    expected = torch.stack([table[i] for i in wanted]) if wanted else torch.empty(0, 3)
+    torch.testing.assert_close(stored.lookup(torch.tensor(wanted, dtype=torch.int64)), expected, rtol=0, atol=0)
 
 
-@given(many_ids, st.integers(-(2**62), 2**62))
-def test_an_id_that_is_not_stored_is_named(ids, other):
-    stored = StoredPredictions(some_logits(len(ids)), torch.tensor(ids))
-    if other in ids:
-        stored.lookup(torch.tensor([other]))
-    else:
-        with pytest.raises(InputError, match=f"no sample {other} "):
-            stored.lookup(torch.tensor([ids[0], other]))
-
-
-def test_the_message_says_what_is_stored():
+def test_an_id_that_is_not_stored_is_named_with_the_range_of_stored_ids():
     stored = StoredPredictions(some_logits(3), torch.tensor(IDS))
-    with pytest.raises(InputError, match=r"hold no sample 123 \(they hold 3 samples, ids 7 to 40\)"):
+    with pytest.raises(InputError, match=r" 123;.* 7 to 40"):
         stored.lookup(torch.tensor([7, 123]))
+
+
+def test_it_is_a_teacher_that_looks_up_the_ids_of_a_batch():
+    logits = some_logits(3)
+    stored = StoredPredictions(logits, torch.tensor(IDS))
+    batch = Batch(None, torch.zeros(2, dtype=torch.int64), torch.tensor([12, 40]))
+    assert torch.equal(stored.logits(batch), logits[[2, 0]])
+    with pytest.raises(InputError, match="ids"):
+        stored.logits(Batch(None, torch.zeros(2, dtype=torch.int64)))
+
+
+def test_the_fingerprint_depends_on_ids_and_logits():
+    logits, ids = some_logits(3), torch.tensor(IDS)
+    same, others = StoredPredictions(logits.clone(), ids.int()), (logits + 1e-6, logits.flip(0))
+    assert same.fingerprint() == StoredPredictions(logits, ids).fingerprint()
+    different = [StoredPredictions(other, ids) for other in others] + [StoredPredictions(logits, ids + 1)]
+    assert len({same.fingerprint(), *(stored.fingerprint() for stored in different)}) == 4
 
 
 def test_narrow_ids_and_one_logit_of_a_binary_task():
@@ -76,17 +86,8 @@ def test_narrow_ids_and_one_logit_of_a_binary_task():
     assert len(stored) == 2
 
 
-@pytest.mark.parametrize("ids", [torch.tensor([7.0]), torch.tensor([[7]]), torch.tensor(7), torch.tensor([True])])
-def test_what_are_no_ids_is_refused(ids):
-    stored = StoredPredictions(some_logits(3), torch.tensor(IDS))
-    with pytest.raises(InputError, match="ids must be whole numbers"):
-        stored.lookup(ids)
-    with pytest.raises(InputError, match="ids must be whole numbers"):
-        StoredPredictions(some_logits(1), ids)
-
-
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_named(wrong):
+def test_a_logit_that_is_not_finite_is_named(wrong):
     logits = some_logits(3)
     logits[1, 2] = wrong
     with pytest.raises(InputError, match=r"row 1 \(sample 7\)"):
@@ -94,7 +95,7 @@ def test_what_is_not_finite_is_named(wrong):
 
 
 def test_a_repeated_id_is_named_with_its_rows():
-    with pytest.raises(InputError, match="sample 5 more than once: rows 1 and 3"):
+    with pytest.raises(InputError, match=r"sample 5 .*rows 1 and 3"):
         StoredPredictions(some_logits(4), torch.tensor([9, 5, 2, 5]))
 
 
@@ -104,7 +105,7 @@ def test_shapes_that_do_not_fit_are_refused(logits):
         StoredPredictions(logits, torch.tensor(IDS))
 
 
-def test_nothing_is_refused():
+def test_no_samples_are_refused():
     with pytest.raises(InputError, match="no samples"):
         StoredPredictions(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
 
@@ -113,14 +114,15 @@ def test_nothing_is_refused():
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+@settings(max_examples=10)
 @given(ids=many_ids, classes=st.integers(2, 5))
-def test_a_file_gives_back_what_was_saved(tmp_path_factory, suffix, ids, classes):
+def test_saving_and_reading_changes_nothing(tmp_path_factory, suffix, ids, classes):
     path = tmp_path_factory.mktemp("saved") / f"teacher{suffix}"
     stored = StoredPredictions(some_logits(len(ids), classes), torch.tensor(ids))
     stored.save(path)
     back = StoredPredictions.from_file(path, num_classes=classes)
     assert torch.equal(back.ids, stored.ids)
-    assert torch.equal(back.logits, stored.logits)
+    assert torch.equal(back.stored_logits, stored.stored_logits)
     assert [file.name for file in path.parent.iterdir()] == [path.name]  # no temporary file stays
 
 
@@ -140,7 +142,7 @@ def test_one_probability_a_sample_is_that_of_class_1(tmp_path, suffix):
     if path is None:
         path = tmp_path / "t.parquet"
         pl.DataFrame({"id": IDS, "prob_0": [0.25, 0.5, 1.0]}).write_parquet(path)
-    probs = StoredPredictions.from_file(path, num_classes=2).logits.softmax(dim=-1)
+    probs = StoredPredictions.from_file(path, num_classes=2).stored_logits.softmax(dim=-1)
     torch.testing.assert_close(probs, torch.tensor([[0.75, 0.25], [0.5, 0.5], [0.0, 1.0]]))
 
 
@@ -170,11 +172,11 @@ def refused(path, match, **options):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 class TestRefused:
     def test_logits_given_as_probabilities(self, tmp_path, suffix):
-        refused(write(tmp_path / f"t{suffix}", probs=[[1.0, 0.0], [0.5, 0.5], [2.5, -1.0]]), "row 2 .*logits")
+        refused(write(tmp_path / f"t{suffix}", probs=[[1.0, 0.0], [0.5, 0.5], [2.5, -1.0]]), "row 2 ")
 
     def test_both_and_neither(self, tmp_path, suffix):
-        refused(write(tmp_path / f"both{suffix}", probs=PROBS, logits=PROBS), "either 'probs' or 'logits'")
-        refused(write(tmp_path / f"neither{suffix}", scores=PROBS), "either 'probs' or 'logits', but holds .*scores")
+        refused(write(tmp_path / f"both{suffix}", probs=PROBS, logits=PROBS), "'probs' or 'logits'")
+        refused(write(tmp_path / f"neither{suffix}", scores=PROBS), "'probs' or 'logits'.*scores")
 
     def test_no_ids(self, tmp_path, suffix):
         path = tmp_path / f"t{suffix}"
@@ -184,15 +186,15 @@ class TestRefused:
             save_file({"probs": torch.tensor(PROBS)}, path)
         else:
             pl.DataFrame({"probs": PROBS}).write_parquet(path)
-        refused(path, "must hold 'ids?' beside the predictions, but holds probs")
+        refused(path, "'ids?' .*probs")
 
     def test_another_number_of_classes(self, tmp_path, suffix):
         path = write(tmp_path / f"t{suffix}", probs=PROBS)
-        refused(path, "predictions for 3 classes, but the task has 5", num_classes=5)
+        refused(path, " 3 .* 5", num_classes=5)
 
-    def test_ids_that_repeat_or_are_no_whole_numbers(self, tmp_path, suffix):
-        refused(write(tmp_path / f"twice{suffix}", ids=[1, 2, 1], probs=PROBS), "sample 1 more than once: rows 0 and 2")
-        refused(write(tmp_path / f"real{suffix}", ids=[1.0, 2.0, 3.0], probs=PROBS), "ids must be whole numbers")
+    def test_ids_that_repeat_or_are_not_integers(self, tmp_path, suffix):
+        refused(write(tmp_path / f"twice{suffix}", ids=[1, 2, 1], probs=PROBS), "sample 1 .*rows 0 and 2")
+        refused(write(tmp_path / f"real{suffix}", ids=[1.0, 2.0, 3.0], probs=PROBS), "ids .*float")
 
     def test_a_file_cut_off_anywhere(self, tmp_path, suffix):
         whole = write(tmp_path / f"whole{suffix}", logits=some_logits(3).numpy()).read_bytes()
@@ -204,21 +206,21 @@ class TestRefused:
     def test_a_file_of_something_else(self, tmp_path, suffix):
         path = tmp_path / f"t{suffix}"
         path.write_text("id,prob_0,prob_1\n1,0.5,0.5\n" * 10)
-        refused(path, "cannot read the predictions")
+        refused(path, re.escape(str(path)))
 
     def test_no_file(self, tmp_path, suffix):
-        refused(tmp_path / f"none{suffix}", "no file of predictions")
+        refused(tmp_path / f"none{suffix}", "no file")
 
     def test_no_folder_to_save_in(self, tmp_path, suffix):
-        with pytest.raises(InputError, match="cannot write the predictions"):
+        with pytest.raises(InputError, match=f"t{suffix}"):
             StoredPredictions(some_logits(1), torch.tensor([0])).save(tmp_path / "none" / f"t{suffix}")
 
 
 def test_an_unknown_format_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(InputError, match=r"unknown format of predictions '.csv'"):
+    with pytest.raises(InputError, match=r"'\.csv'"):
         StoredPredictions(some_logits(1), torch.tensor([0])).save(tmp_path / "t.csv")
     assert not list(tmp_path.iterdir())
-    with pytest.raises(InputError, match=r"unknown format of predictions '.pt'"):
+    with pytest.raises(InputError, match=r"'\.pt'"):
         StoredPredictions.from_file(tmp_path / "t.pt")
 
 
@@ -235,7 +237,7 @@ def test_a_pickle_in_an_npz_is_not_loaded(tmp_path):
 def test_an_npy_file_under_the_name_npz(tmp_path):
     with (tmp_path / "t.npz").open("wb") as file:
         np.save(file, np.zeros((3, 2)))
-    refused(tmp_path / "t.npz", "one array")
+    refused(tmp_path / "t.npz", "array")
 
 
 def test_ids_beyond_int64_are_refused(tmp_path):
@@ -250,11 +252,11 @@ def test_ids_beyond_int64_are_refused(tmp_path):
         ({"id": [1, 2], "probs": [[0.5, 0.5], None]}, "'probs' has 1 missing values"),
         ({"id": [1, None], "probs": [[0.5, 0.5], [1.0, 0.0]]}, "'id' has 1 missing values"),
         ({"id": [1], "logits": [[0.5, None]]}, r"row 0 \(sample 1\)"),
-        ({"id": [1], "probs": [0.5]}, "must hold a list a row"),
+        ({"id": [1], "probs": [0.5]}, "'probs'.*Float64"),
         ({"id": [1], "prob_0": [0.5], "prob_2": [0.5]}, "not prob_1"),
-        ({"id": [1], "prob_0": [0.5], "logit_0": [0.5]}, "either 'probs' or 'logits'"),
-        ({"id": [1], "prob_0": [1.0], "probs": [[0.5, 0.5]]}, "both a column 'probs' and columns prob_0"),
-        ({"id": [1], "probs": [["a", "b"]]}, "must be numbers"),
+        ({"id": [1], "prob_0": [0.5], "logit_0": [0.5]}, "'probs' or 'logits'"),
+        ({"id": [1], "prob_0": [1.0], "probs": [[0.5, 0.5]]}, "'probs' .*prob_0"),
+        ({"id": [1], "probs": [["a", "b"]]}, "probs must be numbers"),
     ],
 )
 def test_parquet_files_that_do_not_fit(tmp_path, frame, match):
@@ -269,7 +271,7 @@ def loader(ids, inputs, **options):
     return DataLoader(ArrayDataset(inputs, torch.zeros(len(ids), dtype=torch.int64), torch.tensor(ids)), 2, **options)
 
 
-def test_a_module_is_asked_once_for_each_sample_in_eval_mode():
+def test_a_module_is_queried_once_for_each_sample_in_eval_mode():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3)).train()
     x = torch.randn(7, 4)
@@ -285,7 +287,7 @@ def test_a_module_is_asked_once_for_each_sample_in_eval_mode():
     assert not found.requires_grad
 
 
-def test_a_callable_is_asked_with_the_parts_of_a_table():
+def test_a_callable_gets_both_tensors_of_a_table():
     inputs = (torch.tensor([[1.0], [2.0]]), torch.tensor([[3], [4]]))
     stored = StoredPredictions.from_teacher(lambda a, b: torch.cat([a, b], dim=1).double(), loader([5, 6], inputs))
     assert stored.lookup(torch.tensor([6, 5])).tolist() == [[2.0, 4.0], [1.0, 3.0]]
@@ -293,24 +295,24 @@ def test_a_callable_is_asked_with_the_parts_of_a_table():
 
 def test_loaders_without_ids_are_refused():
     data = ArrayDataset(torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(InputError, match=r"must yield \(inputs, target, ids\)"):
+    with pytest.raises(InputError, match="ids"):
         StoredPredictions.from_teacher(nn.Linear(4, 3), DataLoader(data, 2))
     with pytest.raises(InputError, match="no samples"):
         StoredPredictions.from_teacher(nn.Linear(4, 3))
 
 
-def test_a_repeated_sample_is_stored_once_and_in_the_order_of_its_first_coming():
+def test_a_repeated_sample_is_stored_once_and_in_the_order_of_first_occurrence():
     torch.manual_seed(0)
     x, rows = torch.randn(4, 4), [3, 1, 3, 0, 1, 1, 2]
     net = nn.Linear(4, 3)
     stored = StoredPredictions.from_teacher(net, loader([10 * row for row in rows], x[rows]), loader([30], x[[3]]))
     assert stored.ids.tolist() == [30, 10, 0, 20]
-    torch.testing.assert_close(stored.logits, net(x[[3, 1, 0, 2]]))
+    torch.testing.assert_close(stored.stored_logits, net(x[[3, 1, 0, 2]]))
 
 
 def test_an_id_of_two_samples_is_refused():
     x = torch.tensor([[0.0], [1.0], [2.0]])
-    with pytest.raises(InputError, match=r"two samples with the id 7 \(by 1\)"):
+    with pytest.raises(InputError, match=r"id 7 .*by 1"):
         StoredPredictions.from_teacher(lambda inputs: inputs, loader([3, 7], x[:2]), loader([7], x[2:]))
 
 
@@ -324,7 +326,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", half_written)
-    with pytest.raises(InputError, match=r"cannot write .*No space left"):
+    with pytest.raises(InputError, match="No space left"):
         StoredPredictions(some_logits(3), torch.tensor([4, 5, 6])).save(path)
-    assert torch.equal(StoredPredictions.from_file(path).logits, old.logits)
+    assert torch.equal(StoredPredictions.from_file(path).stored_logits, old.stored_logits)
     assert list(tmp_path.iterdir()) == [path]

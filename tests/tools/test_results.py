@@ -1,4 +1,4 @@
-"""The page of results is what the files in results/ say, and every command on it is one that runs."""
+"""The page of results is generated from the files in results/, and every command on it can be run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from quick import SHORT, InlinePool
 
 from tgeokd.runs.compare import compare
 from tgeokd.runs.config import RunConfig, override, preset
-from tgeokd.runs.plan import parse_entry
-from tgeokd.utils.typed import from_mapping
+from tgeokd.runs.plan import parse_method
+from tgeokd.runs.results import ComparisonResults, MethodSpec
+from tgeokd.utils.validation import validate_config
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "results").glob("*.json"))
@@ -35,35 +36,37 @@ def test_there_are_results():
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_file_of_results_is_complete_and_names_no_place(file):
     content = json.loads(file.read_text())
+    results = ComparisonResults.from_dict(content["results"], file.name)
     seeds = content["description"]["seeds"]
-    by_row: dict[str, list[int]] = {}
-    for run in content["runs"]:
-        by_row.setdefault(run["method"], []).append(run["seed"])
+    by_row: dict[MethodSpec, list[int]] = {}
+    for run in results.runs:
+        by_row.setdefault(run.spec, []).append(run.seed)
     assert all(sorted(found) == seeds for found in by_row.values())
-    controls = {row.split(" ")[0] for row in by_row if row.endswith("train+val)")}
-    assert {"ce", "kd"} <= controls
+    assert {"ce", "kd"} <= {row.method for row in by_row if row.train_on == "train+val"}  # the controls
+    assert list(by_row) == [MethodSpec(**row) for row in content["description"]["rows"]]
     assert content["description"]["config"]["data_dir"] is None
     assert "/" not in content["command"].replace("DATA", "")
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_command_asks_for_what_was_run(file):
-    description = json.loads(file.read_text())["description"]
-    words = shlex.split(tool.command_of(description))
+    content = json.loads(file.read_text())
+    description = content["description"]
+    for command in (content["command"], tool.command_of(description)):
+        words = shlex.split(command)
+        rows = words[words.index("--methods") + 1].split(",")
+        assert [parse_method(row) for row in rows] == [MethodSpec(**row) for row in description["rows"]]
     settings = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     config = override(preset(words[2], words[words.index("--preset") + 1]), settings)
-    assert config == from_mapping(
-        RunConfig, description["config"]
-    )  # a setting that is newer than the file has its default
-    rows = words[words.index("--methods") + 1].split(",")
-    assert [parse_entry(row).label for row in rows] == [tool.Entry(**entry).label for entry in description["entries"]]
+    # a setting that is newer than the file has its default
+    assert config == validate_config(RunConfig, description["config"])
 
 
 def test_a_comparison_is_filed_with_its_command(tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "RESULTS", tmp_path / "results")
     config = override(preset("digits"), [*SHORT, "data.noise=0.3", "data.train=100"])
     monkeypatch.setattr("tgeokd.runs.executors.ProcessPoolExecutor", InlinePool)
-    compare(config, [parse_entry("kd"), parse_entry("tgeo:outer=union")], [0, 1], tmp_path / "out", jobs=1)
+    compare(config, [parse_method("kd"), parse_method("tgeo:outer=union")], [0, 1], tmp_path / "out", jobs=1)
     tool.add(tmp_path / "out", "digits")
     content = json.loads((tmp_path / "results" / "digits.json").read_text())
     words = shlex.split(content["command"])

@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tgeokd.cli.options import (
-    DEFAULT_METHOD,
-    ConfigFile,
-    DataDir,
-    Jobs,
-    Preset,
-    Resume,
-    Settings,
-    Task,
-    config_of,
-    method_names,
-)
-from tgeokd.cli.output import console, interruptible
+from tgeokd.cli import options
+from tgeokd.cli.output import console, interruptible, say
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from tgeokd.runs.config import RunConfig
-    from tgeokd.runs.plan import Entry, Setting
+    from tgeokd.runs.results import ComparisonResults, DataVariant, MethodSpec
 
 __all__ = ["compare", "run_comparison"]
 
 
 def compare(
-    task: Task,
+    task: options.Task,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -45,10 +34,10 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the comparison.  \\[default: runs/compare-TASK]", show_default=False)
     ] = None,
-    config: ConfigFile = None,
-    preset_name: Preset = None,
-    data_dir: DataDir = None,
-    settings: Settings = None,
+    config: options.ConfigFile = None,
+    preset_name: options.Preset = None,
+    data_dir: options.DataDir = None,
+    settings: options.Settings = None,
     tune: Annotated[
         int,
         typer.Option(
@@ -57,8 +46,8 @@ def compare(
             "for all seeds. 0: the methods' defaults.",
         ),
     ] = 0,
-    jobs: Jobs = None,
-    resume: Resume = False,
+    jobs: options.Jobs = None,
+    resume: options.Resume = False,
 ) -> None:
     """Compare methods over seeds: the same split, teacher, initial student and budget for every method of a seed.
 
@@ -71,24 +60,25 @@ def compare(
     tgeokd compare adult --data-dir data --set data.noise=0.2 --tune 6
     """
     from tgeokd.runs.config import preset
-    from tgeokd.runs.plan import Setting, parse_entry
+    from tgeokd.runs.plan import parse_method
+    from tgeokd.runs.results import DataVariant
 
-    chosen = config_of(task, file=config, preset_name=preset_name, settings=settings, data_dir=data_dir)
-    rows = re.split(r",(?![^\[{]*[\]}])", methods) if methods is not None else method_names()
-    entries = [parse_entry(text) for text in rows if text.strip()]
+    chosen = options.config_of(task, config, preset_name, settings, data_dir)
+    texts = re.split(r",(?![^\[{]*[\]}])", methods) if methods is not None else options.method_names()
+    rows = [parse_method(text) for text in texts if text.strip()]
     usual = preset(task, preset_name or "lite").data
     changed = [f"{key}={value}" for key, value in chosen.data.items() if usual.get(key) != value]
-    setting = Setting(", ".join(changed) or "default")
+    variant = DataVariant(", ".join(changed) or "default")
     out = out or Path("runs") / f"compare-{task}"
-    run_comparison(chosen, entries, seeds, out, [setting], jobs, tune=tune, resume=resume)
+    run_comparison(chosen, rows, seeds, out, [variant], jobs, tune=tune, resume=resume)
 
 
 def run_comparison(
     config: RunConfig,
-    entries: Sequence[Entry],
+    rows: Sequence[MethodSpec],
     seeds: int,
     out: Path,
-    settings: Sequence[Setting],
+    variants: Sequence[DataVariant],
     jobs: int | None,
     *,
     tune: int = 0,
@@ -112,10 +102,10 @@ def run_comparison(
         try:
             results = compare(
                 config,
-                entries,
+                rows,
                 range(seeds),
                 out,
-                settings=settings,
+                variants=variants,
                 tune=tune,
                 jobs=jobs,
                 resume=resume,
@@ -125,40 +115,31 @@ def run_comparison(
             if progress.live.is_started:
                 progress.stop()
         report = build_report(out)
-    for setting in settings:
-        _print_setting(results, setting.name, seeds, _reference(results, entries))
-    console().print(f"report: {report}", soft_wrap=True)
+    for variant in results.variants:
+        _print_variant(results, variant, seeds)
+    say(f"report: {report}")
 
 
-def _reference(results: dict[str, Any], entries: Sequence[Entry]) -> str | None:
-    """The row that the printed differences are of: the default method without options, or the first that has any."""
-    plain = [entry.label for entry in entries if entry.method == DEFAULT_METHOD and not entry.options]
-    references = [pair["reference"] for pair in results["paired"]]
-    return next((label for label in (*plain, *references) if label in references), None)
-
-
-def _print_setting(results: dict[str, Any], setting: str, seeds: int, reference: str | None) -> None:
+def _print_variant(results: ComparisonResults, variant: str, seeds: int) -> None:
+    """Print the table of a data variant, and the differences between the default method and the other rows."""
     from tgeokd.report.tables import comparison_table, formatted, paired_differences, title
 
-    console().print(_table(f"{results['task']}, {setting}", *comparison_table(results, setting, brief=True)))
-    primary = results["primary_metric"]
-    teachers = [t["metrics"] for t in results["teachers"] if t["setting"] == setting]
+    bold = {row.label for row in results.summary if row.method == options.DEFAULT_METHOD}
+    console().print(_table(f"{results.task}, {variant}", *comparison_table(results, variant, brief=True), bold))
+    primary = results.primary_metric
+    teachers = [teacher.metrics for teacher in results.teachers if teacher.variant == variant]
     known = [metrics[primary] for metrics in teachers if primary in metrics]
     teacher = f"; teacher {title(primary)} {formatted(primary, sum(known) / len(known))}" if known else ""
     spread = f"mean ± sd over {seeds} seeds" if seeds > 1 else "one seed"
-    console().print(f"test set, last epoch, {spread}{teacher}\n")
-    pairs = [pair for pair in results["paired"] if pair["reference"] == reference]
-    differences = paired_differences({**results, "paired": pairs}, setting)
+    say(f"test set, last epoch, {spread}{teacher}\n")
+    differences = paired_differences(results.main_pairs, variant)
     if differences is not None and seeds > 1:
-        console().print(_table(f"paired differences, {setting}", *differences))
-        more = len(results["paired"]) > len(pairs)
-        console().print(
-            "positive: the first is better; 95 % t intervals over the seeds, p corrected by Holm"
-            + ("; all pairs are in the report\n" if more else "\n")
-        )
+        console().print(_table(f"paired differences, {variant}", *differences))
+        more = "; all pairs are in the report" if len(results.pairs) > len(results.main_pairs) else ""
+        say(f"positive: the first is better; 95 % t intervals over the seeds, p corrected by Holm{more}\n")
 
 
-def _table(title: str, header: list[str], rows: list[list[str]]) -> Table:
+def _table(title: str, header: list[str], rows: list[list[str]], bold: Collection[str] = ()) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -169,5 +150,5 @@ def _table(title: str, header: list[str], rows: list[list[str]]) -> Table:
         # on a narrow terminal a long name is folded; a number never is
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0, overflow="fold")
     for row in rows:
-        table.add_row(*row, style="bold" if row[0].startswith(DEFAULT_METHOD) else None)
+        table.add_row(*row, style="bold" if row[0] in bold else None)
     return table

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tgeokd.cli import options
 from tgeokd.cli.compare import run_comparison
-from tgeokd.cli.options import Jobs, Resume
 
 __all__ = ["demo"]
 
@@ -16,8 +16,8 @@ __all__ = ["demo"]
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for results, figures and the report.")] = Path("runs/demo"),
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per method.")] = 5,
-    jobs: Jobs = None,
-    resume: Resume = False,
+    jobs: options.Jobs = None,
+    resume: options.Resume = False,
 ) -> None:
     """Compare all methods on handwritten digits, on the CPU, in about two minutes.
 
@@ -26,6 +26,6 @@ def demo(
     writes results.json, metrics.jsonl per run, figures and report.html.
     """
     from tgeokd.runs.config import preset
-    from tgeokd.runs.demo import DEMO_ROWS, DEMO_SETTINGS
+    from tgeokd.runs.demo import DEMO_ROWS, DEMO_VARIANTS
 
-    run_comparison(preset("digits"), DEMO_ROWS, seeds, out, DEMO_SETTINGS, jobs, resume=resume)
+    run_comparison(preset("digits"), DEMO_ROWS, seeds, out, DEMO_VARIANTS, jobs, resume=resume)

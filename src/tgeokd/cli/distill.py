@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tgeokd.cli.options import (
-    ConfigFile,
-    DataDir,
-    MethodName,
-    OptionalTask,
-    Preset,
-    RunSeed,
-    Settings,
-    config_of,
-    with_data_dir,
-)
+from tgeokd.cli import options
 from tgeokd.cli.output import interruptible, metrics_line, say
 from tgeokd.utils.errors import InputError
 
@@ -28,12 +18,12 @@ __all__ = ["distill"]
 
 
 def distill(
-    task: OptionalTask = None,
-    config: ConfigFile = None,
-    preset_name: Preset = None,
-    data_dir: DataDir = None,
-    method: MethodName = None,
-    seed: RunSeed = None,
+    task: options.OptionalTask = None,
+    config: options.ConfigFile = None,
+    preset_name: options.Preset = None,
+    data_dir: options.DataDir = None,
+    method: options.MethodName = None,
+    seed: options.RunSeed = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run.  \\[default: runs/TASK-METHOD-SEED]", show_default=False)
     ] = None,
@@ -41,7 +31,7 @@ def distill(
         Path | None,
         typer.Option(metavar="DIR", help="Continue the interrupted run in this folder with its own settings."),
     ] = None,
-    settings: Settings = None,
+    settings: options.Settings = None,
 ) -> None:
     """Distil one student.
 
@@ -60,26 +50,18 @@ def distill(
     from tgeokd.runs.build import load_data
     from tgeokd.runs.config import load_config
     from tgeokd.runs.single import check, run
-    from tgeokd.runs.teacher import make_teacher
+    from tgeokd.runs.teacher import build_teacher
     from tgeokd.utils.files import RunFolder
 
     if resume is not None:
         if task or config or preset_name or method or out or settings or seed is not None:
             raise InputError("--resume continues a run with its own settings: give no others")
         out = resume
-        chosen = with_data_dir(load_config(out / "config.yaml"), data_dir)
+        chosen = options.with_data_dir(load_config(out / "config.yaml"), data_dir)
         check(chosen)
         folder = RunFolder(out, resume=True, checkpoint_needed=(out / "metrics.jsonl").exists())
     else:
-        chosen = config_of(
-            task,
-            file=config,
-            preset_name=preset_name,
-            settings=settings,
-            data_dir=data_dir,
-            method=method,
-            seed=seed,
-        )
+        chosen = options.config_of(task, config, preset_name, settings, data_dir, method, seed)
         out = out or Path("runs") / f"{chosen.task}-{chosen.method}-{chosen.seed}"
         check(chosen)
         folder = RunFolder(out)
@@ -89,7 +71,7 @@ def distill(
         teacher = out / "teacher.safetensors"
         if resume is None or not teacher.exists():
             say("teacher")
-            say(f"  {metrics_line(make_teacher(chosen, load_data(chosen), teacher, progress=True))}")
+            say(f"  {metrics_line(build_teacher(chosen, load_data(chosen), teacher, progress=True))}")
         say(f"student by {chosen.method}")
         result = run(chosen, teacher, out, resume=folder.has_checkpoint, progress=True)
         report = build_report(out)

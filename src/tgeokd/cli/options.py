@@ -13,33 +13,12 @@ from tgeokd.utils.errors import InputError
 if TYPE_CHECKING:
     from tgeokd.runs.config import RunConfig
 
-__all__ = [
-    "DEFAULT_METHOD",
-    "ConfigFile",
-    "DataDir",
-    "Folder",
-    "Jobs",
-    "MethodName",
-    "OptionalTask",
-    "Preset",
-    "Resume",
-    "RunSeed",
-    "Settings",
-    "Task",
-    "analysis_names",
-    "config_of",
-    "method_names",
-    "task_names",
-    "with_data_dir",
-]
-
 DEFAULT_METHOD = "tgeo"
 
 # Names while a registry has no module of its own.
 _FALLBACK = {
     "methods": ["ada", "anl", "ce", "dkd", "kd", "ls", "rw", "tgeo", "wls"],
     "data.tasks": ["adult", "cifar10", "cifar100", "criteo", "digits", "hil", "imagenet", "nsl_kdd", "tabular"],
-    "paper": ["ablation", "alpha-over-epochs", "cost", "fig1", "fig3", "fig4", "fig5", "oversampling"],
 }
 
 
@@ -62,7 +41,9 @@ def method_names() -> list[str]:
 
 def analysis_names() -> list[str]:
     """Names of the analyses."""
-    return _names("paper", "ANALYSES")
+    from tgeokd.paper import ANALYSES
+
+    return list(ANALYSES)
 
 
 _TASK_HELP = f"Task: {', '.join(task_names())}."
@@ -113,11 +94,10 @@ Settings = Annotated[
 
 def config_of(
     task: str | None,
-    *,
-    file: Path | None = None,
-    preset_name: str | None = None,
-    settings: list[str] | None = None,
-    data_dir: Path | None = None,
+    file: Path | None,
+    preset_name: str | None,
+    settings: list[str] | None,
+    data_dir: Path | None,
     method: str | None = None,
     seed: int | None = None,
 ) -> RunConfig:
@@ -128,7 +108,7 @@ def config_of(
     """
     import dataclasses
 
-    from tgeokd.runs.config import load_config, override, preset
+    from tgeokd.runs.config import load_config, override, preset, replace
 
     if task is None and file is None:
         raise InputError(f"name a task ({', '.join(task_names())}), or give --config or --resume")
@@ -138,18 +118,18 @@ def config_of(
     if task is not None and chosen.task != task:
         raise InputError(f"the config is for task {chosen.task!r}, not {task!r}")
     if method is not None and method != chosen.method:
-        chosen = dataclasses.replace(chosen, method=method, options={})  # options belong to a method
+        chosen = replace(chosen, method=method, options={})  # options belong to a method
     if seed is not None:
-        chosen = dataclasses.replace(chosen, seed=seed)
+        chosen = replace(chosen, seed=seed)
     chosen = override(chosen, settings or [])
     options = chosen.teacher_cache
     if options is not None and options.folder is not None:  # a run may be resumed from another folder
         options = dataclasses.replace(options, folder=str(Path(options.folder).resolve()))
-    return with_data_dir(dataclasses.replace(chosen, teacher_cache=options), data_dir)
+    return with_data_dir(replace(chosen, teacher_cache=options), data_dir)
 
 
 def with_data_dir(config: RunConfig, data_dir: Path | None) -> RunConfig:
     """The config with another data folder, where one is given."""
-    import dataclasses
+    from tgeokd.runs.config import replace
 
-    return config if data_dir is None else dataclasses.replace(config, data_dir=str(data_dir.resolve()))
+    return config if data_dir is None else replace(config, data_dir=str(data_dir.resolve()))

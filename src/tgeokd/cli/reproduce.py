@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tgeokd.cli.options import DataDir, Preset, Settings, analysis_names, config_of, task_names
+from tgeokd.cli import options
 from tgeokd.cli.output import interruptible, say
 
 __all__ = ["reproduce"]
@@ -17,18 +17,22 @@ def reproduce(
     what: Annotated[
         str,
         typer.Argument(
-            help=f"Analysis: {', '.join(analysis_names())}.", autocompletion=analysis_names, show_default=False
+            help=f"Analysis: {', '.join(options.analysis_names())}.",
+            autocompletion=options.analysis_names,
+            show_default=False,
         ),
     ],
     task: Annotated[
         str | None,
         typer.Argument(
-            help="Task.  \\[default: digits; hil for oversampling]", autocompletion=task_names, show_default=False
+            help="Task.  \\[default: digits; hil for oversampling]",
+            autocompletion=options.task_names,
+            show_default=False,
         ),
     ] = None,
-    preset_name: Preset = None,
-    data_dir: DataDir = None,
-    settings: Settings = None,
+    preset_name: options.Preset = None,
+    data_dir: options.DataDir = None,
+    settings: options.Settings = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds: 0, 1, ...")] = 3,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Parallel processes; default: one per core, for cost one.")
@@ -49,14 +53,18 @@ def reproduce(
 
     tgeokd reproduce fig4 nsl_kdd --data-dir data
     """
-    from tgeokd.paper import default_task, run_analysis, usual_settings
+    from tgeokd.paper import ANALYSES
+    from tgeokd.paper.base import run_analysis
+    from tgeokd.report.analyses import draw_analysis
 
-    task = task or default_task(what)
-    usual = usual_settings(what, task)
-    chosen = config_of(task, preset_name=preset_name, settings=[*usual, *(settings or [])], data_dir=data_dir)
+    analysis = ANALYSES[what]
+    task = task or analysis.task
+    usual = analysis.settings.get(task, ())
+    chosen = options.config_of(task, None, preset_name, [*usual, *(settings or [])], data_dir)
     out = out or Path("runs") / f"reproduce-{what}-{task}"
     with interruptible("continue with the same command"):
         findings = run_analysis(what, chosen, range(seeds), out, jobs)
+        figure = draw_analysis(findings, out)
     for line in findings.lines:
         say(line)
-    say(f"data: {out / f'{what}.json'}, figure: {out / f'{what}.png'}")
+    say(f"data: {out / f'{what}.json'}, figure: {figure}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tgeokd.cli.options import ConfigFile, DataDir, Preset, RunSeed, Settings, Task, config_of
+from tgeokd.cli import options
 from tgeokd.cli.output import interruptible, metrics_line, say
 from tgeokd.utils.errors import InputError
 
@@ -18,12 +18,12 @@ __all__ = ["teacher_cache"]
 
 
 def teacher_cache(
-    task: Task,
+    task: options.Task,
     out: Annotated[Path, typer.Option(help="Folder of the teacher and its stored predictions.")],
-    config: ConfigFile = None,
-    preset_name: Preset = None,
-    data_dir: DataDir = None,
-    seed: RunSeed = None,
+    config: options.ConfigFile = None,
+    preset_name: options.Preset = None,
+    data_dir: options.DataDir = None,
+    seed: options.RunSeed = None,
     views: Annotated[
         int | None,
         typer.Option(
@@ -37,7 +37,7 @@ def teacher_cache(
         int | None,
         typer.Option(min=1, help="Logits stored per sample, for many classes.  \\[default: all]", show_default=False),
     ] = None,
-    settings: Settings = None,
+    settings: options.Settings = None,
 ) -> None:
     """Train a task's teacher and store its predictions for all samples, so that trainings need not compute them.
 
@@ -54,19 +54,19 @@ def teacher_cache(
     import dataclasses
 
     from tgeokd.runs.build import load_data
-    from tgeokd.runs.config import load_config
+    from tgeokd.runs.config import load_config, replace
     from tgeokd.runs.single import check
-    from tgeokd.runs.teacher import is_network, make_teacher, store_answers
+    from tgeokd.runs.teacher import build_teacher, cache_teacher_logits, is_network
     from tgeokd.teachers import TeacherCacheOptions
     from tgeokd.utils.files import RunFolder
 
-    chosen = config_of(task, file=config, preset_name=preset_name, settings=settings, data_dir=data_dir, seed=seed)
+    chosen = options.config_of(task, config, preset_name, settings, data_dir, seed=seed)
     given = {"views": views, "dtype": dtype, "top_k": top_k, "folder": str(out.resolve())}
-    options = dataclasses.replace(
+    cache_options = dataclasses.replace(
         chosen.teacher_cache or TeacherCacheOptions(),
         **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
-    chosen = dataclasses.replace(chosen, teacher_cache=options)
+    chosen = replace(chosen, teacher_cache=cache_options)
     check(chosen)
     if not is_network(chosen):
         raise InputError("this teacher is not a network: its predictions are stored once anyway, no cache is needed")
@@ -79,9 +79,9 @@ def teacher_cache(
         data, teacher = load_data(chosen), out / "teacher.safetensors"
         if not teacher.exists():
             say("teacher")
-            say(f"  {metrics_line(make_teacher(chosen, data, teacher, progress=True))}")
+            say(f"  {metrics_line(build_teacher(chosen, data, teacher, progress=True))}")
         say("stored predictions")
-        for split, cache in store_answers(chosen, data, teacher, out).items():
+        for split, cache in cache_teacher_logits(chosen, data, teacher, out).items():
             size = sum(path.stat().st_size for path in cache.folder.iterdir()) / 1e6
             kept = "all" if cache.top_k is None else f"{cache.top_k} of"
             say(
@@ -95,5 +95,7 @@ def _without_folders(config: RunConfig) -> RunConfig:
     """The config without the folders of its data and its cache, which may have moved."""
     import dataclasses
 
-    options = config.teacher_cache and dataclasses.replace(config.teacher_cache, folder=None)
-    return dataclasses.replace(config, data_dir=None, teacher_cache=options)
+    from tgeokd.runs.config import replace
+
+    cache_options = config.teacher_cache and dataclasses.replace(config.teacher_cache, folder=None)
+    return replace(config, data_dir=None, teacher_cache=cache_options)

@@ -1,24 +1,21 @@
-"""Data sets: one file each, and the registry of their names."""
+"""Data sets and tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from tgeokd.data.base import Encoder, InputSpec, TaskData
-from tgeokd.utils.registry import Lazy
+from tgeokd.data.tasks.registry import TASKS
+
+if TYPE_CHECKING:
+    from tgeokd.data.base import Encoder, InputSpec, TaskData
 
 __all__ = ["TASKS", "Encoder", "InputSpec", "TaskData"]
 
-TASKS: Mapping[str, Callable[..., TaskData]] = Lazy(
-    {
-        "digits": "tgeokd.data.tasks.digits:digits",
-        "cifar10": "tgeokd.data.tasks.cifar:cifar10",
-        "cifar100": "tgeokd.data.tasks.cifar:cifar100",
-        "imagenet": "tgeokd.data.tasks.imagenet:imagenet",
-        "hil": "tgeokd.data.tasks.hil:hil",
-        "nsl_kdd": "tgeokd.data.tasks.nsl_kdd:nsl_kdd",
-        "criteo": "tgeokd.data.tasks.criteo:criteo",
-        "tabular": "tgeokd.data.tasks.tabular:tabular",
-        "adult": "tgeokd.data.tasks.tabular:adult",
-    }
-)
+
+def __getattr__(name: str) -> Any:
+    """Import the classes, and with them PyTorch, when they are first used."""
+    if name in __all__:
+        from tgeokd.data import base
+
+        return getattr(base, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

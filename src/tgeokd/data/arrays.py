@@ -1,4 +1,4 @@
-"""Samples held in tensors, fetched a batch at a time."""
+"""Samples held in tensors, fetched one batch at a time."""
 
 from __future__ import annotations
 
@@ -11,33 +11,37 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
+from tgeokd.data.datasets import FetchesBatches, Fingerprinted, HasViews, Identified, Joinable, Subsettable, is_random
 from tgeokd.utils.errors import InputError
 
 __all__ = ["ArrayDataset", "WholeBatch"]
 
 
 class WholeBatch(tuple[Any, ...]):
-    """A batch fetched as a whole. torch's default collation, extended here as its documentation says, passes it on."""
+    """A batch fetched as a whole. The default collation, extended here as PyTorch documents it, returns it unchanged."""
 
 
 default_collate_fn_map[WholeBatch] = lambda batch, *, collate_fn_map=None: tuple(batch[0])
 
 
-class ArrayDataset(Dataset[Any]):
-    """Samples held in tensors. A loader fetches a whole batch by one indexing, no Python per row.
+class ArrayDataset(Dataset[Any], FetchesBatches, Identified, Fingerprinted, HasViews, Joinable, Subsettable):
+    """Samples held in tensors. A loader fetches a whole batch by one indexing operation, without Python per row.
 
-    A transform that draws at random says so by ``random = True``. Where it also has ``view(inputs, ids, view)``, which draws
-    from the sample's id and the number of the view alone, :meth:`with_views` gives a data set whose augmented samples can be
-    named and made again.
+    A transform that draws random numbers declares it by an attribute ``random = True``. Where it also has a method
+    ``view(inputs, ids, view)``, whose draws depend on sample ids and the number of the view alone, :meth:`with_views` returns
+    a data set whose augmented samples can be reproduced.
 
     Args:
         inputs: one tensor of shape (N, ...), or a tuple of such tensors.
         target: class indices, shape (N,).
-        ids: what the samples are called, int64, shape (N,); a batch is then ``(inputs, target, ids)``.
-        transform: of a whole batch of inputs as it is fetched, for example augmentation.
+        ids: sample ids, int64, shape (N,); a batch is then ``(inputs, target, ids)``.
+        transform: applied to a whole batch of inputs as it is fetched, for example augmentation.
 
     Attributes:
-        views: how many augmented versions of each sample there are; None where a random transform draws afresh every time.
+        views: number of augmented versions of each sample; None where a random transform draws new numbers on every access.
+
+    Raises:
+        InputError: where the tensors differ in length.
     """
 
     def __init__(
@@ -47,9 +51,9 @@ class ArrayDataset(Dataset[Any]):
         ids: Tensor | None = None,
         transform: Callable[[Any], Any] | None = None,
     ) -> None:
-        for name, part in [*(("inputs", part) for part in _parts(inputs)), ("ids", ids)]:
-            if part is not None and len(part) != len(target):
-                raise InputError(f"{name} have {len(part)} rows but target has {len(target)}")
+        for name, tensor in [*(("inputs", tensor) for tensor in _tensors(inputs)), ("ids", ids)]:
+            if tensor is not None and len(tensor) != len(target):
+                raise InputError(f"{name} have {len(tensor)} rows but target has {len(target)}")
         self.inputs, self.target, self.ids, self.transform = inputs, target, ids, transform
         self.views: int | None = None
         self._view: Tensor | None = None
@@ -58,7 +62,7 @@ class ArrayDataset(Dataset[Any]):
         return len(self.target)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        return tuple(_first(part) for part in self.fetch(torch.as_tensor([range(len(self))[index]])))
+        return tuple(_first(item) for item in self.fetch(torch.as_tensor([range(len(self))[index]])))
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         return [WholeBatch(self.fetch(torch.as_tensor(indices)))]
@@ -71,22 +75,21 @@ class ArrayDataset(Dataset[Any]):
         """
         rows = rows.to(self.device, non_blocking=True)
         ids = None if self.ids is None else self.ids.index_select(0, rows)
-        parts = tuple(
-            part.index_select(0, rows) for part in _parts(self.inputs)
-        )  # several times faster than part[rows]
-        inputs: Any = parts if isinstance(self.inputs, tuple) else parts[0]
-        if self._view is not None and _is_random(self.transform):
+        inputs = self._map_inputs(lambda tensor: tensor.index_select(0, rows))  # several times faster than tensor[rows]
+        if self._view is not None and is_random(self.transform):
             inputs = self.transform.view(inputs, ids, int(self._view))  # type: ignore[union-attr]
         elif self.transform is not None:
             inputs = self.transform(inputs)
         return (inputs, self.target.index_select(0, rows), *(() if ids is None else (ids,)))
 
     def join(self, other: Dataset[Any]) -> Dataset[Any]:
-        """These samples and then those of ``other``, all with this data set's transform and views."""
+        """These samples followed by those of ``other``, all with this data set's transform and views."""
         if not isinstance(other, ArrayDataset) or (self.ids is None) != (other.ids is None):
             return ConcatDataset([self, other])
         device = self.device
-        both = [torch.cat([a, b.to(device)]) for a, b in zip(_parts(self.inputs), _parts(other.inputs), strict=True)]
+        both = [
+            torch.cat([a, b.to(device)]) for a, b in zip(_tensors(self.inputs), _tensors(other.inputs), strict=True)
+        ]
         ids = torch.cat([self.ids, other.ids.to(device)]) if self.ids is not None and other.ids is not None else None
         inputs = tuple(both) if isinstance(self.inputs, tuple) else both[0]
         return self._like(inputs, torch.cat([self.target, other.target.to(device)]), ids)
@@ -94,69 +97,71 @@ class ArrayDataset(Dataset[Any]):
     def subset(self, rows: list[int]) -> ArrayDataset:
         """The samples of some rows, with this data set's transform and views."""
         kept = torch.as_tensor(rows, dtype=torch.int64, device=self.device)
-        parts = tuple(part[kept] for part in _parts(self.inputs))
-        ids = None if self.ids is None else self.ids[kept]
-        return self._like(parts if isinstance(self.inputs, tuple) else parts[0], self.target[kept], ids)
+        return self._mapped(lambda tensor: tensor[kept])
 
     def to(self, device: torch.device | str) -> ArrayDataset:
-        """The same samples with their tensors on a device; batches are then made there."""
-        parts = tuple(part.to(device) for part in _parts(self.inputs))
-        ids = None if self.ids is None else self.ids.to(device)
-        return self._like(parts if isinstance(self.inputs, tuple) else parts[0], self.target.to(device), ids)
+        """The same samples with their tensors on a device, where batches are then made."""
+        return self._mapped(lambda tensor: tensor.to(device))
 
     def with_views(self, views: int) -> ArrayDataset:
-        """The same samples, not copied, in ``views`` augmented versions each, of which one is seen at a time.
+        """The same samples, not copied, in ``views`` augmented versions each, of which one is selected at a time.
 
-        Version ``v`` of a sample follows from its id and ``v``, whatever batch it is in.
+        Version ``v`` of a sample depends on its id and ``v`` alone, whatever batch it is in.
 
         Raises:
-            InputError: for less than one view, or a random transform that cannot make views or has no ids to make them from.
+            InputError: for less than one view, or a random transform without a method ``view`` or without ids.
         """
         if views < 1:
             raise InputError(f"views must be >= 1, not {views}")
-        if _is_random(self.transform):
+        if is_random(self.transform):
             if not hasattr(self.transform, "view"):
                 raise InputError(
-                    f"views need a transform with view(inputs, ids, view), which {type(self.transform).__name__} lacks"
+                    f"views need a transform with view(inputs, ids, view), which {type(self.transform).__name__} does not have"
                 )
             if self.ids is None:
-                raise InputError("views of augmented samples are drawn from their ids, and this data set has none")
+                raise InputError("views depend on sample ids, and this data set has none: pass ids=")
         other = self._like(self.inputs, self.target, self.ids)
         other.views, other._view = views, torch.zeros((), dtype=torch.int64).share_memory_()
         return other
 
     def set_view(self, view: int) -> None:
-        """Choose the version that is seen from the next batch on, by worker processes and in joined and partial data sets too.
+        """Select the view of the next batches, also in worker processes and in joined data sets and subsets.
 
         Raises:
-            InputError: for a view that is not one of ``views``.
+            InputError: for a view outside of [0, ``views``).
         """
         if self._view is None or not 0 <= view < (self.views or 0):
-            raise InputError(f"view {view} is none of {self.views or 'no'} views, counted from 0")
+            raise InputError(f"view must lie in [0, {self.views or 0}), the views of this data set, not {view}")
         self._view.fill_(view)  # in shared memory
 
     def fingerprint(self) -> str:
-        """What a teacher's predictions for this data set depend on, in 16 hexadecimal digits: inputs, ids and transform.
+        """A digest of inputs, ids and transform, which a teacher's predictions depend on: 16 hexadecimal digits of SHA-256.
 
-        The transform counts by its ``repr``, which must name all its settings (a dataclass's does); that of a bare function
-        has an address in it and is another one in every process. Labels do not count. SHA-256, about 0.1 s for 150 MB.
+        The transform counts by its ``repr``, which must name all its settings, as that of a dataclass does; that of a function
+        contains an address and differs between processes. Labels do not count. Takes about 0.1 s for 150 MB.
         """
         digest = hashlib.sha256(repr(self.transform).encode())
-        for part in (*_parts(self.inputs), *(() if self.ids is None else (self.ids,))):
-            digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
-            digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        for tensor in (*_tensors(self.inputs), *(() if self.ids is None else (self.ids,))):
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are, and its batches are made."""
+        """The device of the tensors, where batches are made."""
         return self.target.device
 
     @property
     def nbytes(self) -> int:
-        """Size of its tensors."""
-        held = (*_parts(self.inputs), self.target, *(() if self.ids is None else (self.ids,)))
-        return sum(part.nbytes for part in held)
+        """Size of the tensors."""
+        tensors = (*_tensors(self.inputs), self.target, *(() if self.ids is None else (self.ids,)))
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def _map_inputs(self, change: Callable[[Tensor], Tensor]) -> Any:
+        return tuple(map(change, self.inputs)) if isinstance(self.inputs, tuple) else change(self.inputs)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> ArrayDataset:
+        return self._like(self._map_inputs(change), change(self.target), None if self.ids is None else change(self.ids))
 
     def _like(self, inputs: Tensor | tuple[Tensor, ...], target: Tensor, ids: Tensor | None) -> ArrayDataset:
         other = ArrayDataset(inputs, target, ids, self.transform)
@@ -164,14 +169,10 @@ class ArrayDataset(Dataset[Any]):
         return other
 
 
-def _parts(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _tensors(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
-def _is_random(transform: Any) -> bool:
-    return bool(getattr(transform, "random", False))
-
-
-def _first(part: Any) -> Any:
+def _first(item: Any) -> Any:
     """The only sample of a batch of one."""
-    return tuple(_first(each) for each in part) if isinstance(part, tuple) else part[0]
+    return tuple(_first(each) for each in item) if isinstance(item, tuple) else item[0]

@@ -1,17 +1,19 @@
-"""What a task's data is, whatever file it came from."""
+"""The data of a task: its splits, and what models and reports need to know of them."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tgeokd.core.metrics import Metrics
-from tgeokd.data.loaders import BatchLoader, joined, resident, shuffling
+from tgeokd.data.datasets import joined
+from tgeokd.data.loaders import BatchLoader, resident, shuffling
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,13 +23,13 @@ __all__ = ["Encoder", "InputSpec", "TaskData"]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a model must know of its inputs.
+    """Types and shapes of the inputs of a model.
 
     Attributes:
         kind: ``array``: one tensor of shape (N, *shape). ``table``: the pair (numeric, categorical), float32 (N, M) and int64
-            (N, K), either of which may have no columns.
-        shape: of one sample; of a table ``(M,)``.
-        categories: codes of each categorical column of a table, K numbers. Code 0 stands for missing, 1 for unknown or rare.
+            (N, K); M or K may be 0.
+        shape: shape of one sample; ``(M,)`` for a table.
+        categories: number of codes of each categorical column of a table, K numbers. Code 0 is missing, 1 unknown or rare.
     """
 
     kind: Literal["array", "table"]
@@ -36,42 +38,43 @@ class InputSpec:
 
 
 class Encoder(Protocol):
-    """From rows as a user has them to a table's tensors, fitted on training rows; saved with the student."""
+    """Converts rows of a user's table to tensors; fitted on training rows, stored with the student."""
 
     @property
     def inputs(self) -> InputSpec:
-        """What it makes."""
-        ...
+        """The inputs that :meth:`transform` returns."""
 
     def transform(self, frame: pl.DataFrame, *, source: str = "") -> tuple[Tensor, Tensor]:
-        """The pair (numeric, categorical) of a frame; ``source`` names the file in errors."""
-        ...
+        """The pair (numeric, categorical) of a frame; ``source`` is the name of the file in messages."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON from which ``from_dict`` makes the same encoder."""
-        ...
+        """Plain data for JSON, the input of :meth:`from_dict`."""
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """The encoder from the output of :meth:`to_dict`."""
 
 
 @dataclass(frozen=True)
 class TaskData:
     """Splits of a task.
 
-    A sample is ``(inputs, target)`` or ``(inputs, target, id)``; the id is its row number in the raw source, test rows counted
-    on after the training rows where they come from another file.
+    A sample is ``(inputs, target)`` or ``(inputs, target, id)``. The id is the row number in the source; the rows of a test
+    file follow those of the training file.
 
     Attributes:
-        train: samples to train on.
-        held_out: samples for the outer problem, early stopping and choices; disjoint from ``train`` and ``test``.
-        test: samples to report on, used for nothing else.
+        train: training set.
+        held_out: validation set, for the outer problem, early stopping and model selection; disjoint from the other sets.
+        test: test set, used for reporting only.
         num_classes: C.
-        inputs: what a model must know of the inputs.
-        corrupted: which training labels are known to be wrong, shape (len(train),), bool; None where unknown.
-        class_names: of the C classes; empty where they have none.
-        metrics: what is reported of the test set.
-        notes: what was found and done (rows, missing values, checksums, columns), as plain JSON for the results.
-        test_groups: named parts of the test set, each a mask of shape (len(test),), bool.
-        encoder: of a table: what made its tensors.
-        workers: processes that fetch batches; for data that is read and decoded sample by sample.
+        inputs: types and shapes of the inputs.
+        corrupted: mask of the training labels known to be wrong, shape (len(train),), bool; None where unknown.
+        class_names: names of the C classes; empty for none.
+        metrics: metrics reported for the test set.
+        notes: what was read and done (rows, missing values, checksums, columns), as plain JSON for the results.
+        test_groups: named subsets of the test set, each a mask of shape (len(test),), bool.
+        encoder: encoder of a table.
+        workers: worker processes of the loaders, for data that is read and decoded sample by sample.
     """
 
     train: Dataset[Any]
@@ -88,19 +91,19 @@ class TaskData:
     workers: int = 0
 
     def on(self, device: torch.device) -> TaskData:
-        """The same data with the splits that fit kept on a CUDA device, see :func:`~tgeokd.data.loaders.resident`."""
-        if self.workers:  # these fetch in processes of their own
+        """The same data with the splits on a CUDA device where they fit, see :func:`~tgeokd.data.loaders.resident`."""
+        if self.workers:  # batches are made in worker processes
             return self
-        train, held_out, test = (resident(part, device) for part in (self.train, self.held_out, self.test))
+        train, held_out, test = (resident(split, device) for split in (self.train, self.held_out, self.test))
         return dataclasses.replace(self, train=train, held_out=held_out, test=test)
 
     def training_loader(self, batch_size: int, *, with_held_out: bool = False) -> DataLoader[Any]:
-        """Shuffled training batches, on request with the held-out samples among them."""
+        """Shuffled batches of the training set, or of training and validation set together."""
         dataset = joined(self.train, self.held_out) if with_held_out else self.train
         return BatchLoader(dataset, batch_size, **shuffling(dataset), **self._fetching())
 
     def ordered_loader(self, dataset: Dataset[Any], batch_size: int = 1024) -> DataLoader[Any]:
-        """Batches of a split in its own order."""
+        """Batches of a split in its order."""
         return BatchLoader(dataset, batch_size, **self._fetching())
 
     def _fetching(self) -> dict[str, Any]:

@@ -9,18 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import (
-    ConcatDataset,
     DataLoader,
     Dataset,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
-    Subset,
 )
 from torch.utils.data.dataloader import default_collate
 
 from tgeokd.core.model_call import random_state, replayed
 from tgeokd.data.arrays import ArrayDataset, WholeBatch
+from tgeokd.data.datasets import FetchesBatches, StoredInBlocks, joined, set_view, subset, views_of
 from tgeokd.data.sampler import BlockShuffle, own_generator
 from tgeokd.utils.errors import InputError
 
@@ -53,7 +52,11 @@ class BatchLoader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         plain = self.num_workers == 0 and not self.pin_memory and self.collate_fn is default_collate
-        chunks = self._chunks() if plain and self.batch_size is not None and hasattr(self.dataset, "fetch") else None
+        chunks = (
+            self._chunks()
+            if plain and self.batch_size is not None and isinstance(self.dataset, FetchesBatches)
+            else None
+        )
         if chunks is None:
             return super().__iter__()
         torch.empty((), dtype=torch.int64).random_(generator=self.generator)  # what torch seeds worker processes with
@@ -94,10 +97,9 @@ def _permuted(size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
 
 def shuffling(dataset: Dataset[Any], generator: torch.Generator | None = None) -> dict[str, Any]:
     """Arguments of a ``DataLoader`` that shuffles: by blocks where the data set has a ``block_size``, else freely."""
-    block_size = getattr(dataset, "block_size", None)
-    if block_size is None:
+    if not isinstance(dataset, StoredInBlocks):
         return {"shuffle": True, "generator": generator}
-    return {"sampler": BlockShuffle(len(dataset), block_size, generator), "generator": generator}  # type: ignore[arg-type]
+    return {"sampler": BlockShuffle(len(dataset), dataset.block_size, generator), "generator": generator}  # type: ignore[arg-type]
 
 
 def union_loader(train: Iterable[Any], held_out: Iterable[Any]) -> DataLoader[Any]:
@@ -120,42 +122,6 @@ def union_loader(train: Iterable[Any], held_out: Iterable[Any]) -> DataLoader[An
         )
     dataset = joined(train.dataset, held_out.dataset)
     return _like(train, dataset, train.batch_size or 1, drop_last=train.drop_last, generator=train.generator)
-
-
-def joined(first: Dataset[Any], second: Dataset[Any]) -> Dataset[Any]:
-    """Both data sets as one, in the way of the first where it knows one (``join``)."""
-    join: Callable[[Dataset[Any]], Dataset[Any]] | None = getattr(first, "join", None)
-    return join(second) if join is not None else ConcatDataset([first, second])
-
-
-def subset(dataset: Dataset[Any], rows: list[int]) -> Dataset[Any]:
-    """Some rows of a data set, in its own way where it knows one (``subset``)."""
-    own: Callable[[list[int]], Dataset[Any]] | None = getattr(dataset, "subset", None)
-    return own(rows) if own is not None else Subset(dataset, rows)
-
-
-def views_of(loader: Iterable[Any]) -> int | None:
-    """How many views of each sample a loader's data set has (:meth:`ArrayDataset.with_views`); None where it has none.
-
-    Looks through ``Subset`` and ``ConcatDataset``, whose parts must agree.
-    """
-    found = {getattr(part, "views", None) for part in _parts_of(getattr(loader, "dataset", None))}
-    return found.pop() if len(found) == 1 else None
-
-
-def set_view(loader: Iterable[Any], view: int) -> None:
-    """Choose the view of all samples of a loader; parts of its data set without views are left as they are."""
-    for part in _parts_of(getattr(loader, "dataset", None)):
-        if getattr(part, "views", None) is not None:
-            part.set_view(view)
-
-
-def _parts_of(dataset: Any) -> list[Any]:
-    if isinstance(dataset, Subset):
-        return _parts_of(dataset.dataset)
-    if isinstance(dataset, ConcatDataset):
-        return [part for each in dataset.datasets for part in _parts_of(each)]
-    return [dataset]
 
 
 def resident(dataset: Dataset[Any], device: torch.device) -> Dataset[Any]:

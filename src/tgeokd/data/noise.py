@@ -1,4 +1,4 @@
-"""Label noise: at random, as people confuse classes, and real labels by people (CIFAR-N)."""
+"""Label noise: uniform, from how people confuse classes, and people's labels (CIFAR-N)."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = ["confusion_counts", "confusion_noise", "read_confusion_counts", "read
 
 
 def symmetric_noise(target: Tensor, rate: float, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Replace a share of the labels at random: each by a class drawn uniformly from all classes.
+    """Replace a share of the labels, each by a class drawn uniformly from all classes.
 
-    One in C of the replaced labels is drawn as it was, so the share of wrong labels is about ``rate (1 - 1 / C)``. (Of the two
-    conventions in use, the other draws from the C - 1 wrong classes only; its rate is the share of wrong labels.)
+    One in C of the replaced labels keeps its class, so the share of wrong labels is about ``rate (1 - 1 / C)``. (The other
+    convention in use draws from the C - 1 wrong classes only; its rate is the share of wrong labels.)
 
     Args:
         target: class indices, shape (N,).
         rate: share of labels replaced, in [0, 1]; ``round(rate N)`` of them.
         num_classes: C.
-        seed: of the choice.
+        seed: seed of the draws.
 
     Returns:
-        The noisy labels, shape (N,), and which of them are wrong now, shape (N,), bool.
+        The noisy labels, shape (N,), and a mask of the wrong ones, shape (N,), bool.
     """
     if not 0 <= rate <= 1:
         raise InputError(f"noise must lie in [0, 1], not {rate}")
@@ -42,18 +42,18 @@ def symmetric_noise(target: Tensor, rate: float, num_classes: int, seed: int) ->
 
 
 def confusion_noise(target: Tensor, counts: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw every label anew from what people called its class.
+    """Draw every label from the distribution of people's labels for its class.
 
-    Class-conditional noise: which class takes the label's place depends on the true class alone, not on the image, as it does
-    in people's own labels. Results with it must not be reported as results on CIFAR-N.
+    The noise is class-conditional: the new label depends on the true class alone, whereas people's own labels depend on the
+    image. Results with it must not be reported as results on CIFAR-N.
 
     Args:
         target: class indices, shape (N,).
-        counts: how often class ``row`` was called class ``column``, int64, shape (C, C); no row is all zero.
-        seed: of the draws.
+        counts: how often class ``row`` was labelled as class ``column``, int64, shape (C, C); no row is all zero.
+        seed: seed of the draws.
 
     Returns:
-        The noisy labels, shape (N,), and which of them are wrong now, shape (N,), bool.
+        The noisy labels, shape (N,), and a mask of the wrong ones, shape (N,), bool.
     """
     generator = np.random.default_rng(seed)
     cumulative = counts.numpy().cumsum(axis=1)[target.numpy()]
@@ -63,29 +63,29 @@ def confusion_noise(target: Tensor, counts: Tensor, seed: int) -> tuple[Tensor, 
 
 
 def confusion_counts(clean: Tensor, noisy: Tensor, num_classes: int) -> Tensor:
-    """How often class ``row`` was called class ``column``, int64, shape (C, C)."""
+    """How often class ``row`` was labelled as class ``column``, int64, shape (C, C)."""
     return torch.bincount(clean * num_classes + noisy, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def read_confusion_counts(path: Path, num_classes: int) -> Tensor:
-    """Confusion counts from a CSV file without a header: C rows (the true class) of C whole numbers.
+    """Confusion counts from a CSV file without a header: C rows (the true class) of C integers.
 
     Raises:
-        InputError: where the file holds anything else.
+        InputError: where the file has other contents.
     """
     try:
         counts = np.loadtxt(path, delimiter=",", dtype=np.int64, ndmin=2)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise InputError(f"{path} is not a table of whole numbers: {one_line(error)}") from error
+        raise InputError(f"{path} is not a table of integers: {one_line(error)}") from error
     if counts.shape != (num_classes, num_classes):
         raise InputError(
-            f"{path} must hold {num_classes} x {num_classes} counts, not {counts.shape[0]} x {counts.shape[1]}"
+            f"{path} must have {num_classes} x {num_classes} counts, not {counts.shape[0]} x {counts.shape[1]}"
         )
     if (counts < 0).any() or not counts.any(axis=1).all():
         row = int(((counts < 0).any(axis=1) | ~counts.any(axis=1)).argmax())
-        raise InputError(f"{path}: row {row} must hold counts >= 0 that are not all zero")
+        raise InputError(f"{path}: row {row} must have counts >= 0 that are not all zero")
     return torch.from_numpy(counts)
 
 
@@ -96,23 +96,23 @@ def read_human_labels(path: Path, keys: Sequence[str], num_classes: int) -> dict
 
     Args:
         path: the file.
-        keys: names of the label arrays wanted.
+        keys: names of the label arrays to read.
         num_classes: C.
 
     Returns:
         Class indices by key, int64, each of shape (N,).
 
     Raises:
-        InputError: where the file cannot be read, holds anything but arrays, lacks a key, or has an unknown label.
+        InputError: where the file cannot be read, has contents other than arrays, lacks a key, or has an unknown label.
     """
     kinds = [type(np.dtype(code)) for code in np.typecodes["AllInteger"]]
     reconstruct: Any = np.empty(0).__reduce__()[0]
-    old_name = (reconstruct, "numpy.core.multiarray._reconstruct")  # numpy 1 wrote the official files
+    old_name = (reconstruct, "numpy.core.multiarray._reconstruct")  # the official files were written by NumPy 1
     try:
         with torch.serialization.safe_globals([reconstruct, old_name, np.ndarray, np.dtype, _codecs.encode, *kinds]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise InputError(f"{path} is damaged or holds other things than arrays of whole numbers") from error
+        raise InputError(f"{path} is damaged or has contents other than integer arrays") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         first = one_line(error).partition(". ")[0]
         raise InputError(f"{path} is not a file of CIFAR-N labels: {first or type(error).__name__}") from error
@@ -120,11 +120,11 @@ def read_human_labels(path: Path, keys: Sequence[str], num_classes: int) -> dict
     for key in keys:
         value = content.get(key) if isinstance(content, dict) else None
         if value is None:
-            held = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-            raise InputError(f"{path} holds no {key!r} but {held}")
+            given = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+            raise InputError(f"{path} has no {key!r}, but {given}")
         array = np.asarray(value)
         if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise InputError(f"{path}: {key!r} must be whole numbers of shape (N,), not of shape {array.shape}")
+            raise InputError(f"{path}: {key!r} must have integers of shape (N,), not of shape {array.shape}")
         unknown = (array < 0) | (array >= num_classes)
         if unknown.any():
             row = int(unknown.argmax())

@@ -1,4 +1,4 @@
-"""Seeded splits of a table's rows that keep the shares of the classes, and over-sampling of the rarer ones."""
+"""Seeded stratified splits of row numbers, and oversampling of the rarer classes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
-from tgeokd.utils.errors import InputError
+from tgeokd.utils.errors import InputError, missing_package
 
 __all__ = ["Rows", "oversample", "stratified_split", "subset"]
 
@@ -23,20 +23,20 @@ def stratified_split(
     seed: int,
     class_names: Sequence[str] = (),
 ) -> tuple[Rows, Rows, Rows]:
-    """Rows of the training, the held-out and the test part, each with the class shares of the whole.
+    """Row numbers of a training, a validation and a test set with equal class frequencies.
 
     Args:
         target: class indices, shape (N,).
-        held_out: rows of the held-out part, or their share of all N rows as a float.
-        test: likewise for the test part; None where the test rows come from elsewhere.
-        seed: of the split.
-        class_names: for messages; class indices otherwise.
+        held_out: size of the validation set: a number of rows (int), or a share of the N rows (float).
+        test: size of the test set; None for none.
+        seed: seed of the split.
+        class_names: names of the classes in messages; class indices by default.
 
     Returns:
         Row numbers in increasing order; the last array is empty with ``test=None``.
 
     Raises:
-        InputError: where a part would lack a class, with the class and the number of its rows.
+        InputError: where a split would lack a class, with the class and the number of its rows.
     """
     rows = np.arange(len(target), dtype=np.int64)
     sizes = {"held_out": _size("held_out", held_out, len(target))}
@@ -55,44 +55,44 @@ def stratified_split(
     for name, size in sizes.items():
         if size < len(classes):
             raise InputError(
-                f"the {name} part would have {max(size, 0)} of {len(target)} rows for {len(classes)} classes"
+                f"the {name} split would have {max(size, 0)} of {len(target)} rows for {len(classes)} classes"
             )
-    parts = {"test": rows[:0]}
+    splits = {"test": rows[:0]}
     rest = rows
     for name in ("test", "held_out"):
         if name in sizes:
-            rest, parts[name] = train_test_split(rest, test_size=sizes[name], stratify=target[rest], random_state=seed)
-    parts["train"] = rest
+            rest, splits[name] = train_test_split(rest, test_size=sizes[name], stratify=target[rest], random_state=seed)
+    splits["train"] = rest
     for name in sizes:
-        absent = classes[np.bincount(target[parts[name]], minlength=int(classes[-1]) + 1)[classes] == 0]
+        absent = classes[np.bincount(target[splits[name]], minlength=int(classes[-1]) + 1)[classes] == 0]
         if len(absent):
             count = counts[classes == absent[0]][0]
             raise InputError(
-                f"the {name} part of {sizes[name]} rows got none of the {count} rows of class "
-                f"{_name(absent[0], class_names)}; make the part larger"
+                f"the {name} split of {sizes[name]} rows got none of the {count} rows of class "
+                f"{_name(absent[0], class_names)}; make the split larger"
             )
-    return np.sort(parts["train"]), np.sort(parts["held_out"]), np.sort(parts["test"])
+    return np.sort(splits["train"]), np.sort(splits["held_out"]), np.sort(splits["test"])
 
 
 def subset(target: NDArray[np.int64], size: int, *, seed: int, option: str = "train") -> Rows:
-    """Row numbers, in increasing order, of ``size`` rows with the class shares of the whole and at least one row a class.
+    """Increasing row numbers of a stratified sample with at least one row per class.
 
     Args:
         target: class indices, shape (N,).
-        size: how many rows.
-        seed: of the choice.
-        option: what the user calls the size, for messages.
+        size: number of rows.
+        seed: seed of the sample.
+        option: name of the size in messages.
 
     Raises:
-        InputError: for a size beyond N or below the number of classes.
+        InputError: for a size above N or below the number of classes.
     """
     classes = np.unique(target)
     if not len(classes) <= size <= len(target):
         raise InputError(
-            f"{option}={size}: so many rows cannot be drawn from {len(target)} rows of {len(classes)} classes"
+            f"{option}={size} must lie in [{len(classes)}, {len(target)}]: {len(target)} rows of {len(classes)} classes"
         )
     order = np.random.default_rng(seed).permutation(len(target))
-    turn = np.empty(len(target))  # of a class of n rows, one comes up every 1 / n of the way
+    turn = np.empty(len(target))  # the n rows of a class are spaced by 1 / n
     for c in classes:
         members = order[target[order] == c]
         turn[members] = np.arange(len(members)) / len(members)
@@ -100,13 +100,13 @@ def subset(target: NDArray[np.int64], size: int, *, seed: int, option: str = "tr
 
 
 def oversample(target: NDArray[np.int64], *, seed: int) -> Rows:
-    """Row numbers with rows of the smaller classes drawn again until all classes are as frequent as the largest.
+    """Row numbers with rows of the smaller classes repeated until all classes are as frequent as the largest.
 
-    All rows are there once, in order, followed by the repeated ones. For training rows only.
+    All rows occur once, in order, followed by the repeated ones. For training rows only.
 
     Args:
         target: class indices, shape (N,).
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
         InputError: where imbalanced-learn is not installed.
@@ -114,7 +114,7 @@ def oversample(target: NDArray[np.int64], *, seed: int) -> Rows:
     try:
         from imblearn.over_sampling import RandomOverSampler  # type: ignore[import-untyped]  # an extra of the package
     except ImportError as error:
-        raise InputError("oversampling needs imbalanced-learn: pip install 'tgeokd[tabular]'") from error
+        raise missing_package("oversample=true", error) from error
     if len(np.unique(target)) < 2:
         return np.arange(len(target), dtype=np.int64)
     sampler = RandomOverSampler(random_state=seed)
@@ -123,7 +123,7 @@ def oversample(target: NDArray[np.int64], *, seed: int) -> Rows:
 
 
 def _size(name: str, value: int | float, total: int) -> int:
-    """Rows of a part given as a number or a share."""
+    """A size given as a number or a share, as a number of rows."""
     if isinstance(value, float):
         if not 0 < value < 1:
             raise InputError(f"{name} as a share must lie in (0, 1), not {value}")

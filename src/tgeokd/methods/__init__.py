@@ -24,7 +24,7 @@ def build_method(name: str, /, **options: Any) -> Method:
         >>> build_method("kd", alpha=0.5).constant
         0.5
     """
-    from tgeokd.utils.typed import call_checked
+    from tgeokd.utils.validation import call_validated
 
-    method: Method = call_checked(f"method {name!r}", METHODS[name], options)
+    method: Method = call_validated(f"method {name!r}", METHODS[name], options)
     return method

@@ -1,13 +1,14 @@
-"""BERT over the columns of a table: a token for every feature."""
+"""BERT on the columns of a table: one token per feature."""
 
 from __future__ import annotations
 
-from itertools import accumulate
-
 import torch
 from torch import Tensor, nn
+from transformers import BertConfig, BertModel
 
 from tgeokd.data.base import InputSpec
+from tgeokd.models.registry import MODELS
+from tgeokd.models.table import check_table, first_codes
 from tgeokd.utils.errors import InputError
 
 __all__ = ["bert"]
@@ -29,8 +30,6 @@ class TableBert(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        from transformers import BertConfig, BertModel  # an extra of the package, slow to import
-
         numbers = inputs.shape[0]
         config = BertConfig(
             vocab_size=1 + sum(inputs.categories),  # token 0 is [CLS], then the codes of each column in turn
@@ -45,24 +44,24 @@ class TableBert(nn.Module):
             pad_token_id=None,
         )
         self.encoder = BertModel(config, add_pooling_layer=False)
-        # not slower on a few dozen tokens, differentiable forwards, and the same dropout in every pass of the bilevel step
+        # supports forward-mode AD and the same dropout in every pass of the bilevel step; as fast on a few dozen tokens
         self.encoder.set_attn_implementation("eager")
         self.direction = nn.Parameter(torch.randn(numbers, hidden) * config.initializer_range)
-        first = [1 + codes for codes in (0, *accumulate(inputs.categories))]
-        self.register_buffer("token_of_column", torch.tensor(first[:-1], dtype=torch.int64), persistent=False)
+        self.register_buffer("token_of_column", first_codes(inputs.categories, start=1), persistent=False)
         self.head = nn.Linear(hidden, num_classes)
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
-        """Logits, shape (N, C), from numbers (N, M) and codes (N, K)."""
+        """Logits, shape (N, C), of numbers (N, M) and codes (N, K)."""
         start = categorical.new_zeros(len(numeric), 1)
         tokens = torch.cat([start, categorical + self.token_of_column], dim=1)
         words = self.encoder.embeddings.word_embeddings(tokens)
-        # the positions added by BERT tell the features apart and are the offset of the numeric ones
+        # BERT's position embeddings identify the features, and are the offset of the numeric ones
         embedded = torch.cat([words, numeric.unsqueeze(2) * self.direction], dim=1)
         logits: Tensor = self.head(self.encoder(inputs_embeds=embedded).last_hidden_state[:, 0])
         return logits
 
 
+@MODELS.register("bert")
 def bert(
     *,
     inputs: InputSpec,
@@ -73,25 +72,24 @@ def bert(
     intermediate: int | None = None,
     dropout: float = 0.1,
 ) -> nn.Module:
-    """A BERT encoder (Devlin et al., 2019; the implementation of transformers, from scratch) over a table's columns.
+    """A BERT encoder (Devlin et al., 2019; the implementation of transformers, not pretrained) on the columns of a table.
 
-    The tokens are [CLS], one a categorical column (its code's embedding) and one a numeric feature (its value times a learned
-    direction); position embeddings say which feature a token is. The class is read off [CLS].
+    The tokens are [CLS], one per categorical column (the embedding of its code) and one per numeric feature (its value times a
+    learned direction), with position embeddings. The classifier is a linear layer on [CLS].
 
     Args:
         inputs: of kind ``table``.
         num_classes: C.
         layers: transformer layers.
         hidden: width of a token.
-        heads: attention heads; they divide ``hidden``.
+        heads: attention heads; a divisor of ``hidden``.
         intermediate: width of the feed-forward layers; ``4 hidden`` by default.
         dropout: probability, in the layers and of the attention.
 
     Raises:
-        InputError: for inputs that are not a table, an impossible width, or where transformers is not installed.
+        InputError: for other inputs than a table, or an impossible width or probability.
     """
-    if inputs.kind != "table":
-        raise InputError(f"bert reads tables, not inputs of kind {inputs.kind!r}")
+    check_table("bert", inputs)
     intermediate = 4 * hidden if intermediate is None else intermediate
     for name, value in {"layers": layers, "hidden": hidden, "heads": heads, "intermediate": intermediate}.items():
         if value < 1:
@@ -100,9 +98,4 @@ def bert(
         raise InputError(f"hidden must be a multiple of heads, not {hidden} with {heads} heads")
     if not 0 <= dropout < 1:
         raise InputError(f"dropout must lie in [0, 1), not {dropout}")
-    try:
-        return TableBert(inputs, num_classes, layers, hidden, heads, intermediate, dropout)
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
-            raise
-        raise InputError("bert needs transformers: pip install 'tgeokd[text]'") from error
+    return TableBert(inputs, num_classes, layers, hidden, heads, intermediate, dropout)

@@ -1,4 +1,4 @@
-"""Any image classifier of timm or torchvision by its name there."""
+"""Image classifiers of timm and torchvision by their names there."""
 
 from __future__ import annotations
 
@@ -11,17 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from tgeokd.data.base import InputSpec
-from tgeokd.models.cifar._parts import refuse_all_but_images
-from tgeokd.utils.errors import InputError, first_line
+from tgeokd.models.cifar.layers import check_images
+from tgeokd.utils.errors import InputError, first_line, missing_package, unknown_name
 
 __all__ = ["hub_model"]
 
 WITH_EXTRA_HEADS = ("googlenet", "inception_v3")
-READING_FILES = (
-    "checkpoint_path",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-)  # timm would run what a pickle in them says
+# options of timm that unpickle a file, which can run code
+READING_FILES = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
 
 
 def hub_model(name: str, *, inputs: InputSpec, num_classes: int, pretrained: bool = False, **options: Any) -> nn.Module:
@@ -30,51 +27,53 @@ def hub_model(name: str, *, inputs: InputSpec, num_classes: int, pretrained: boo
     Args:
         name: ``timm:NAME`` or ``torchvision:NAME``.
         inputs: images of shape (3, H, W).
-        num_classes: C. A pretrained classifier of as many classes is kept, any other replaced by a fresh one.
+        num_classes: C. A pretrained head of C classes is kept; of another number it is replaced by a newly initialized one.
         pretrained: start from the library's default weights, downloaded on first use.
-        **options: of the library's own function, e.g. ``drop_rate`` or ``img_size``.
+        **options: of the library's function, e.g. ``drop_rate`` or ``img_size``.
 
     Raises:
-        InputError: for an unknown library, model or option, inputs the model does not take, a package that is not installed,
-            or weights that cannot be fetched.
+        InputError: for an unknown library, model or option, inputs that the model does not take, a library that is not
+            installed, or weights that cannot be downloaded.
     """
     library, _, model_name = name.partition(":")
     if library not in BUILDERS:
-        raise InputError(f"unknown library {library!r} in model {name!r}: known: {', '.join(BUILDERS)}")
-    refuse_all_but_images(name, inputs)
+        raise unknown_name(f"library of model {name!r}:", library, BUILDERS)
+    if not isinstance(pretrained, bool):
+        raise InputError(f"pretrained of model {name!r} must be true or false, not {pretrained!r}")
+    check_images(name, inputs)
     for option in READING_FILES:
         if option in options:
             raise InputError(f"model {name!r} takes no option {option!r}; `weights` names a local file")
     try:
         package = import_module(library)
     except ModuleNotFoundError as error:
-        raise InputError(f"model {name!r} needs {library}: pip install 'tgeokd[vision]'") from error
+        raise missing_package(f"model {name!r}", error) from error
     try:
         model = BUILDERS[library](package, model_name, num_classes, pretrained, options)
     except OSError as error:
         raise InputError(
-            f"the pretrained weights of {name!r} cannot be fetched ({first_line(error)}); `weights` may name a local file"
+            f"the pretrained weights of {name!r} cannot be downloaded ({first_line(error)}); `weights` may name a local file"
         ) from error
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{library} cannot build {model_name!r}: {first_line(error)}") from error
-    _try_out(name, model, inputs, num_classes)
+    _check_logits(name, model, inputs, num_classes)
     return model
 
 
 def _timm(timm: Any, name: str, num_classes: int, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     if not timm.is_model(name):
-        raise InputError(_unknown("timm", name, timm.list_models()))
+        raise _unknown("timm", name, timm.list_models())
     model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
     return model
 
 
 def _torchvision(torchvision: Any, name: str, num_classes: int, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     models = torchvision.models
-    known = models.list_models(module=models)  # without those for detection, segmentation, video and flow
+    known = models.list_models(module=models)  # classifiers only
     if name not in known:
-        raise InputError(_unknown("torchvision", name, known))
+        raise _unknown("torchvision", name, known)
     if not pretrained:
         if name in WITH_EXTRA_HEADS:
             options = {"aux_logits": False, "init_weights": True} | options
@@ -82,7 +81,7 @@ def _torchvision(torchvision: Any, name: str, num_classes: int, pretrained: bool
         return model
     weights = models.get_model_weights(name).DEFAULT
     model = models.get_model(name, weights=weights, **options)
-    if name == "inception_v3":  # its weights come with the extra head; googlenet drops its own by itself
+    if name == "inception_v3":  # its weights include the extra head, which googlenet removes by itself
         model.aux_logits = False  # type: ignore[assignment]
         model.register_module("AuxLogits", None)
     classes = len(weights.meta["categories"])
@@ -92,7 +91,7 @@ def _torchvision(torchvision: Any, name: str, num_classes: int, pretrained: bool
 
 
 def _replace_head(model: nn.Module, name: str, classes: int, num_classes: int) -> None:
-    """A fresh layer in the place of the last one that makes as many outputs as the weights have classes."""
+    """Replace the last layer with as many outputs as the weights have classes."""
     layers = [
         (path, layer)
         for path, layer in model.named_modules()
@@ -101,7 +100,7 @@ def _replace_head(model: nn.Module, name: str, classes: int, num_classes: int) -
     ]
     if not layers:
         raise InputError(
-            f"the classifier of 'torchvision:{name}' is no layer of {classes} outputs that could be replaced"
+            f"'torchvision:{name}' has no layer of {classes} outputs to replace: use pretrained=false, or another model"
         )
     path, layer = layers[-1]
     fresh: nn.Module
@@ -115,8 +114,8 @@ def _replace_head(model: nn.Module, name: str, classes: int, num_classes: int) -
 BUILDERS = {"timm": _timm, "torchvision": _torchvision}
 
 
-def _try_out(name: str, model: nn.Module, inputs: InputSpec, num_classes: int) -> None:
-    """Many nets take one size of image alone, some give more than logits: better to know before training."""
+def _check_logits(name: str, model: nn.Module, inputs: InputSpec, num_classes: int) -> None:
+    """Run the model once: some take images of one size only, some return more than logits."""
     shape = (1, *inputs.shape)
     model.eval()
     try:
@@ -129,11 +128,12 @@ def _try_out(name: str, model: nn.Module, inputs: InputSpec, num_classes: int) -
     if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(
-            f"model {name!r} gives {found} for images of shape {shape}, not logits of shape {(1, num_classes)}"
+            f"model {name!r} returns {found} for images of shape {shape}, not logits of shape {(1, num_classes)}"
         )
 
 
-def _unknown(library: str, name: str, known: Iterable[str]) -> str:
+def _unknown(library: str, name: str, known: Iterable[str]) -> InputError:
+    """As :func:`unknown_name`, without the list of all names, which has hundreds."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
-    return f"unknown {library} model {name!r}{hint}"
+    return InputError(f"unknown {library} model {name!r}{hint}")

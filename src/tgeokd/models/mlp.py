@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tgeokd.data.base import InputSpec
-from tgeokd.models.table import table_mlp
-from tgeokd.utils.errors import InputError
+from tgeokd.models.registry import MODELS
+from tgeokd.models.table import CategoryEmbedding, check_layers, check_table, hidden_layers
 
-__all__ = ["mlp"]
+__all__ = ["TableMLP", "mlp"]
 
 
+class TableMLP(nn.Module):
+    """An MLP on the numeric columns of a table beside an embedding of each categorical one; the options of :func:`mlp`."""
+
+    def __init__(
+        self, inputs: InputSpec, num_classes: int, hidden: tuple[int, ...], embedding: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.embedding = CategoryEmbedding(inputs.categories, embedding) if inputs.categories else None
+        widths = (inputs.shape[0] + embedding * len(inputs.categories), *hidden)
+        self.layers = nn.Sequential(*hidden_layers(widths, dropout))
+        self.head = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
+        """Logits, shape (N, C), of numbers (N, M) and codes (N, K)."""
+        features = numeric
+        if self.embedding is not None:
+            features = torch.cat([numeric, self.embedding(categorical).flatten(1)], dim=1)
+        logits: Tensor = self.head(self.layers(features))
+        return logits
+
+
+@MODELS.register("mlp")
 def mlp(
     *,
     inputs: InputSpec,
@@ -22,28 +44,21 @@ def mlp(
     dropout: float = 0.0,
     embedding: int = 8,
 ) -> nn.Module:
-    """Linear layers with ReLU and, where asked, dropout between them.
+    """Linear layers with ReLU and dropout between them.
 
     Args:
-        inputs: arrays are flattened; of a table, the numeric columns stand beside an embedding of each categorical one.
+        inputs: arrays, which are flattened, or a table, see :class:`TableMLP`.
         num_classes: C.
         hidden: widths of the hidden layers.
         dropout: probability after each hidden layer.
-        embedding: numbers that stand for a category of a table.
+        embedding: length of the vector of a category; only used with a table.
 
     Raises:
-        InputError: for an impossible width or probability.
+        InputError: for an impossible width or probability, or a table without columns.
     """
-    if any(width < 1 for width in hidden):
-        raise InputError(f"hidden widths must be >= 1, not {list(hidden)}")
-    if not 0 <= dropout < 1:
-        raise InputError(f"dropout must lie in [0, 1), not {dropout}")
+    check_layers(hidden=hidden, embedding=embedding, dropout=dropout)
     if inputs.kind == "table":
-        return table_mlp(inputs=inputs, num_classes=num_classes, hidden=hidden, dropout=dropout, embedding=embedding)
-    in_features = math.prod(inputs.shape)
-    layers: list[nn.Module] = [nn.Flatten()]
-    for width_in, width_out in pairwise((in_features, *hidden)):
-        layers += [nn.Linear(width_in, width_out), nn.ReLU()]
-        if dropout:
-            layers.append(nn.Dropout(dropout))
-    return nn.Sequential(*layers, nn.Linear((in_features, *hidden)[-1], num_classes))
+        check_table("mlp", inputs)
+        return TableMLP(inputs, num_classes, hidden, embedding, dropout)
+    widths = (math.prod(inputs.shape), *hidden)
+    return nn.Sequential(nn.Flatten(), *hidden_layers(widths, dropout), nn.Linear(widths[-1], num_classes))

@@ -1,4 +1,4 @@
-"""Weights from a file into a model: nothing else of the file is used, and nothing in it is run."""
+"""Loading the weights of a model from a file, without running code that the file contains."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tgeokd.utils.errors import InputError, first_line
 __all__ = ["load_weights"]
 
 HOLDERS = ("model", "state_dict", "model_state_dict", "net")
-PARALLEL = "module."  # torch.nn.DataParallel writes it before every name
+PARALLEL = "module."  # prefix of torch.nn.DataParallel
 
-# What published checkpoints hold beside tensors: the arguments of the run, and learning rates and accuracies as numpy scalars.
-# numpy 2 renamed the module of the scalars' constructor; files carry either name.
+# Published checkpoints also contain the arguments of the run, and learning rates and accuracies as NumPy scalars.
+# NumPy 2 renamed the module of the scalars' constructor; files have either name.
 SCALAR = np.float64(0).__reduce__()[0]
 HARMLESS: list[Any] = [
     argparse.Namespace,
@@ -34,23 +34,23 @@ HARMLESS: list[Any] = [
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Give a model the weights of a ``.safetensors`` file or a PyTorch checkpoint.
+    """Load the weights of a ``.safetensors`` file or a PyTorch checkpoint into a model.
 
-    A checkpoint is a state dict, or holds one under ``model``, ``state_dict``, ``model_state_dict`` or ``net``. A ``module.``
-    before every name is dropped. A checkpoint is read without running its pickle: beside tensors and plain values only
-    ``argparse.Namespace`` and numpy scalars may be in it.
+    A checkpoint is a state dict, or contains one under ``model``, ``state_dict``, ``model_state_dict`` or ``net``. The prefix
+    ``module.`` of all names is removed. A checkpoint may contain only tensors, plain values, ``argparse.Namespace`` and NumPy
+    scalars; other pickled objects are refused.
 
     Args:
-        model: changed in place, on the device it is on.
+        model: changed in place.
         path: the file.
 
     Raises:
-        InputError: for a file that is missing, unreadable, holds other objects or no state dict, or whose names or shapes are
-            not the model's; the model is then unchanged.
+        InputError: for a file that is missing, unreadable, or contains other objects or no state dict, and for names or shapes
+            that differ from the model's; the model is then unchanged.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"no file of weights at {path}")
+        raise InputError(f"the file of weights {path} does not exist")
     held = _safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path)
     expected = model.state_dict()
     given = _without_prefix(_state_dict(held, path), expected)
@@ -69,26 +69,25 @@ def _checkpoint(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever is wrong with a file, it is the file that is wrong
+    except Exception as error:  # torch raises many types for a damaged file
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
             raise InputError(
-                f"{path} holds {refused[1]}, and a file of weights may hold only tensors, plain values, numpy scalars and an "
-                "argparse.Namespace"
+                f"{path} contains {refused[1]}; only tensors, plain values, NumPy scalars and argparse.Namespace are allowed"
             ) from error
         raise InputError(f"{path} cannot be read as a PyTorch checkpoint of weights") from error
 
 
 def _state_dict(held: Any, path: Path) -> Mapping[str, Tensor]:
-    """The state dict itself or the one it is wrapped around."""
+    """The state dict of a checkpoint."""
     if _is_state_dict(held):
         return held  # type: ignore[no-any-return]
     if isinstance(held, Mapping):
         for holder in HOLDERS:
             if _is_state_dict(held.get(holder)):
                 return held[holder]  # type: ignore[no-any-return]
-        raise InputError(f"{path} holds {_some(list(map(str, held)))}, and no state dict under {', '.join(HOLDERS)}")
-    raise InputError(f"{path} must hold a state dict, not {type(held).__name__}")
+        raise InputError(f"{path} contains {_some(list(map(str, held)))}, but no state dict under {', '.join(HOLDERS)}")
+    raise InputError(f"{path} must contain a state dict, not {type(held).__name__}")
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -106,21 +105,21 @@ def _without_prefix(given: Mapping[str, Tensor], expected: Collection[str]) -> d
 
 
 def _compare(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
-    """Raise unless names and shapes agree. Files older than PyTorch 0.4.1 lack the batch norms' counters."""
+    """Raise unless names and shapes agree. Files older than PyTorch 0.4.1 have no ``num_batches_tracked``."""
     missing = [name for name in expected if name not in given and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in given if name not in expected]
-    misfits = [
+    wrong_shape = [
         f"{name} {tuple(given[name].shape)} for {tuple(value.shape)}"
         for name, value in expected.items()
         if name in given and given[name].shape != value.shape
     ]
     problems = [
-        f"{len(names)} {what}: {_some(names)}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misfits))
+        f"{len(names)} {problem}: {_some(names)}"
+        for problem, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong_shape))
         if names
     ]
     if problems:
-        raise InputError(f"the weights in {path} are not this model's: {'; '.join(problems)}")
+        raise InputError(f"the weights in {path} do not match the model: {'; '.join(problems)}")
 
 
 def _some(names: list[str]) -> str:

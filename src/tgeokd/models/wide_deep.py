@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 
 from tgeokd.data.base import InputSpec
-from tgeokd.models.table import CategoryEmbedding
+from tgeokd.models.registry import MODELS
+from tgeokd.models.table import CategoryEmbedding, check_layers, check_table, hidden_layers
 from tgeokd.utils.errors import InputError
 
 __all__ = ["WideDeep", "wide_deep"]
@@ -17,16 +16,16 @@ EMBEDDING_SD = 0.01
 
 
 class WideDeep(nn.Module):
-    """A linear model on all columns (wide) and an MLP on embeddings (deep), added up.
+    """The sum of a linear model on all columns (wide) and an MLP on embeddings (deep).
 
-    Cheng et al., "Wide & Deep Learning for Recommender Systems", DLRS 2016. The wide scores enter the last layer beside the
-    deep features, so the logits are the output of one linear layer. It starts with weight 1 from each score to its class.
+    Cheng et al., "Wide & Deep Learning for Recommender Systems", DLRS 2016. The last layer takes the wide scores beside the
+    deep features, so that the logits are the output of one linear layer. Its weight from each score to its class starts at 1.
 
     Args:
         numeric: M, number of numeric columns.
         categories: codes of each categorical column.
-        num_classes: C; there are C - 1 wide scores, class 0 being the reference.
-        embedding: numbers a category is embedded in.
+        num_classes: C; there are C - 1 wide scores, class 0 is the reference.
+        embedding: length of the vector of a category.
         hidden: widths of the deep layers, at least one.
         dropout: probability after each of them.
     """
@@ -45,18 +44,12 @@ class WideDeep(nn.Module):
         self.embedding = CategoryEmbedding(categories, embedding) if categories else None
         self.wide_categories = CategoryEmbedding(categories, scores) if categories else None
         self.wide_numeric = nn.Linear(numeric, scores, bias=False) if numeric else None
-        layers: list[nn.Module] = []
-        for width_in, width_out in pairwise((numeric + embedding * len(categories), *hidden)):
-            layers += [nn.Linear(width_in, width_out), nn.ReLU()]
-            if dropout:
-                layers.append(nn.Dropout(dropout))
-        self.deep = nn.Sequential(*layers)
+        self.deep = nn.Sequential(*hidden_layers((numeric + embedding * len(categories), *hidden), dropout))
         self.head = nn.Linear(hidden[-1] + scores, num_classes)
         with torch.no_grad():
             if self.embedding is not None and self.wide_categories is not None:
-                self.embedding.rows.weight.normal_(
-                    std=EMBEDDING_SD
-                )  # a category seen never or seldom should say little
+                # a category that occurs rarely in training should have little influence
+                self.embedding.rows.weight.normal_(std=EMBEDDING_SD)
                 self.wide_categories.rows.weight.zero_()
             self.head.weight[:, hidden[-1] :] = torch.eye(num_classes)[:, 1:]
 
@@ -72,6 +65,7 @@ class WideDeep(nn.Module):
         return logits
 
 
+@MODELS.register("wide_deep")
 def wide_deep(
     *,
     inputs: InputSpec,
@@ -82,24 +76,11 @@ def wide_deep(
 ) -> nn.Module:
     """A :class:`WideDeep` model of a table.
 
-    Args:
-        inputs: of the data; must be a table.
-        num_classes: C.
-        embedding: numbers a category is embedded in.
-        hidden: widths of the deep layers.
-        dropout: probability after each of them.
-
     Raises:
-        InputError: for inputs that are no table, or an impossible width or probability.
+        InputError: for other inputs than a table, or an impossible width or probability.
     """
-    if inputs.kind != "table":
-        raise InputError(f"wide_deep takes tables, and this task's inputs are arrays of shape {list(inputs.shape)}")
-    if not inputs.shape[0] and not inputs.categories:
-        raise InputError("wide_deep needs a table with at least one column")
-    if embedding < 1:
-        raise InputError(f"embedding must be >= 1, not {embedding}")
-    if not hidden or any(width < 1 for width in hidden):
-        raise InputError(f"hidden must be one or more widths >= 1, not {list(hidden)}")
-    if not 0 <= dropout < 1:
-        raise InputError(f"dropout must lie in [0, 1), not {dropout}")
+    check_table("wide_deep", inputs)
+    check_layers(hidden=hidden, embedding=embedding, dropout=dropout)
+    if not hidden:
+        raise InputError("hidden must have at least one width, not []")
     return WideDeep(inputs.shape[0], inputs.categories, num_classes, embedding, hidden, dropout)

@@ -1,75 +1,68 @@
-"""`ablation`: which part of the geometry is worth what."""
+"""`ablation`: the contribution of each part of the geometry."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from tgeokd.paper.base import Findings
-from tgeokd.paper.rows import compared, gain, primary_of, shared_facts
-from tgeokd.paper.wording import gained, mean, verdict
-from tgeokd.report.analyses import draw_ablation
-from tgeokd.report.tables import formatted
-from tgeokd.runs.config import RunConfig
-from tgeokd.runs.plan import Entry
+from tgeokd.core.metrics import formatted
+from tgeokd.paper import ANALYSES
+from tgeokd.paper.base import KD, Differences
+from tgeokd.paper.comparison import ComparisonAnalysis, gain, gain_text
+from tgeokd.paper.formatting import mean
+from tgeokd.runs.results import MethodSpec
 
-__all__ = ["FULL", "ROWS", "ablation", "lines"]
+__all__ = ["FULL", "KINDS", "STEPS", "VECTOR", "Ablation"]
 
 
-def _scalar(**options: Any) -> Entry:
-    return Entry("tgeo", {"encoding": "scalar", **options})
+def _scalar(**options: Any) -> MethodSpec:
+    return MethodSpec("tgeo", {"encoding": "scalar", **options})
 
 
-FULL = "SG + TG + ST + inter-sample"
-ROWS = {
-    "kd": Entry("kd", {"alpha": 0.5}),
-    "SG + TG": _scalar(student_teacher_edge=False, inter_sample=False),
-    "SG + TG + ST": _scalar(inter_sample=False),
-    FULL: _scalar(),
+FULL, VECTOR = "SG + TG + ST + inter-sample", "vector encoding"
+KINDS = {
     "vertices": _scalar(edges=False, angles=False),
     "edges": _scalar(vertices=False, angles=False),
     "angles": _scalar(vertices=False, edges=False, angles=True),
     "vertices + edges": _scalar(angles=False),
-    "vector encoding": Entry("tgeo", {"encoding": "vector"}),
+}
+STEPS = {
+    "SG + TG": _scalar(student_teacher_edge=False, inter_sample=False),
+    "SG + TG + ST": _scalar(inter_sample=False),
+    FULL: _scalar(),
 }
 
 
-def ablation(config: RunConfig, seeds: Sequence[int], out: Path, jobs: int | None = None) -> Findings:
-    """Test results by what of the geometry the ratio network sees; paired differences to the full scalar encoding.
+@ANALYSES.register("ablation")
+class Ablation(ComparisonAnalysis):
+    """Test results by the features that the ratio network receives.
 
-    The paper's steps: the edges student-label and teacher-label alone (SG + TG; with the vertices S and T, and G), then the
-    edge student-teacher and the angles that come with it (+ ST), then the triangle of the teacher's class average
-    (+ inter-sample, everything). Then kinds of features, all triangles: vertices, edges, angles each alone, and all but the
-    angles. Then the vector encoding of 9C numbers. ``kd`` with alpha 0.5, where ``tgeo`` starts, for reference.
+    The paper's steps: the edges student-label and teacher-label with the vertices (SG + TG); then the edge student-teacher
+    with its angles (+ ST); then the triangle of the class means (+ inter-sample, all features). Then kinds of features in
+    all triangles: vertices, edges and angles each alone, and all but the angles. Then the vector encoding of 9C numbers.
+    ``kd`` is the baseline.
     """
-    results = compared(config, list(ROWS.values()), seeds, out, jobs)
-    data = {"rows": {name: entry.label for name, entry in ROWS.items()}, "full": FULL, **shared_facts(results)}
-    return Findings(data, lines(data), partial(draw_ablation, data))
 
+    rows: ClassVar = {"kd": KD, **STEPS, **KINDS, VECTOR: MethodSpec("tgeo", {"encoding": "vector"})}
 
-def _value(data: dict[str, Any], name: str) -> str:
-    metric = data["primary_metric"]
-    return f"{name} {formatted(metric, mean(primary_of(data, ROWS[name].label).values()))}"
+    def differences(self, data: dict[str, Any]) -> Differences:
+        """Each step over the one before; each kind of features and the vector encoding over the full set; that over kd."""
+        order = ["kd", *STEPS]
+        pairs = [*zip(STEPS, order, strict=False), *((name, FULL) for name in (*KINDS, VECTOR)), (FULL, "kd")]
+        return {f"{name} over {over}": gain(data, name, over) for name, over in pairs}
 
-
-def _step(data: dict[str, Any], name: str, over: str) -> str:
-    step = gain(data, ROWS[name].label, ROWS[over].label)
-    return f"{gained(step, data['primary_metric'])}, {verdict(step, 'better', 'worse')}"
-
-
-def lines(data: dict[str, Any]) -> list[str]:
-    """The paper's steps; the kinds of features; the encodings."""
-    kinds = ("vertices", "edges", "angles", "vertices + edges")
-    intra, edge = "SG + TG", "SG + TG + ST"
-    values = ", ".join(_value(data, name) for name in ("kd", intra, edge, FULL))
-    return [
-        f"Test {data['primary_metric']}: {values}; SG + TG over kd {_step(data, intra, 'kd')}; adding ST "
-        f"{_step(data, edge, intra)}; adding inter-sample {_step(data, FULL, edge)}.",
-        "Kinds of features less the full set: "
-        + "; ".join(f"{_value(data, name)}, {_step(data, name, FULL)}" for name in kinds)
-        + ".",
-        f"Encodings: {_value(data, 'vector encoding')} less the scalar one {_step(data, 'vector encoding', FULL)}; the full "
-        f"scalar encoding over kd {_step(data, FULL, 'kd')}.",
-    ]
+    def lines(self, data: dict[str, Any], differences: Differences) -> list[str]:
+        """The paper's steps; the kinds of features; the encodings."""
+        metric = data["primary_metric"]
+        values = {name: f"{name} {formatted(metric, mean(of))}" for name, of in data["values"].items()}
+        texts = {name: gain_text(d, metric) for name, d in differences.items()}
+        first, second, third = STEPS
+        return [
+            f"Test {metric}: {', '.join(values[name] for name in ('kd', *STEPS))}. SG + TG over kd: "
+            f"{texts[f'{first} over kd']}; adding ST: {texts[f'{second} over {first}']}; adding inter-sample: "
+            f"{texts[f'{third} over {second}']}.",
+            "Kinds of features, compared with the full set: "
+            + "; ".join(f"{values[name]}, {texts[f'{name} over {FULL}']}" for name in KINDS)
+            + ".",
+            f"Encodings: {values[VECTOR]}, compared with the scalar one: {texts[f'{VECTOR} over {FULL}']}; "
+            f"full scalar encoding over kd: {texts[f'{FULL} over kd']}.",
+        ]

@@ -1,72 +1,66 @@
-"""`alpha-over-epochs`: how the learned alpha of each group develops."""
+"""`alpha-over-epochs`: the learned alpha of each group by epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tgeokd.core.ratio_statistics import GROUPS
-from tgeokd.paper.base import Findings
-from tgeokd.paper.rows import compared, group_gap, group_mean, histories, shared_facts
-from tgeokd.paper.wording import difference, interval, mean, shown, verdict
-from tgeokd.report.figures import alpha_by_group
-from tgeokd.runs.config import RunConfig
-from tgeokd.runs.plan import Entry
+from tgeokd.paper import ANALYSES
+from tgeokd.paper.base import TGEO, Differences
+from tgeokd.paper.comparison import ComparisonAnalysis, group_gap, group_mean, histories
+from tgeokd.paper.formatting import difference, interval, mean, number, verdict
+from tgeokd.runs.results import RunRecord
 
-__all__ = ["alpha_over_epochs", "lines"]
+__all__ = ["CONTRASTS", "AlphaOverEpochs"]
 
-ROW = Entry("tgeo")
-
-
-def alpha_over_epochs(config: RunConfig, seeds: Sequence[int], out: Path, jobs: int | None = None) -> Findings:
-    """Mean alpha over the training samples in every epoch, by group (:mod:`tgeokd.core.ratio_statistics`), under ``tgeo``."""
-    results = compared(config, [ROW], seeds, out, jobs)
-    records = histories(out, ROW, seeds)
-    data = {"groups": list(GROUPS), "seeds": [_curves(history) for history in records], **shared_facts(results)}
-    title = f"{config.task}: learned fusion ratio, {len(seeds)} seeds"
-    return Findings(data, lines(data), partial(alpha_by_group, records, title=title))
+_RIGHT_AGREE, _RIGHT_NOT, _WRONG_AGREE, _WRONG_NOT = GROUPS
+CONTRASTS = {
+    "teacher and label agree": ((_RIGHT_AGREE, _RIGHT_NOT), (_WRONG_AGREE, _WRONG_NOT)),
+    "student and teacher agree": ((_RIGHT_AGREE, _WRONG_AGREE), (_RIGHT_NOT, _WRONG_NOT)),
+}
+"""A condition, the groups where it holds, and those where it does not."""
 
 
-def _curves(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean alpha of all samples, and of each group with the group's size, epoch by epoch."""
-    keys = ("mean", "count")
-    return [
-        {"all": r["alpha_mean"], "groups": {name: {key: r["alpha"][name][key] for key in keys} for name in GROUPS}}
-        for r in history
-    ]
+@ANALYSES.register("alpha-over-epochs")
+class AlphaOverEpochs(ComparisonAnalysis):
+    """Mean alpha over the training samples in every epoch of ``tgeo``, by group (:mod:`tgeokd.core.ratio_statistics`)."""
 
+    rows: ClassVar = {"tgeo": TGEO}
 
-def _contrast(data: dict[str, Any], words: tuple[str, str], names: tuple[Sequence[str], Sequence[str]]) -> str:
-    last = [seed[-1]["groups"] for seed in data["seeds"]]
-    gap = difference([group_gap(groups, *names) for groups in last])
-    first, second = (shown(mean(group_mean(groups, side) for groups in last)) for side in names)
-    says = verdict(gap, f"higher where {words[0]}", f"higher where {words[1]}")
-    return (
-        f"In the last epoch alpha is {first} where {words[0]} and {second} where {words[1]}: {interval(gap)}, {says}."
-    )
+    def collect(self, runs: Mapping[str, Sequence[RunRecord]], folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
+        """By seed and epoch: mean alpha of all samples, and mean and count of each group."""
+        keys = ("mean", "count")
+        curves = [
+            [
+                {
+                    "all": r["alpha_mean"],
+                    "groups": {name: {key: r["alpha"][name][key] for key in keys} for name in GROUPS},
+                }
+                for r in history
+            ]
+            for history in histories(folder, TGEO, seeds)
+        ]
+        return {"groups": list(GROUPS), "seeds": curves}
 
+    def differences(self, data: dict[str, Any]) -> Differences:
+        """The last epoch less the first; in the last epoch, the two sides of each contrast."""
+        last = [seed[-1]["groups"] for seed in data["seeds"]]
+        moved = difference([seed[-1]["all"] - seed[0]["all"] for seed in data["seeds"]])
+        return {"last epoch": moved} | {name: difference(group_gap(last, *sides)) for name, sides in CONTRASTS.items()}
 
-def lines(data: dict[str, Any]) -> list[str]:
-    """From the first to the last epoch; teacher right against wrong; student agreeing or not."""
-    seeds = data["seeds"]
-    moved = difference([seed[-1]["all"] - seed[0]["all"] for seed in seeds])
-    start, end = (shown(mean(seed[epoch]["all"] for seed in seeds)) for epoch in (0, -1))
-    says = verdict(
-        moved, "training leans more on the teacher at the end", "training leans more on the label at the end"
-    )
-    right_agree, right_not, wrong_agree, wrong_not = GROUPS
-    return [
-        f"Mean alpha goes from {start} in the first epoch to {end} in the last: {interval(moved)}, {says}.",
-        _contrast(
-            data,
-            ("teacher and label agree", "they do not"),
-            ((right_agree, right_not), (wrong_agree, wrong_not)),
-        ),
-        _contrast(
-            data,
-            ("student and teacher agree", "they do not"),
-            ((right_agree, wrong_agree), (right_not, wrong_not)),
-        ),
-    ]
+    def lines(self, data: dict[str, Any], differences: Differences) -> list[str]:
+        """From the first to the last epoch; teacher right and wrong; student and teacher agreeing or not."""
+        seeds, moved = data["seeds"], differences["last epoch"]
+        start, end = (number(mean(seed[epoch]["all"] for seed in seeds)) for epoch in (0, -1))
+        conclusion = verdict(moved, "the weight of the teacher increases", "the weight of the label increases")
+        lines = [f"Mean alpha is {start} in the first epoch and {end} in the last: {interval(moved)}, {conclusion}."]
+        for name, sides in CONTRASTS.items():
+            first, second = (number(mean(group_mean(seed[-1]["groups"], side) for seed in seeds)) for side in sides)
+            gap = differences[name]
+            conclusion = verdict(gap, f"higher where {name}", "lower there")
+            lines.append(
+                f"In the last epoch alpha is {first} where {name} and {second} elsewhere: {interval(gap)}, {conclusion}."
+            )
+        return lines

@@ -1,85 +1,145 @@
-"""What the analyses share: what they return, and running one job a seed in processes."""
+"""What an analysis is, and how it is run."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
-from tgeokd.runs.config import RunConfig
-from tgeokd.runs.executors import worker_pool
+from tgeokd.paper import ANALYSES
+from tgeokd.runs.build import use_threads
+from tgeokd.runs.config import RunConfig, replace
+from tgeokd.runs.executors import LocalProcesses, call_all
+from tgeokd.runs.results import MethodSpec
+from tgeokd.runs.single import check
+from tgeokd.runs.statistics import PairedTest
+from tgeokd.runs.stored import computed, result_key
+from tgeokd.runs.summary import machine
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import RunFolder
+from tgeokd.utils.files import write_json
 
-__all__ = ["Analysis", "Findings", "in_processes", "kept", "over_seeds"]
+__all__ = ["KD", "TGEO", "Analysis", "Differences", "Findings", "SeedAnalysis", "run_analysis"]
 
-T = TypeVar("T")
+Differences = dict[str, PairedTest | None]
+
+KD = MethodSpec("kd", {"alpha": 0.5})
+"""The baseline: the constant ratio that ``tgeo`` starts from."""
+TGEO = MethodSpec("tgeo")
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What an analysis came to.
+    """The results of an analysis.
 
     Attributes:
-        data: plain JSON: everything the figure and the lines are made from.
-        lines: three sentences with the numbers, made from ``data``.
-        draw: writes the figure as a PNG.
+        name: of the analysis.
+        data: plain JSON; the figure, the differences and the lines are computed from it alone.
+        differences: mean and 95 % interval over the seeds of each compared quantity; None without data.
+        lines: three sentences with the numbers.
     """
 
+    name: str
     data: dict[str, Any]
+    differences: Differences
     lines: list[str]
-    draw: Callable[[Path], object]
 
 
-Analysis = Callable[[RunConfig, Sequence[int], Path, int | None], Findings]
-"""``(config, seeds, out, jobs)`` to its findings; it checks the config before it writes anything below ``out``."""
+class Analysis(ABC):
+    """One analysis. A subclass registers itself with ``@ANALYSES.register("name")``.
+
+    Attributes:
+        task: the default task.
+        settings: by task, the settings that precede the user's own. On ``digits`` 30 % of the training labels are replaced
+            at random: with clean labels the teacher is rarely wrong, and the groups of samples do not differ.
+        processes: the default number of processes; None for one per core.
+        rows: the methods that are trained, by the names that the analysis uses for them.
+    """
+
+    task: ClassVar[str] = "digits"
+    settings: ClassVar[Mapping[str, tuple[str, ...]]] = {"digits": ("data.noise=0.3",)}
+    processes: ClassVar[int | None] = None
+    rows: ClassVar[Mapping[str, MethodSpec]] = {"kd": KD, "tgeo": TGEO}
+
+    @abstractmethod
+    def measure(self, config: RunConfig, seeds: Sequence[int], out: Path, processes: int | None) -> dict[str, Any]:
+        """Train, evaluate, and return the data. Invalid settings are refused before anything is written below ``out``."""
+
+    @abstractmethod
+    def differences(self, data: dict[str, Any]) -> Differences:
+        """The compared quantities, paired by seed."""
+
+    @abstractmethod
+    def lines(self, data: dict[str, Any], differences: Differences) -> list[str]:
+        """Three sentences with the numbers."""
 
 
-def in_processes(function: Callable[..., T], arguments: Iterable[tuple[Any, ...]], jobs: int | None) -> list[T]:
-    """``function(*each)`` for each of the arguments, in worker processes; the results in the order of the arguments.
+class SeedAnalysis(Analysis):
+    """An analysis with one job per seed, whose result is stored in ``out/runs/seed-N.json``.
+
+    Attributes:
+        facts: data that does not depend on the seed.
+    """
+
+    facts: ClassVar[Mapping[str, Any]] = {}
+
+    def validate(self, config: RunConfig) -> None:
+        """Raise :class:`InputError` for a config that the analysis cannot be run with."""
+        for row in self.rows.values():
+            check(row.apply(config))
+
+    @abstractmethod
+    def measure_seed(self, config: RunConfig) -> dict[str, Any]:
+        """The data of the config's seed, as plain JSON."""
+
+    def measure(self, config: RunConfig, seeds: Sequence[int], out: Path, processes: int | None) -> dict[str, Any]:
+        """The data of every seed, in the order of the seeds."""
+        self.validate(replace(config, seed=seeds[0]))
+        jobs = [(replace(config, seed=seed), out / "runs" / f"seed-{seed}.json") for seed in seeds]
+        return {**self.facts, "seeds": call_all(self.stored, jobs, LocalProcesses(processes))}
+
+    def stored(self, config: RunConfig, path: Path) -> dict[str, Any]:
+        """The data of a seed: read from the file of an earlier call with the same config, or measured and written to it."""
+        use_threads(config)
+        key = result_key(type(self).__name__, config)
+        found: dict[str, Any] = computed(path, key, lambda: self.measure_seed(config))
+        return found
+
+
+def run_analysis(
+    name: str, config: RunConfig, seeds: Sequence[int], out: Path, processes: int | None = None
+) -> Findings:
+    """Run an analysis and write ``OUT/NAME.json``. An interrupted analysis is continued by the same call.
 
     Args:
-        function: of a module, so that a process that starts afresh finds it.
-        arguments: one tuple a call.
-        jobs: processes; None for one a core, never more than there are calls.
-    """
-    calls = list(arguments)
-    pool = worker_pool(jobs, len(calls))
-    try:
-        futures = [pool.submit(function, *each) for each in calls]
-        return [future.result() for future in futures]
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def over_seeds(
-    measure: Callable[[RunConfig, Path], dict[str, Any]],
-    config: RunConfig,
-    seeds: Sequence[int],
-    out: Path,
-    jobs: int | None,
-) -> list[dict[str, Any]]:
-    """What a job finds under each seed; it is given the config with the seed, and the file that keeps its result."""
-    calls = [(dataclasses.replace(config, seed=seed), out / "runs" / f"seed-{seed}.json") for seed in seeds]
-    return in_processes(measure, calls, jobs)
-
-
-def kept(path: Path, config: RunConfig, compute: Callable[[RunConfig], dict[str, Any]]) -> dict[str, Any]:
-    """What is computed of a config, or what an earlier call computed of the same config and wrote to a file.
+        name: one of :data:`tgeokd.paper.ANALYSES`.
+        config: the run that the analysis varies.
+        seeds: one repetition each, with its own split, label noise, weights and order of samples.
+        out: folder of the analysis; intermediate results are written to ``out/runs``.
+        processes: by default the analysis' own number.
 
     Raises:
-        InputError: where the file holds what was computed of another config.
+        InputError: for an unknown analysis, a config that the analysis cannot be run with, no or repeated seeds, and a
+            folder that already holds the results.
     """
-    if path.exists():
-        content = json.loads(path.read_text())
-        if content["config"] != json.loads(json.dumps(config.to_dict())):
-            raise InputError(f"{path} was made with other settings; choose another folder")
-        found: dict[str, Any] = content["found"]
-        return found
-    found = compute(config)
-    folder = RunFolder(path.parent, resume=True, checkpoint_needed=False)
-    folder.write_json(path.name, {"config": config.to_dict(), "found": found})
-    return found
+    analysis = ANALYSES[name]()
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"an analysis needs at least one seed and no seed twice, got {list(seeds)}")
+    if (out / f"{name}.json").exists():
+        raise InputError(f"{out} already holds this analysis ({name}.json); choose another folder")
+    data = analysis.measure(config, seeds, out, processes or analysis.processes)
+    differences = analysis.differences(data)
+    findings = Findings(name, data, differences, analysis.lines(data, differences))
+    content = {
+        "what": name,
+        "task": config.task,
+        "seeds": list(seeds),
+        **{key: value for key, value in dataclasses.asdict(findings).items() if key != "name"},
+        "config": config.to_dict(),
+        "machine": machine(),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / f"{name}.json", content)
+    return findings

@@ -2,81 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from tgeokd.paper.base import Findings
-from tgeokd.paper.rows import compared, gain, shared_facts
-from tgeokd.paper.wording import difference, gained, mean, shown, verdict
-from tgeokd.report.analyses import draw_cost
+from tgeokd.paper import ANALYSES
+from tgeokd.paper.base import KD, TGEO, Differences
+from tgeokd.paper.comparison import ComparisonAnalysis, gain, gain_text
+from tgeokd.paper.formatting import difference, mean, number
 from tgeokd.runs.config import RunConfig
-from tgeokd.runs.plan import Entry
-from tgeokd.runs.statistics import PairedDifference
+from tgeokd.runs.results import MethodSpec, RunRecord
 
-__all__ = ["ROWS", "cost", "lines"]
+__all__ = ["COSTS", "INTERVAL", "VARIANTS", "Cost"]
 
-ROWS = {
-    "ce": Entry("ce"),
-    "kd": Entry("kd", {"alpha": 0.5}),
-    "rw": Entry("rw"),
-    "tgeo": Entry("tgeo"),
-    "tgeo, forward": Entry("tgeo", {"hypergradient": "forward"}),
-    "tgeo, last layer": Entry("tgeo", {"hypergradient": "last_layer"}),
-    "tgeo, every 4th step": Entry("tgeo", {"every": 4}),
-    "tgeo, finite difference": Entry("tgeo", {"hypergradient": "finite_difference"}),
+INTERVAL = "every"
+"""The option of ``tgeo`` for the number of steps between two updates of the ratio network."""
+COSTS = ("seconds", "peak_memory_mb")
+
+
+def _tgeo(hypergradient: str, interval: int) -> MethodSpec:
+    return MethodSpec("tgeo", {"hypergradient": hypergradient, INTERVAL: interval})
+
+
+VARIANTS = {
+    "tgeo, last layer, every step": _tgeo("last_layer", 1),
+    "tgeo, exact, every step": _tgeo("exact", 1),
+    "tgeo, exact, every 4th step": _tgeo("exact", 4),
+    "tgeo, finite differences, every step": _tgeo("finite_difference", 1),
+    "tgeo, as published": MethodSpec("tgeo", {"paper": True}),
 }
+"""Compared with the default of ``tgeo``: the last layer in every 4th step, where the student ends in a linear layer."""
 
 
-def cost(config: RunConfig, seeds: Sequence[int], out: Path, jobs: int | None = None) -> Findings:
-    """Seconds of the student's training and peak memory of each row over those of ``kd`` under the same seed.
+@ANALYSES.register("cost")
+class Cost(ComparisonAnalysis):
+    """Seconds of the student's training and peak memory of each row, divided by those of ``kd`` under the same seed.
 
-    One process by default, unlike the other analyses: runs side by side take each other's cores and their times mean
-    nothing. The peak of memory is the process's resident memory on a CPU, libraries and data included, and what PyTorch has
-    allocated on CUDA; on a CPU it therefore says little of small models. Epochs are the same for all rows unless the recipe
-    stops early.
+    One process by default: simultaneous runs share the cores, and their times cannot be compared. On a CPU the peak is the
+    resident memory of the process, including libraries and data; it says little about small models. On CUDA it is the memory
+    allocated by PyTorch. All rows train for the same number of epochs unless the recipe uses early stopping.
     """
-    results = compared(config, list(ROWS.values()), seeds, out, jobs or 1)
-    data = {
-        "rows": {name: entry.label for name, entry in ROWS.items()},
-        "processes": jobs or 1,
-        **shared_facts(results),
-    }
-    data["ratios"] = {name: {key: ratios(data, name, key) for key in ("seconds", "peak_memory_mb")} for name in ROWS}
-    return Findings(data, lines(data), partial(draw_cost, data))
 
+    settings: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # time and memory do not depend on label noise
+    processes = 1
+    rows: ClassVar = {"ce": MethodSpec("ce"), "kd": KD, "rw": MethodSpec("rw"), "tgeo": TGEO, **VARIANTS}
 
-def ratios(data: dict[str, Any], name: str, key: str) -> list[float]:
-    """A row's number over that of ``kd``, one a seed."""
-    of = {label: {r["seed"]: r[key] for r in data["runs"] if r["method"] == label} for label in data["rows"].values()}
-    own, kd = of[data["rows"][name]], of[data["rows"]["kd"]]
-    return [value / kd[seed] for seed, value in own.items()]
+    def measure(self, config: RunConfig, seeds: Sequence[int], out: Path, processes: int | None) -> dict[str, Any]:
+        """The comparison, and the number of simultaneous runs."""
+        return {"processes": processes, **super().measure(config, seeds, out, processes)}
+
+    def collect(self, runs: Mapping[str, Sequence[RunRecord]], folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
+        """Each row's seconds and memory over those of kd, one ratio per seed."""
+
+        def ratios(name: str, key: str) -> list[float]:
+            return [getattr(own, key) / getattr(kd, key) for own, kd in zip(runs[name], runs["kd"], strict=True)]
+
+        return {
+            "ratios": {name: {key: ratios(name, key) for key in COSTS} for name in self.rows},
+            "learned": [name for name, entry in self.rows.items() if entry.method == TGEO.method],
+        }
+
+    def differences(self, data: dict[str, Any]) -> Differences:
+        """The gain of each variant over the default of tgeo."""
+        return {f"{name} over tgeo": gain(data, name, "tgeo") for name in VARIANTS}
+
+    def lines(self, data: dict[str, Any], differences: Differences) -> list[str]:
+        """Time; memory; the effect of the variants on the primary metric."""
+        n, metric = data["processes"], data["primary_metric"]
+        how = "one run at a time" if n == 1 else f"{n} simultaneous runs, which slow each other down"
+        time, memory = (
+            "; ".join(f"{name} {_times(of[key])}" for name, of in data["ratios"].items() if name != "kd")
+            for key in COSTS
+        )
+        gains = "; ".join(f"{name} {gain_text(differences[f'{name} over tgeo'], metric)}" for name in VARIANTS)
+        return [
+            f"Training time relative to kd ({how}): {time}.",
+            f"Peak memory relative to kd: {memory}.",
+            f"Test {metric} compared with the default of tgeo: {gains}.",
+        ]
 
 
 def _times(values: Sequence[float]) -> str:
-    d: PairedDifference | None = difference(values)
+    d = difference(values)
     if d is None or d.low is None or d.high is None:
-        return f"{shown(mean(values))} x (no interval)"
+        return f"{number(mean(values))} x (no interval)"
     return f"{d.mean:.2f} x (95 % interval {d.low:.2f} to {d.high:.2f})"
-
-
-def _all(data: dict[str, Any], key: str) -> str:
-    others = [name for name in data["rows"] if name != "kd"]
-    return ", ".join(f"{name} {_times(data['ratios'][name][key])}" for name in others)
-
-
-def lines(data: dict[str, Any]) -> list[str]:
-    """Time; memory; what the cheaper ways cost in the primary metric."""
-    n, metric = data["processes"], data["primary_metric"]
-    how = "one run at a time" if n == 1 else f"{n} runs at a time, which disturb each other's times"
-    cheaper = [name for name in data["rows"] if name.startswith("tgeo,")]
-    parts = []
-    for name in cheaper:
-        d = gain(data, data["rows"][name], data["rows"]["tgeo"])
-        parts.append(f"{name} {gained(d, metric)}, {verdict(d, 'better', 'worse')}")
-    return [
-        f"Training time over kd's ({how}): {_all(data, 'seconds')}.",
-        f"Peak memory over kd's: {_all(data, 'peak_memory_mb')}.",
-        f"Test {metric} less that of tgeo as it is by default: {'; '.join(parts)}.",
-    ]

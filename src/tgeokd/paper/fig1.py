@@ -1,60 +1,112 @@
-"""`fig1`: which fixed alpha suits which samples, by whether the teacher is right and how far the student is from it."""
+"""`fig1`: the best fixed alpha by whether the teacher is right and by the student-teacher distance."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tgeokd.paper.base import Findings, kept, over_seeds
-from tgeokd.paper.training import discrepancy, new_teacher, probs, teacher_probs, trained
-from tgeokd.paper.wording import difference, gained, verdict
-from tgeokd.report.analyses import draw_fig1
-from tgeokd.runs.build import load_data, use_threads
+from tgeokd.paper import ANALYSES
+from tgeokd.paper.base import Differences, SeedAnalysis
+from tgeokd.paper.formatting import difference, metric_interval, subtract, verdict
+from tgeokd.paper.predictions import discrepancy, new_teacher, probs, teacher_probs, trained
+from tgeokd.runs.build import load_data
 from tgeokd.runs.config import RunConfig
-from tgeokd.runs.plan import Entry
-from tgeokd.runs.single import check
+from tgeokd.runs.results import MethodSpec
 
-__all__ = ["ALPHAS", "GROUPS", "fig1", "lines", "quantile_groups"]
+__all__ = ["ALPHAS", "QUANTILES", "TEACHER", "Fig1", "accuracies", "quantile_groups"]
 
 ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
-GROUPS = 5
-ROWS = ("right", "wrong")
+QUANTILES = 5
+TEACHER = ("right", "wrong")
 
 Floats = NDArray[np.float64]
 
 
-def fig1(config: RunConfig, seeds: Sequence[int], out: Path, jobs: int | None = None) -> Findings:
+@ANALYSES.register("fig1")
+class Fig1(SeedAnalysis):
     """Test accuracy of students with a fixed alpha, by group of test samples.
 
-    For each seed: a teacher; a reference student trained by ``ce``; students by ``kd`` with alpha 0.1, 0.3, 0.5, 0.7, 0.9.
-    A test sample belongs to the teacher's right or wrong ones (its most probable class is the label or not) and, within
-    these, to one of five groups of equal size by the Euclidean distance of the reference student's and the teacher's
-    probabilities, nearest first. The groups are made within right and wrong, so that none is empty; what distance each stands
-    for is in the data. The reference is none of the compared students: nobody is judged on groups of its own making.
-    The test set is looked at; nothing that is trained depends on it.
+    For each seed: a teacher; a reference student trained by ``ce``; one student trained by ``kd`` for each alpha. The test
+    samples are split by the teacher being right or wrong (its most probable class is the label or not) and, within each, into
+    five groups of equal size by the Euclidean distance of the reference student's and the teacher's probabilities, nearest
+    first. The reference is not among the compared students, so that the groups do not depend on any of them.
+    Nothing that is trained or chosen depends on the test set.
     """
-    first = dataclasses.replace(config, seed=seeds[0])
-    for entry in _entries():
-        check(entry.apply(first))
-    found = over_seeds(_job, config, seeds, out, jobs)
-    data = {"alphas": list(ALPHAS), "seeds": found}
-    return Findings(data, lines(data), partial(draw_fig1, data))
+
+    rows: ClassVar = {
+        "ce": MethodSpec("ce"),
+        **{f"kd {alpha:g}": MethodSpec("kd", {"alpha": alpha}) for alpha in ALPHAS},
+    }
+    facts: ClassVar = {"alphas": list(ALPHAS)}
+
+    def measure_seed(self, config: RunConfig) -> dict[str, Any]:
+        """Counts, sums of distances, and correct predictions of each alpha, each by (teacher right or wrong, group)."""
+        data = load_data(config)
+        teacher = new_teacher(config, data)
+        batches = list(data.ordered_loader(data.test))
+        target = torch.cat([batch[1] for batch in batches])
+        T = teacher_probs(config, data, teacher, batches)
+        reference, *students = (probs(trained(e.apply(config), data, teacher), batches) for e in self.rows.values())
+        distance = discrepancy(reference, T)
+        right = T.argmax(dim=-1) == target
+        cell = torch.zeros_like(target)
+        for row, chosen in enumerate((right, ~right)):
+            cell[chosen] = row * QUANTILES + quantile_groups(distance[chosen])
+
+        def by_cell(weights: Tensor | None = None) -> list[list[float]]:
+            sums = torch.bincount(cell, weights, minlength=len(TEACHER) * QUANTILES)
+            table: list[list[float]] = sums.view(len(TEACHER), QUANTILES).tolist()
+            return table
+
+        correct = [by_cell((S.argmax(dim=-1) == target).double()) for S in students]
+        return {"count": by_cell(), "distance_sum": by_cell(distance), "correct": correct}
+
+    def differences(self, data: dict[str, Any]) -> Differences:
+        """The largest alpha less the smallest where the teacher is right and wrong; choosing alpha by group."""
+        seeds = data["seeds"]
+        changes = [[_largest_less_smallest(seed, row) for seed in seeds] for row, _ in enumerate(TEACHER)]
+        found = {f"teacher {name}": difference(values) for name, values in zip(TEACHER, changes, strict=True)}
+        pays = [_by_group_less_one(seeds, i) for i in range(len(seeds))] if len(seeds) > 1 else []
+        return found | {"right less wrong": difference(subtract(*changes)), "by group": difference(pays)}
+
+    def lines(self, data: dict[str, Any], differences: Differences) -> list[str]:
+        """The best alpha of each group; teacher right and wrong; choosing alpha by group."""
+        table = accuracies(data["seeds"])
+        best = []
+        for row, name in enumerate(TEACHER):
+            each = ["-" if np.isnan(a).any() else f"{ALPHAS[int(a.argmax())]:g}" for a in table[:, row].T]
+            n = int(_total(data["seeds"], "count")[row].sum())
+            best.append(f"teacher {name} (n = {n}) {', '.join(each)}")
+        right, wrong, gap, pays = (metric_interval(d, "accuracy") for d in differences.values())
+        alpha_for = "a larger alpha is better for samples on which the teacher is"
+        conclusion = verdict(
+            differences["right less wrong"], f"{alpha_for} right", f"{alpha_for} wrong, contrary to expectation"
+        )
+        third = "Whether choosing alpha by group is better than one alpha cannot be judged with one seed."
+        if differences["by group"] is not None:
+            third = (
+                f"Choosing alpha by group instead of one alpha, both on the other seeds, changes test accuracy by {pays}: "
+                f"{verdict(differences['by group'], 'the best alpha differs by group', 'one alpha is better')}."
+            )
+        return [
+            f"Best fixed alpha by student-teacher distance, nearest fifth first: {'; '.join(best)}.",
+            f"Alpha {ALPHAS[-1]:g} instead of {ALPHAS[0]:g} changes test accuracy by {right} where the teacher is right and "
+            f"by {wrong} where it is wrong; difference {gap}: {conclusion}.",
+            third,
+        ]
 
 
-def quantile_groups(values: Tensor, groups: int = GROUPS) -> Tensor:
-    """Which of so many groups of equal size (to one) each value belongs to, the lowest first; equal values by their place.
+def quantile_groups(values: Tensor, groups: int = QUANTILES) -> Tensor:
+    """The group of each value among groups of equal size (within one), lowest values first; ties by position.
 
     Args:
         values: shape (N,).
-        groups: how many.
+        groups: number of groups.
 
     Returns:
         Shape (N,), int64, in [0, groups).
@@ -63,39 +115,8 @@ def quantile_groups(values: Tensor, groups: int = GROUPS) -> Tensor:
     return ranks * groups // max(len(values), 1)
 
 
-def _entries() -> list[Entry]:
-    return [Entry("ce"), *(Entry("kd", {"alpha": alpha}) for alpha in ALPHAS)]
-
-
-def _job(config: RunConfig, path: Path) -> dict[str, Any]:
-    return kept(path, config, _measure)
-
-
-def _measure(config: RunConfig) -> dict[str, Any]:
-    """Counts, mean distance and right answers of each alpha, each by (right or wrong, group)."""
-    use_threads(config)
-    data = load_data(config)
-    teacher = new_teacher(config, data)
-    batches = list(data.ordered_loader(data.test))
-    target = torch.cat([batch[1] for batch in batches])
-    T = teacher_probs(config, data, teacher, batches)
-    reference, *students = (probs(trained(e.apply(config), data, teacher), batches) for e in _entries())
-    distance = discrepancy(reference, T)
-    cell = torch.zeros_like(target)
-    for row, chosen in enumerate((T.argmax(dim=-1) == target, T.argmax(dim=-1) != target)):
-        cell[chosen] = row * GROUPS + quantile_groups(distance[chosen])
-
-    def by_cell(weights: Tensor | None = None) -> list[list[float]]:
-        sums = torch.bincount(cell, weights, minlength=len(ROWS) * GROUPS)
-        table: list[list[float]] = sums.view(len(ROWS), GROUPS).tolist()
-        return table
-
-    correct = [by_cell((S.argmax(dim=-1) == target).double()) for S in students]
-    return {"count": by_cell(), "distance_sum": by_cell(distance), "correct": correct}
-
-
 def accuracies(seeds: Sequence[dict[str, Any]]) -> Floats:
-    """Accuracy over all seeds' samples by alpha, right or wrong, group: shape (A, 2, 5); NaN where there is no sample."""
+    """Accuracy over the samples of all seeds, shape (alphas, 2, groups); NaN without samples."""
     count, correct = _total(seeds, "count"), _total(seeds, "correct")
     found: Floats = np.divide(correct, count, out=np.full(correct.shape, np.nan), where=count > 0)
     return found
@@ -106,52 +127,16 @@ def _total(seeds: Sequence[dict[str, Any]], key: str) -> Floats:
     return total
 
 
-def _more_teacher(seed: dict[str, Any], row: int) -> float | None:
-    """What the largest alpha instead of the smallest changes in the accuracy of a row's samples, None without samples."""
+def _largest_less_smallest(seed: dict[str, Any], row: int) -> float | None:
+    """Accuracy with the largest alpha less that with the smallest, over the samples of a row; None without samples."""
     n = sum(seed["count"][row])
     return (sum(seed["correct"][-1][row]) - sum(seed["correct"][0][row])) / n if n else None
 
 
-def _chosen_by_group(seeds: Sequence[dict[str, Any]], judged: int) -> float:
-    """Accuracy of the best alpha of each group less that of the best alpha for all, both chosen on the other seeds."""
-    correct = _total([s for i, s in enumerate(seeds) if i != judged], "correct")  # (A, 2, 5)
+def _by_group_less_one(seeds: Sequence[dict[str, Any]], judged: int) -> float:
+    """Accuracy of the best alpha of each group less that of the best single alpha, both chosen on the other seeds."""
+    correct = _total([s for i, s in enumerate(seeds) if i != judged], "correct")  # (alphas, 2, groups)
     own = np.asarray(seeds[judged]["correct"], dtype=float)
     each = np.take_along_axis(own, correct.argmax(axis=0)[None], axis=0).sum()
     one = own[int(correct.sum(axis=(1, 2)).argmax())].sum()
     return float((each - one) / np.sum(seeds[judged]["count"]))
-
-
-def lines(data: dict[str, Any]) -> list[str]:
-    """Which alpha is best where; whether right and wrong differ; whether choosing by group would pay."""
-    seeds, table = data["seeds"], accuracies(data["seeds"])
-    best = []
-    for row, name in enumerate(ROWS):
-        groups = [table[:, row, g] for g in range(GROUPS)]
-        each = ["-" if np.isnan(a).any() else f"{data['alphas'][int(a.argmax())]:g}" for a in groups]
-        n = int(sum(sum(s["count"][row]) for s in seeds))
-        best.append(f"where the teacher is {name} (n = {n}) {', '.join(each)}")
-    first = f"Best fixed alpha by student-teacher distance, nearest fifth first: {'; '.join(best)}."
-
-    low, high = data["alphas"][0], data["alphas"][-1]
-    changes = [[_more_teacher(s, row) for s in seeds] for row in (0, 1)]
-    right, wrong = (gained(difference(c), "accuracy") for c in changes)
-    gap = difference([r - w if r is not None and w is not None else None for r, w in zip(*changes, strict=True)])
-    says = verdict(
-        gap,
-        "a larger alpha suits samples with a right teacher better",
-        "a larger alpha suits samples with a wrong teacher better, the opposite of what is expected",
-    )
-    second = (
-        f"Alpha {high:g} instead of {low:g} changes test accuracy by {right} where the teacher is right and by {wrong} "
-        f"where it is wrong; difference {gained(gap, 'accuracy')}: {says}."
-    )
-    if len(seeds) < 2:
-        return [first, second, "Whether an alpha for each group beats one for all takes two seeds: one to choose on."]
-    pays = difference([_chosen_by_group(seeds, i) for i in range(len(seeds))])
-    says = verdict(pays, "the best alpha differs between groups", "one alpha for all is better")
-    return [
-        first,
-        second,
-        f"An alpha for each group instead of one for all, both chosen on the other seeds, changes test accuracy by "
-        f"{gained(pays, 'accuracy')}: {says}.",
-    ]

@@ -2,62 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tgeokd.core.ratio_statistics import GROUPS
-from tgeokd.paper.base import Findings
-from tgeokd.paper.rows import compared, gain, group_gap, group_mean, histories, shared_facts
-from tgeokd.paper.wording import difference, gained, interval, mean, shown, verdict
-from tgeokd.report.analyses import draw_fig3
-from tgeokd.runs.config import RunConfig
-from tgeokd.runs.plan import Entry
+from tgeokd.paper import ANALYSES
+from tgeokd.paper.base import Differences
+from tgeokd.paper.comparison import ComparisonAnalysis, gain, group_gap, group_mean, histories
+from tgeokd.paper.formatting import difference, interval, mean, metric_interval, number, subtract, verdict
+from tgeokd.runs.results import MethodSpec, RunRecord
 
-__all__ = ["ROWS", "fig3", "lines"]
+__all__ = ["CONTRASTS", "Fig3"]
 
-ROWS = {edge: Entry("tgeo", {"student_teacher_edge": edge == "with"}) for edge in ("with", "without")}
+_RIGHT_AGREE, _RIGHT_NOT, _WRONG_AGREE, _WRONG_NOT = GROUPS
+_RIGHT, _WRONG = (_RIGHT_AGREE, _RIGHT_NOT), (_WRONG_AGREE, _WRONG_NOT)
+CONTRASTS = {
+    "teacher wrong less right": (_WRONG, _RIGHT),
+    "teacher right, student disagrees less agrees": ([_RIGHT_NOT], [_RIGHT_AGREE]),
+    "teacher wrong, student disagrees less agrees": ([_WRONG_NOT], [_WRONG_AGREE]),
+}
+"""The groups whose mean alpha is compared."""
 
 
-def fig3(config: RunConfig, seeds: Sequence[int], out: Path, jobs: int | None = None) -> Findings:
+@ANALYSES.register("fig3")
+class Fig3(ComparisonAnalysis):
     """Distribution of the learned alpha over the training samples in the last epoch, by group, with and without the edge.
 
     The groups are those of :mod:`tgeokd.core.ratio_statistics`: the teacher's most probable class is the label or not, and
-    student and teacher agree (overlap by a half) or not. Without the edge S-T the ratio network does not see how far
-    the two are apart.
+    student and teacher agree (overlap of at least one half) or not. Without the edge S-T the ratio network does not receive
+    the distance between the two predictions.
     """
-    results = compared(config, list(ROWS.values()), seeds, out, jobs)
-    alpha = {edge: [history[-1]["alpha"] for history in histories(out, row, seeds)] for edge, row in ROWS.items()}
-    data = {"groups": list(GROUPS), "alpha": alpha, **shared_facts(results)}
-    return Findings(data, lines(data), partial(draw_fig3, data))
 
+    rows: ClassVar = {
+        edge: MethodSpec("tgeo", {"student_teacher_edge": edge == "with"}) for edge in ("with", "without")
+    }
 
-def _contrast(data: dict[str, Any], names: Sequence[str], less: Sequence[str]) -> str:
-    """How far the mean alpha of some groups is from that of others, with and without the edge, and what the edge changes."""
-    gaps = {edge: [group_gap(seed, names, less) for seed in data["alpha"][edge]] for edge in ROWS}
-    pairs = zip(gaps["with"], gaps["without"], strict=True)
-    wider = difference([abs(a) - abs(b) if a is not None and b is not None else None for a, b in pairs])
-    says = verdict(wider, "the edge sets them further apart", "the edge brings them closer together")
-    each = ", ".join(f"{interval(difference(values))} {edge} the edge S-T" for edge, values in gaps.items())
-    return f"{each}; farther apart with it by {interval(wider)}: {says}" if wider else f"{each}, a group being empty"
+    def collect(self, runs: Mapping[str, Sequence[RunRecord]], folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
+        """The groups of the last epoch, by row and seed."""
+        alpha = {
+            edge: [history[-1]["alpha"] for history in histories(folder, row, seeds)] for edge, row in self.rows.items()
+        }
+        return {"groups": list(GROUPS), "alpha": alpha}
 
+    def differences(self, data: dict[str, Any]) -> Differences:
+        """Each contrast with and without the edge, the change of its size by the edge, and the edge's gain."""
+        found: Differences = {}
+        for name, sides in CONTRASTS.items():
+            gaps = {edge: group_gap(seeds, *sides) for edge, seeds in data["alpha"].items()}
+            found |= {f"{name}, {edge}": difference(values) for edge, values in gaps.items()}
+            sizes = ([None if gap is None else abs(gap) for gap in values] for values in gaps.values())
+            found[f"{name}, larger with"] = difference(subtract(*sizes))
+        return found | {"gain": gain(data, "with", "without")}
 
-def lines(data: dict[str, Any]) -> list[str]:
-    """Teacher wrong against right; student disagreeing against agreeing; what the edge is worth."""
-    right_agree, right_not, wrong_agree, wrong_not = GROUPS
-    right, wrong = (right_agree, right_not), (wrong_agree, wrong_not)
-    means = []
-    for edge in ROWS:
-        values = [shown(mean(group_mean(seed, names) for seed in data["alpha"][edge])) for names in (right, wrong)]
-        means.append(f"{values[0]} and {values[1]} {edge} the edge S-T")
-    worth = gain(data, ROWS["with"].label, ROWS["without"].label)
-    metric = data["primary_metric"]
-    return [
-        f"Mean alpha where the teacher is the label and where it is not: {', '.join(means)}; the second less the first: "
-        f"{_contrast(data, wrong, right)}.",
-        "Alpha where the student disagrees with the teacher less where it agrees: teacher right "
-        f"{_contrast(data, [right_not], [right_agree])}; teacher wrong {_contrast(data, [wrong_not], [wrong_agree])}.",
-        f"The edge S-T changes test {metric} by {gained(worth, metric)} (positive is better): "
-        f"{verdict(worth, 'the edge helps', 'the edge hurts')}.",
-    ]
+    def lines(self, data: dict[str, Any], differences: Differences) -> list[str]:
+        """Teacher wrong and right; student disagreeing and agreeing; the gain of the edge."""
+        texts = {}
+        for name in CONTRASTS:
+            larger = differences[f"{name}, larger with"]
+            conclusion = verdict(larger, "the edge increases the difference", "the edge decreases the difference")
+            each = ", ".join(f"{interval(differences[f'{name}, {edge}'])} {edge} the edge S-T" for edge in self.rows)
+            texts[name] = f"{each}; change of its size by the edge {interval(larger)}: {conclusion}"
+        means = ", ".join(
+            " and ".join(number(mean(group_mean(seed, names) for seed in seeds)) for names in (_RIGHT, _WRONG))
+            + f" {edge} the edge S-T"
+            for edge, seeds in data["alpha"].items()
+        )
+        first, second, third = texts.values()
+        worth, metric = differences["gain"], data["primary_metric"]
+        return [
+            f"Mean alpha where the teacher is right and where it is wrong: {means}; the second less the first: {first}.",
+            "Alpha where student and teacher disagree less alpha where they agree: teacher right "
+            f"{second}; teacher wrong {third}.",
+            f"The edge S-T changes test {metric} by {metric_interval(worth, metric)} (positive is better): "
+            f"{verdict(worth, 'the edge helps', 'the edge hurts')}.",
+        ]

@@ -1,121 +1,131 @@
-"""`fig4`: what the learned alpha does with outliers."""
+"""`fig4`: the learned alpha on outliers."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from tgeokd.paper.base import Findings, kept, over_seeds
-from tgeokd.paper.outliers import below, feature_sd, noisy_inputs, relabellers, wrong_labels
-from tgeokd.paper.training import check_teacher_sees, drawn, new_teacher, some_batches, trained
-from tgeokd.paper.wording import difference, interval, mean, shown, verdict
-from tgeokd.report.analyses import draw_fig4
-from tgeokd.runs.build import load_data, use_threads
+from tgeokd.paper import ANALYSES
+from tgeokd.paper.base import TGEO, Differences, SeedAnalysis
+from tgeokd.paper.formatting import difference, interval, mean, number, verdict
+from tgeokd.paper.outliers import below, feature_sd, has_numbers, noisy_inputs, relabellers, wrong_labels
+from tgeokd.paper.predictions import check_network, new_teacher, sample, trained
+from tgeokd.runs.build import load_data
 from tgeokd.runs.config import RunConfig
-from tgeokd.runs.plan import Entry
-from tgeokd.runs.single import check
 from tgeokd.training.distiller import Distiller
 
-__all__ = ["fig4", "lines"]
+__all__ = ["Fig4", "groups_of_the_test_set"]
 
 MOST = 5000
-"""Samples of the test and of the training set that are looked at."""
-BINS = 20
+"""Samples of the test set and of the training set that are evaluated."""
+HISTOGRAM_BINS = 20
 NORMAL, NOISE, CORRUPTED, CLEAN = "normal", "Gaussian noise", "corrupted label (training)", "clean label (training)"
-LABEL, ONLY_TEST = "wrong label, ", "test group, "
+LABEL, TEST = "wrong label, ", "test group, "
 
 
-def fig4(config: RunConfig, seeds: Sequence[int], out: Path, jobs: int | None = None) -> Findings:
-    """Alpha that the trained ratio network gives normal samples and outliers, the student in eval mode.
+@ANALYSES.register("fig4")
+class Fig4(SeedAnalysis):
+    """Alpha of the trained ratio network on normal samples and outliers, with the student in eval mode.
 
-    After training by ``tgeo``, on at most 5,000 random test samples: as they are (``normal``); with Gaussian noise added to
-    the inputs as the model sees them, its standard deviation that of the training inputs (by feature; images by channel after
-    normalisation; of tables the numbers); with a wrong label drawn uniformly; with a wrong label as people confuse the classes
-    (CIFAR, where the data folder has the counts); and the task's own groups of test samples (``nsl_kdd``: kinds of attack that
-    only the test set has), against its normal samples or, without such a group, all others. Then, on at most 5,000 training
-    samples, those whose label is known to be wrong against the others. A task without groups or without known wrong labels has
-    none of these.
+    After training by ``tgeo``, on at most 5,000 random test samples: unchanged (``normal``); with Gaussian noise added to the
+    model's inputs, with the standard deviation of the training inputs (per feature; per channel of normalised images; numeric
+    columns of tables); with a wrong label drawn uniformly; with a wrong label drawn from human confusions of the classes
+    (CIFAR, where the data folder contains the counts); and the task's own groups of test samples (``nsl_kdd``: kinds of attack
+    that only the test set contains), compared with its normal samples or, without such a group, with all others. Then, on at
+    most 5,000 training samples, those with a known wrong label compared with the others.
 
-    For each group: mean and histogram of alpha, and the area under the ROC curve for telling it from what it is compared with
-    by a *low* alpha: 0.5 tells nothing, less than 0.5 means that the outliers get the higher alpha.
+    Each group has the mean and the histogram of alpha, and the area under the ROC curve for detecting its samples by a *low*
+    alpha: 0.5 is chance, and below 0.5 the outliers have the higher alpha.
     """
-    check_teacher_sees(config, "fig4")
-    check(Entry("tgeo").apply(dataclasses.replace(config, seed=seeds[0])))
-    found = over_seeds(_job, config, seeds, out, jobs)
-    data = {"bins": BINS, "seeds": found}
-    return Findings(data, lines(data), partial(draw_fig4, data))
 
+    rows: ClassVar = {"tgeo": TGEO}
+    facts: ClassVar = {"bins": HISTOGRAM_BINS}
 
-def _job(config: RunConfig, path: Path) -> dict[str, Any]:
-    return kept(path, config, _measure)
+    def validate(self, config: RunConfig) -> None:
+        """A network as the teacher is needed."""
+        check_network(config, "fig4")
+        super().validate(config)
 
+    def measure_seed(self, config: RunConfig) -> dict[str, Any]:
+        """The groups by name."""
+        config = TGEO.apply(config)
+        data = load_data(config)
+        distiller = trained(config, data, new_teacher(config, data))
+        rows, test = sample(data, data.test, MOST, config.seed)
+        train_rows, train = sample(data, data.train, MOST, config.seed)
+        normal = _ratios(distiller, test)
+        groups = {NORMAL: _group(normal, None, None)}
+        if has_numbers(data):
+            noised = noisy_inputs(test, feature_sd(train), config.seed)
+            groups[NOISE] = _group(_ratios(distiller, noised), NORMAL, normal)
+        for kind, relabel in relabellers(config, data).items():
+            relabelled, wrong = wrong_labels(test, relabel)
+            if wrong.any():
+                groups[LABEL + kind] = _group(_ratios(distiller, relabelled)[wrong], NORMAL, normal)
+        groups |= groups_of_the_test_set(data.test_groups, rows, normal)
+        corrupted = None if data.corrupted is None else data.corrupted[torch.tensor(train_rows)]
+        if corrupted is not None and corrupted.any() and not corrupted.all():
+            ratios = _ratios(distiller, train)
+            groups[CLEAN] = _group(ratios[~corrupted], None, None)
+            groups[CORRUPTED] = _group(ratios[corrupted], CLEAN, ratios[~corrupted])
+        return groups
 
-def _measure(config: RunConfig) -> dict[str, Any]:
-    """The groups of a seed by name."""
-    use_threads(config)
-    config = Entry("tgeo").apply(config)
-    data = load_data(config)
-    distiller = trained(config, data, new_teacher(config, data))
-    rows = drawn(len(data.test), MOST, config.seed)  # type: ignore[arg-type]
-    test = some_batches(data, data.test, rows)
-    train_rows = drawn(len(data.train), MOST, config.seed)  # type: ignore[arg-type]
-    train = some_batches(data, data.train, train_rows)
+    def differences(self, data: dict[str, Any]) -> Differences:
+        """Mean alpha of each group less that of the samples it is compared with, over the seeds that have the group."""
+        return {
+            name: difference(g["mean"] - g["mean_against"] for g in found)
+            for name, found in _by_name(data).items()
+            if found[0]["against"] is not None
+        }
 
-    normal = ratios_of(distiller, test)
-    groups = {NORMAL: _group(normal, None, None)}
-    if data.inputs.kind == "array" or data.inputs.shape[0] > 0:  # noise needs a number to be added to
-        noised = noisy_inputs(test, feature_sd(train), config.seed)
-        groups[NOISE] = _group(ratios_of(distiller, noised), NORMAL, normal)
-    for kind, relabel in relabellers(config, data).items():
-        relabelled, wrong = wrong_labels(test, relabel)
-        if wrong.any():
-            groups[LABEL + kind] = _group(ratios_of(distiller, relabelled)[wrong], NORMAL, normal)
-    groups |= groups_of_the_test_set(data.test_groups, rows, normal)
-    corrupted = None if data.corrupted is None else data.corrupted[torch.tensor(train_rows)]
-    if corrupted is not None and corrupted.any() and not corrupted.all():
-        ratios = ratios_of(distiller, train)
-        groups[CLEAN] = _group(ratios[~corrupted], None, None)
-        groups[CORRUPTED] = _group(ratios[corrupted], CLEAN, ratios[~corrupted])
-    return groups
-
-
-def ratios_of(distiller: Distiller, batches: Sequence[Any]) -> Tensor:
-    """Alpha of each sample as numbers, without the graph of the ratio network."""
-    return distiller.fusion_ratios(batches).detach()
+    def lines(self, data: dict[str, Any], differences: Differences) -> list[str]:
+        """Noisy inputs; wrong labels; groups of the test set and corrupted training labels."""
+        kinds: dict[str, list[str]] = {"Noisy inputs": [], "Wrong labels of test samples": [], "Groups of the data": []}
+        noisy, labels, others = kinds.values()
+        for name, gap in differences.items():
+            found = _by_name(data)[name]
+            own, other, area = (number(mean(g[key] for g in found)) for key in ("mean", "mean_against", "auroc_low"))
+            of_kind = noisy if name == NOISE else labels if name.startswith(LABEL) else others
+            of_kind.append(
+                f"{name}: mean alpha {own} compared with {other} ({found[0]['against']}), difference {interval(gap)}, "
+                f"{verdict(gap, 'higher on these samples', 'lower on these samples')}; AUROC of a low alpha {area}"
+            )
+        return [f"{kind}: {'; '.join(texts) or 'not available for this task'}." for kind, texts in kinds.items()]
 
 
 def groups_of_the_test_set(masks: Mapping[str, Tensor], rows: list[int], alpha: Tensor) -> dict[str, Any]:
-    """The task's own groups of test samples, against its normal ones, or without such a group against all others.
+    """The task's own groups of test samples, compared with its normal ones or, without such a group, with all others.
 
     Args:
-        masks: of the test set's samples by name, bool.
-        rows: the rows of the test set that are looked at.
+        masks: of the test set by name, bool.
+        rows: the evaluated rows of the test set.
         alpha: their ratios, shape (len(rows),).
     """
     inside = {name: mask[torch.tensor(rows)] for name, mask in masks.items()}
     normal = inside.pop(NORMAL, None)
     groups = {}
     if normal is not None and normal.any():
-        groups[ONLY_TEST + NORMAL] = _group(alpha[normal], None, None)
+        groups[TEST + NORMAL] = _group(alpha[normal], None, None)
     for name, mask in inside.items():
-        against, reference = ("other test samples", ~mask) if normal is None else (ONLY_TEST + NORMAL, normal)
+        against, reference = ("other test samples", ~mask) if normal is None else (TEST + NORMAL, normal)
         if mask.any() and reference.any():
-            groups[ONLY_TEST + name] = _group(alpha[mask], against, alpha[reference])
+            groups[TEST + name] = _group(alpha[mask], against, alpha[reference])
     return groups
 
 
+def _ratios(distiller: Distiller, batches: Sequence[Any]) -> Tensor:
+    return distiller.fusion_ratios(batches).detach()
+
+
 def _group(alpha: Tensor, against: str | None, reference: Tensor | None) -> dict[str, Any]:
-    """What is kept of a group's ratios; ``against`` names the samples it is compared with, whose ratios ``reference`` are."""
+    """The record of a group; ``against`` names the samples it is compared with, and ``reference`` holds their ratios."""
     record = {
         "n": len(alpha),
         "mean": float(alpha.double().mean()),
-        "histogram": torch.histc(alpha.float(), BINS, 0.0, 1.0).long().tolist(),
+        "histogram": torch.histc(alpha.float(), HISTOGRAM_BINS, 0.0, 1.0).long().tolist(),
         "against": against,
     }
     if reference is not None:
@@ -123,30 +133,10 @@ def _group(alpha: Tensor, against: str | None, reference: Tensor | None) -> dict
     return record
 
 
-def _told(data: dict[str, Any], name: str) -> str:
-    """One group against what it is compared with, over the seeds that have it."""
-    found = [seed[name] for seed in data["seeds"] if name in seed]
-    gap = difference([g["mean"] - g["mean_against"] for g in found])
-    says = verdict(gap, "higher on these", "lower on these")
-    own, other = (shown(mean(g[key] for g in found)) for key in ("mean", "mean_against"))
-    area = shown(mean(g["auroc_low"] for g in found))
-    return (
-        f"{name}: mean alpha {own} against {other} ({found[0]['against']}), difference {interval(gap)}, {says}; "
-        f"AUROC of a low alpha {area}"
-    )
-
-
-def lines(data: dict[str, Any]) -> list[str]:
-    """Noise on the inputs; wrong labels; groups that only the test set has and corrupted training labels."""
-    names = list(dict.fromkeys(name for seed in data["seeds"] for name in seed))
-    kinds = {
-        "Noisy inputs": [name for name in names if name == NOISE],
-        "Wrong labels of test samples": [name for name in names if name.startswith(LABEL)],
-        "Groups of the data": [
-            name for name in names if (name.startswith(ONLY_TEST) and name != ONLY_TEST + NORMAL) or name == CORRUPTED
-        ],
-    }
-    return [
-        f"{kind}: {'; '.join(_told(data, name) for name in members) if members else 'the task has none'}."
-        for kind, members in kinds.items()
-    ]
+def _by_name(data: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The records of each group, of the seeds that have it."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for seed in data["seeds"]:
+        for name, group in seed.items():
+            found.setdefault(name, []).append(group)
+    return found

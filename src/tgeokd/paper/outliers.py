@@ -1,4 +1,4 @@
-"""Outliers made from normal samples: noise on the inputs, wrong labels; and how well a number tells them apart."""
+"""Outliers made from normal samples (noisy inputs, wrong labels), and how well a value detects them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from tgeokd.data import TaskData
+from tgeokd.data import TASKS, TaskData
 from tgeokd.data.noise import confusion_noise, symmetric_noise
-from tgeokd.data.tasks import cifar
 from tgeokd.runs.config import RunConfig
 
-__all__ = ["below", "feature_sd", "human_counts", "noisy_inputs", "relabellers", "wrong_labels"]
+__all__ = ["below", "feature_sd", "has_numbers", "human_counts", "noisy_inputs", "relabellers", "wrong_labels"]
+
+
+def has_numbers(data: TaskData) -> bool:
+    """Whether the inputs contain numbers that noise can be added to."""
+    return data.inputs.kind == "array" or data.inputs.shape[0] > 0
 
 
 def feature_sd(batches: Sequence[Any]) -> Tensor:
-    """Standard deviation (n) of the inputs as the model sees them: of every feature, or of every channel of images.
+    """Standard deviation (n) of the model's inputs, per feature or per channel of images.
 
     Args:
-        batches: of training samples. Of a table's inputs the numeric columns are taken.
+        batches: of training samples. Of tables, the numeric columns are used.
 
     Returns:
         Shape (F,) for vectors and tables, (channels, 1, 1) for images.
@@ -36,9 +40,9 @@ def feature_sd(batches: Sequence[Any]) -> Tensor:
 
 
 def noisy_inputs(batches: Sequence[Any], sd: Tensor, seed: int) -> list[Any]:
-    """The batches with independent Gaussian noise of standard deviation ``sd`` added to their numbers; labels stay.
+    """The batches with independent Gaussian noise of standard deviation ``sd`` added to their numbers.
 
-    Categories of a table stay as they are: there is no Gaussian noise on a code.
+    Labels and the categorical columns of tables are not changed.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -55,19 +59,19 @@ def noisy_inputs(batches: Sequence[Any], sd: Tensor, seed: int) -> list[Any]:
 def wrong_labels(
     batches: Sequence[Any], relabel: Callable[[Tensor], tuple[Tensor, Tensor]]
 ) -> tuple[list[Any], Tensor]:
-    """The batches with new labels, and which labels are wrong now, shape (N,), bool.
+    """The batches with new labels, and a mask of the wrong ones, shape (N,), bool.
 
     Args:
-        batches: of samples with right labels.
-        relabel: from labels (N,) to new ones and to which of them are wrong.
+        batches: of samples with correct labels.
+        relabel: from labels (N,) to new labels and the mask of the wrong ones.
     """
     noisy, wrong = relabel(torch.cat([batch[1] for batch in batches]))
-    parts = noisy.split([len(batch[1]) for batch in batches])
-    return [(inputs, part, *rest) for (inputs, _, *rest), part in zip(batches, parts, strict=True)], wrong
+    labels = noisy.split([len(batch[1]) for batch in batches])
+    return [(inputs, new, *rest) for (inputs, _, *rest), new in zip(batches, labels, strict=True)], wrong
 
 
 def relabellers(config: RunConfig, data: TaskData) -> dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]]:
-    """The kinds of wrong labels by name: at random for any task, as people confuse the classes where that is known."""
+    """The kinds of wrong labels by name: uniform for any task, human confusions where they are known."""
     kinds = {"symmetric": lambda target: symmetric_noise(target, 1.0, data.num_classes, config.seed)}
     counts = human_counts(config, data)
     if counts is not None:
@@ -76,20 +80,19 @@ def relabellers(config: RunConfig, data: TaskData) -> dict[str, Callable[[Tensor
 
 
 def human_counts(config: RunConfig, data: TaskData) -> Tensor | None:
-    """How people confuse the classes of CIFAR, shape (C, C), from ``data_dir`` or its ``cifar-n``; None where not there."""
-    if config.task not in ("cifar100", "cifar10") or config.data_dir is None:
+    """How people confuse the classes of the task, shape (C, C); None where that is not known."""
+    confusion = getattr(TASKS[config.task], "confusion", None)
+    if confusion is None or config.data_dir is None:
         return None
-    spec, key = cifar.which_labels(config.task, config.data)
-    folder = Path(config.data_dir)
-    if not any(cifar.beside(folder, file) for file in (spec.counts_file, spec.human_file)):
-        return None
-    return cifar.human_counts(spec, folder, key, data.num_classes)
+    counts: Tensor | None = confusion(config.data, Path(config.data_dir), data.num_classes)
+    return counts
 
 
 def below(outlier: Tensor, normal: Tensor) -> float:
-    """Area under the ROC curve of "a low value is an outlier": the chance that an outlier's is lower than a normal sample's.
+    """Area under the ROC curve for detecting outliers by a low value.
 
-    Equal values count half. 0.5 tells nothing apart; below 0.5 the outliers' values are the higher ones.
+    This is the probability that an outlier's value is lower than a normal sample's; ties count half. 0.5 is chance; below 0.5
+    the outliers have the higher values.
 
     Args:
         outlier: values of outliers, shape (M,), M >= 1.

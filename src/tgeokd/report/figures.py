@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tgeokd.core.metrics import METRICS
+from tgeokd.core.metrics import title as metric_title
 from tgeokd.core.ratio_statistics import GROUPS
+from tgeokd.runs.statistics import paired
+from tgeokd.utils.files import replace_file
 
-__all__ = ["alpha_by_group", "alpha_by_label", "metric_by_method"]
+__all__ = [
+    "BLUE",
+    "GREY",
+    "GROUP_STYLE",
+    "RATIO_AXIS",
+    "RED",
+    "alpha_by_group",
+    "alpha_by_label",
+    "metric_by_row",
+    "plot_range",
+    "save",
+]
 
-_GROUP_STYLE = {
-    "teacher_right_agree": ("teacher = label, student agrees", "#1b6ca8", "-"),
-    "teacher_right_disagree": ("teacher = label, student disagrees", "#1b6ca8", "--"),
-    "teacher_wrong_agree": ("teacher ≠ label, student agrees", "#c8553d", "-"),
-    "teacher_wrong_disagree": ("teacher ≠ label, student disagrees", "#c8553d", "--"),
+BLUE, RED, GREY = "#1b6ca8", "#c8553d", "#8a8a8a"
+RATIO_AXIS = "fusion ratio alpha (0 = label, 1 = teacher)"
+GROUP_STYLE: dict[str, dict[str, Any]] = {
+    name: {"label": f"teacher {sign} label, student {state}", "color": color, "linestyle": line}
+    for name, (sign, color, state, line) in zip(
+        GROUPS,
+        [(*of, *how) for of in (("=", BLUE), ("≠", RED)) for how in (("agrees", "-"), ("disagrees", "--"))],
+        strict=True,
+    )
 }
-_LEARNED, _OTHER = "#1b6ca8", "#8a8a8a"
 
 
 def alpha_by_group(histories: Sequence[Sequence[dict[str, Any]]], path: Path, *, title: str) -> Path | None:
-    """Mean alpha over the epochs for teacher right or wrong against the label, student and teacher agreeing or not.
+    """Mean alpha by epoch and group: teacher right or wrong, student and teacher agreeing or not.
 
-    A group is drawn in the epochs in which it holds at least 1 % of a run's samples: the mean of a handful is noise.
+    A group is drawn in the epochs in which it has at least 1 % of a run's samples: means of very few samples are noise.
 
     Args:
-        histories: the records of one or more runs (seeds), epoch by epoch; a band shows their range.
+        histories: the records of one or more runs (seeds), one per epoch; a band shows the range of the runs.
         path: PNG to write.
-        title: over the figure.
+        title: above the figure.
 
     Returns:
         The path, or None where no run has fusion ratios.
@@ -50,24 +68,14 @@ def alpha_by_group(histories: Sequence[Sequence[dict[str, Any]]], path: Path, *,
         return None
     figure = Figure(figsize=(8.0, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    x = np.arange(1, epochs + 1)
-    for name, (label, color, line) in _GROUP_STYLE.items():
-        values = np.ma.masked_invalid(means[name])
-        if values.count() == 0:
-            continue
-        mean = values.mean(axis=0)
-        axes.plot(x, mean, line, color=color, label=label, linewidth=1.8, marker=".", markersize=4)
-        if len(histories) > 1:
-            band = values.min(axis=0), values.max(axis=0)
-            axes.fill_between(x, *band, color=color, alpha=0.10, linewidth=0)
+    for name, values in means.items():
+        if not np.isnan(values).all():
+            plot_range(axes, values, **GROUP_STYLE[name])
     axes.axhline(0.5, color="black", linewidth=0.6, linestyle=":")
-    axes.set(
-        xlabel="epoch", ylabel="mean fusion ratio alpha\n(0 = label, 1 = teacher)", ylim=(-0.02, 1.02), title=title
-    )
+    axes.set(xlabel="epoch", ylabel=f"mean {RATIO_AXIS.replace(' (', chr(10) + '(')}", ylim=(-0.02, 1.02), title=title)
     axes.set_xlim(1, max(epochs, 2))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def alpha_by_label(alpha: Sequence[float], corrupted: Sequence[bool], path: Path, *, title: str) -> Path | None:
@@ -75,59 +83,75 @@ def alpha_by_label(alpha: Sequence[float], corrupted: Sequence[bool], path: Path
 
     Args:
         alpha: fusion ratio of each training sample.
-        corrupted: which of their labels are known to be wrong.
+        corrupted: mask of the samples with a known wrong label.
         path: PNG to write.
-        title: over the figure.
+        title: above the figure.
 
     Returns:
-        The path, or None where no label is corrupted.
+        The path, or None unless there are labels of both kinds.
     """
     ratios, wrong = np.asarray(alpha), np.asarray(corrupted, dtype=bool)
     if not wrong.any() or wrong.all():
         return None
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    for mask, name, color in ((~wrong, "clean", "#1b6ca8"), (wrong, "corrupted", "#c8553d")):
+    for mask, name, color in ((~wrong, "clean", BLUE), (wrong, "corrupted", RED)):
         share = np.full(mask.sum(), 100.0 / mask.sum())
         label = f"{name} labels (n = {mask.sum()}, mean {ratios[mask].mean():.2f})"
         axes.hist(ratios[mask], bins=20, range=(0, 1), weights=share, color=color, alpha=0.55, label=label)
-    axes.set(
-        xlabel="fusion ratio alpha (0 = label, 1 = teacher)", ylabel="share of samples, %", xlim=(0, 1), title=title
-    )
+    axes.set(xlabel=RATIO_AXIS, ylabel="share of samples, %", xlim=(0, 1), title=title)
     axes.legend(frameon=False, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-def metric_by_method(summary: Sequence[dict[str, Any]], metric: str, path: Path, *, title: str) -> Path:
-    """Mean test value of each row with its 95 % interval over the seeds (t distribution; no bar for one seed).
+def metric_by_row(
+    values: Mapping[str, Sequence[float]], metric: str, path: Path, *, title: str, highlighted: Collection[str]
+) -> Path:
+    """Mean test value of each row with its 95 % t interval over the seeds (none for one seed).
 
     Args:
-        summary: rows of one setting of a comparison's ``summary``.
-        metric: which of its metrics.
+        values: one test value per seed, by the name of the row.
+        metric: their metric.
         path: PNG to write.
-        title: over the figure.
+        title: above the figure.
+        highlighted: rows to draw in colour.
     """
-    from scipy.stats import t  # local: nothing else needs scipy at start-up
-
-    rows = list(reversed(summary))
-    figure = Figure(figsize=(7.2, 1.2 + 0.3 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(7.2, 1.2 + 0.3 * len(values)), layout="constrained")
     axes = figure.add_subplot()
-    for y, row in enumerate(rows):
-        n, std = row["runs"], row[f"{metric}_std"]
-        error = 100 * std / math.sqrt(n) * float(t.ppf(0.975, n - 1)) if n > 1 else None
-        color = _LEARNED if row["method"].startswith("tgeo") else _OTHER
-        mean = 100 * row[f"{metric}_mean"]
-        axes.errorbar(mean, y, xerr=error, fmt="o", color=color, capsize=3, markersize=5)
-    low, high = axes.get_xlim()
-    axes.set_xlim(max(low, -1), min(high, 101))
-    axes.set_yticks(range(len(rows)), [row["method"] for row in rows])
-    axes.set(xlabel=f"test {metric}, % (mean and 95 % interval)", title=title, ylim=(-0.6, len(rows) - 0.4))
+    for y, (name, of) in enumerate(values.items()):
+        mean = paired([METRICS[metric].factor * value for value in of])
+        error = None if mean.high is None else mean.high - mean.mean
+        color = BLUE if name in highlighted else GREY
+        axes.errorbar(mean.mean, y, xerr=error, fmt="o", color=color, capsize=3, markersize=5)
+    if METRICS[metric].higher_is_better:  # such metrics lie between 0 and 1
+        low, high = axes.get_xlim()
+        axes.set_xlim(max(low, -0.01 * METRICS[metric].factor), min(high, 1.01 * METRICS[metric].factor))
+    axes.set_yticks(range(len(values)), list(values))
+    label = f"test {metric_title(metric)} (mean and 95 % interval)"
+    axes.set(xlabel=label, title=title, ylim=(len(values) - 0.4, -0.6))
     axes.grid(axis="x", linewidth=0.4)
     axes.set_axisbelow(True)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def plot_range(axes: Axes, values: Any, **style: Any) -> None:
+    """The mean of several runs by epoch, with a band from the lowest to the highest run.
+
+    Args:
+        axes: to draw on.
+        values: shape (runs, epochs); NaN is not drawn.
+        **style: of the line.
+    """
+    known = np.ma.masked_invalid(values)
+    x = np.arange(1, known.shape[1] + 1)
+    axes.plot(x, known.mean(axis=0), linewidth=1.8, marker=".", markersize=4, **style)
+    if len(known) > 1:
+        axes.fill_between(x, known.min(axis=0), known.max(axis=0), color=style["color"], alpha=0.1, linewidth=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure as PNG, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
     return path

@@ -1,9 +1,10 @@
-"""The report of a folder: its figures, and one HTML page that holds them all."""
+"""The report of a folder: its figures, and one HTML page that contains them."""
 
 from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -11,22 +12,23 @@ from typing import Any
 
 import jinja2
 
-from tgeokd.report.figures import alpha_by_group, alpha_by_label, metric_by_method
-from tgeokd.report.tables import comparison_table, paired_differences
+from tgeokd.report.figures import alpha_by_group, alpha_by_label, metric_by_row
+from tgeokd.report.tables import Table, comparison_table, paired_differences
+from tgeokd.runs.results import DEFAULT_METHOD, ComparisonResults, RunResults, read
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import slug
+from tgeokd.utils.files import replace_file, slug
 
 __all__ = ["build_report"]
 
 
 @dataclass(frozen=True)
-class _Section:
-    """A heading of the page with a table and figures under it."""
+class Section:
+    """A heading of the page with a table and figures; ``folded`` shows the heading alone until it is clicked."""
 
     title: str
-    header: list[str]
-    rows: list[list[str]]
-    figures: list[Path]
+    table: Table
+    figures: Sequence[Path] = ()
+    folded: bool = False
 
     def images(self) -> list[tuple[str, str]]:
         """File name and base64 of each figure."""
@@ -40,84 +42,79 @@ def build_report(folder: Path) -> Path:
         folder: of a run (`tgeokd distill`) or of a comparison (`tgeokd compare`, `tgeokd demo`).
 
     Returns:
-        The path of the page; the figures lie in ``figures/`` beside it.
+        The path of the page; the figures are in ``figures/`` beside it.
 
     Raises:
         InputError: where the folder holds no finished run or comparison.
     """
-    results = _read(folder / "results.json")
-    finished = "task" in results and ("metrics" in results or results.get("summary"))
-    if not finished:
-        raise InputError(f"{folder / 'results.json'} holds no results of a run or a comparison")
-    config_file = "comparison.yaml" if "runs" in results else "config.yaml"
-    sections = _comparison(folder, results) if "runs" in results else [_single(folder, results)]
+    results = read(folder / "results.json")
+    if isinstance(results, RunResults):
+        title, config, sections = results.run.method, folder / "config.yaml", [_run(folder, results)]
+    else:
+        title, config, sections = "comparison", folder / "comparison.yaml", _comparison(folder, results)
     template = jinja2.Environment(autoescape=True).from_string(
-        resources.files("tgeokd.report").joinpath("templates", "page.html.jinja").read_text()
+        resources.files("tgeokd.report").joinpath("templates", "page.html.jinja").read_text(encoding="utf-8")
     )
-    config = folder / config_file
-    page = template.render(
-        title=f"{results['task']}: {'comparison' if 'runs' in results else results['method']}",
-        sections=sections,
-        config=config.read_text() if config.exists() else "",
-    )
+    settings = config.read_text(encoding="utf-8") if config.exists() else ""
+    page = template.render(title=f"{results.task}: {title}", sections=sections, config=settings)
     path = folder / "report.html"
-    path.write_text(page)
+    replace_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     return path
 
 
-def _single(folder: Path, results: dict[str, Any]) -> _Section:
-    metrics = results["metrics"]
-    rows = [[name, f"{value:.4f}"] for name, value in metrics.items()]
-    rows += [["epochs", str(results["epochs"])], ["seconds of training", f"{results['seconds']:.1f}"]]
-    figures = _ratio_figures([folder], folder / "figures", "", results["method"])
-    return _Section(f"{results['method']}, seed {results['seed']}", ["metric", "value"], rows, figures)
+def _run(folder: Path, results: RunResults) -> Section:
+    run = results.run
+    rows = [[name, f"{value:.4f}"] for name, value in run.metrics.items()]
+    rows += [["epochs", str(run.epochs)], ["seconds of training", f"{run.seconds:.1f}"]]
+    figures = _ratio_figures([folder], folder / "figures", "", run.method)
+    return Section(f"{run.method}, seed {run.seed}", Table(["metric", "value"], rows), figures)
 
 
-def _comparison(folder: Path, results: dict[str, Any]) -> list[_Section]:
-    sections = []
-    for setting in dict.fromkeys(row["setting"] for row in results["summary"]):
-        summary = [row for row in results["summary"] if row["setting"] == setting]
-        drawings = folder / "figures"
-        primary = results["primary_metric"]
-        figures = [metric_by_method(summary, primary, drawings / f"{primary}-{slug(setting)}.png", title=setting)]
-        for row in summary:
-            if row["method"].split(" ")[0] == "tgeo":
-                folders = sorted((folder / slug(setting) / slug(row["method"])).glob("seed-*"))
-                suffix = f"-{slug(setting)}-{slug(row['method'])}"
-                figures += _ratio_figures(folders, drawings, suffix, f"{row['method']}, {setting}")
-        sections.append(_Section(setting, *comparison_table(results, setting), figures))
-        paired = paired_differences(results, setting)
-        if paired is not None:
-            sections.append(_Section(f"{setting}: paired differences over the seeds, p corrected by Holm", *paired, []))
+def _comparison(folder: Path, results: ComparisonResults) -> list[Section]:
+    metric, figures, sections = results.primary_metric, folder / "figures", []
+    main = results.main_pairs
+    for variant in results.variants:
+        values: dict[str, list[float]] = {}
+        for run in results.runs:
+            if run.variant == variant:
+                values.setdefault(run.label, []).append(run.metrics[metric])
+        own = [row.label for row in results.summary if row.variant == variant and row.method == DEFAULT_METHOD]
+        path = figures / f"{metric}-{slug(variant)}.png"
+        drawn = [metric_by_row(values, metric, path, title=variant, highlighted=own)]
+        for label in own:
+            names = slug(variant), slug(label)
+            folders = sorted(folder.joinpath(*names).glob("seed-*"))
+            drawn += _ratio_figures(folders, figures, f"-{'-'.join(names)}", f"{label}, {variant}")
+        sections.append(Section(variant, comparison_table(results, variant), drawn))
+        others = [pair for pair in results.pairs if pair not in main]
+        for name, pairs in (("", main), ("other ", others)):
+            table = paired_differences(pairs, variant)
+            if table is not None:
+                title = f"{variant}: {name}paired differences over the seeds, p corrected by Holm"
+                sections.append(Section(title, table, folded=pairs is others))
     return sections
 
 
 def _ratio_figures(folders: list[Path], target: Path, suffix: str, title: str) -> list[Path]:
-    """The figures of alpha, pooled over the runs in ``folders``."""
-    histories = [_read_lines(folder / "metrics.jsonl") for folder in folders if (folder / "metrics.jsonl").exists()]
-    made = [alpha_by_group(histories, target / f"alpha-by-group{suffix}.png", title=title)]
-    ratios = [_read(folder / "ratios.json") for folder in folders if (folder / "ratios.json").exists()]
-    known = [r for r in ratios if r["corrupted"] is not None]
-    alpha = [a for r in known for a in r["alpha"]]
-    corrupted = [c for r in known for c in r["corrupted"]]
-    made.append(alpha_by_label(alpha, corrupted, target / f"alpha-by-label{suffix}.png", title=title))
+    """The figures of alpha, over all runs in ``folders``."""
+    histories = [_read(path, lines=True) for path in _existing(folders, "metrics.jsonl")]
+    ratios = [found for path in _existing(folders, "ratios.json") if (found := _read(path))["corrupted"] is not None]
+    alpha, corrupted = ([value for found in ratios for value in found[key]] for key in ("alpha", "corrupted"))
+    made = [
+        alpha_by_group(histories, target / f"alpha-by-group{suffix}.png", title=title),
+        alpha_by_label(alpha, corrupted, target / f"alpha-by-label{suffix}.png", title=title),
+    ]
     return [path for path in made if path is not None]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _existing(folders: list[Path], name: str) -> list[Path]:
+    return [folder / name for folder in folders if (folder / name).exists()]
+
+
+def _read(path: Path, *, lines: bool = False) -> Any:
+    """The content of a JSON file, or of each of its lines."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path.parent} holds no finished run or comparison: {path.name} cannot be read") from error
+        text = path.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds no JSON object")
-    return content
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise InputError(f"a line of {path} is not JSON: {error}") from error

@@ -2,102 +2,80 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import NamedTuple
 
-__all__ = ["comparison_table", "formatted", "paired_differences", "title"]
+from tgeokd.core.metrics import formatted, title
+from tgeokd.runs.results import ComparisonResults, PairedDifference, RowSummary
 
-# How a metric is shown: its title, a factor and how many digits.
-_METRICS = {
-    "accuracy": ("accuracy, %", 100, 2),
-    "macro_f1": ("macro F1, %", 100, 2),
-    "macro_auc": ("macro AUC", 1, 4),
-    "auc": ("AUC", 1, 4),
-    "detection_rate": ("found at 1 % false alarms, %", 100, 2),
-    "nll": ("NLL", 1, 4),
-    "calibration": ("calibration error", 1, 4),
-}
+__all__ = ["Table", "comparison_table", "formatted", "paired_differences", "title"]
 
 
-def title(metric: str) -> str:
-    """How a metric is called in a table."""
-    if metric.startswith("recall/"):
-        return f"recall of {metric.removeprefix('recall/')}, %"
-    return _METRICS[metric][0]
+class Table(NamedTuple):
+    """Cells of text; the first column names the row."""
+
+    header: list[str]
+    rows: list[list[str]]
 
 
-def formatted(metric: str, mean: float | None, std: float | None = None) -> str:
-    """A value of a metric, with its standard deviation where it has one."""
-    if mean is None:
-        return "-"
-    _, factor, digits = _METRICS.get(metric, ("", 100, 2))
-    spread = f" ± {factor * std:.{digits}f}" if std is not None else ""
-    return f"{factor * mean:.{digits}f}{spread}"
+def comparison_table(results: ComparisonResults, variant: str, *, brief: bool = False) -> Table:
+    """The rows of a comparison on a variant of the data.
 
-
-def comparison_table(
-    results: dict[str, Any], setting: str, *, brief: bool = False
-) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a setting's table.
-
-    Test metrics of the last epoch, the primary one first, with their standard deviation over the seeds; the held-out value of
-    the primary metric and the epoch (from 1) of its best; seconds and peak memory a run, and these relative to plain KD; what
-    choosing the hyper-parameters cost; published values where the comparison has them.
+    Columns: test metrics of the last epoch, the primary one first, with their standard deviation over the seeds; validation
+    value of the primary metric, and epoch (from 1) of its best value; seconds and peak memory per run, and their ratio to
+    ``kd``; the cost of the hyper-parameter search; published values where the comparison has them.
 
     Args:
-        results: the content of a comparison's ``results.json``.
-        setting: one of its settings.
-        brief: for a terminal: fewer columns.
+        results: of the comparison.
+        variant: one of its data variants.
+        brief: fewer columns, for a terminal.
     """
-    summary = [row for row in results["summary"] if row["setting"] == setting]
-    primary = results["primary_metric"]
-    present = [
-        key.removesuffix("_mean") for key in summary[0] if key.endswith("_mean") and f"{key[:-5]}_std" in summary[0]
-    ]
-    others = [name for name in present if not name.startswith("val_") and name != primary]
-    if brief:
-        others = ["nll"]
-    tuned = any(row["tuning_runs"] for row in summary)
-    claimed = results.get("claimed", {}) if not brief else {}
-    header = ["method", *map(title, (primary, *others)), "held-out", "s", "x kd"]
-    if not brief:
-        header += ["best epoch", "MiB", "MiB, x kd"]
-        header += ["runs to tune", "s to tune"] if tuned else []
-        header += ["AUC gain over ce, %"] if "relative_improvement" in summary[0] else []
-        header += ["claimed"] if claimed else []
+    summary = [row for row in results.summary if row.variant == variant]
+    primary = results.primary_metric
+    names = dict.fromkeys(name for row in summary for name in row.metrics)
+    others = ["nll"] if brief else [name for name in names if not name.startswith("val_") and name != primary]
+    tuned = any(row.tuning_runs for row in summary)
+    improved = any(row.relative_improvement is not None for row in summary)
+    claims = {claim.row: claim.value for claim in results.claims}
+
+    def cells(row: RowSummary) -> dict[str, str]:
+        # The validation metrics of a row that trained on the validation set mean nothing.
+        trained_on, validation = row.trains_on_validation, row.metrics[f"val_{primary}"].mean
+        found = {"method": row.label}
+        for name in (primary, *others):
+            spread = row.metrics.get(name)
+            found[title(name)] = "-" if spread is None else formatted(name, spread.mean, spread.sd)
+        found |= {"validation": "-" if trained_on else formatted(primary, validation)}
+        found |= {"s": f"{row.seconds.mean:.2f}", "x kd": _optional(row.seconds_vs_kd)}
+        if brief:
+            return found
+        found |= {"best epoch": "-" if trained_on else f"{row.best_epoch + 1:.1f}"}
+        found |= {"MiB": f"{row.peak_memory_mb.mean:.0f}", "MiB, x kd": _optional(row.memory_vs_kd)}
+        if tuned:
+            found |= {"runs to tune": str(row.tuning_runs), "s to tune": f"{row.tuning_seconds:.0f}"}
+        if improved:
+            found |= {"AUC gain over ce, %": _optional(row.relative_improvement, "+.2f", factor=100)}
+        if claims:
+            found |= {"published": formatted(primary, claims.get(row.spec))}
+        return found
+
+    rows = [cells(row) for row in summary]
+    return Table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def paired_differences(pairs: Iterable[PairedDifference], variant: str) -> Table | None:
+    """The paired differences on a variant of the data; None without any."""
+    chosen = [pair for pair in pairs if pair.variant == variant]
+    if not chosen:
+        return None
+    metric = chosen[0].metric
     rows = []
-    for row in summary:
-        cells = [row["method"]]
-        cells += [formatted(name, row.get(f"{name}_mean"), row.get(f"{name}_std")) for name in (primary, *others)]
-        # the held-out value of a row that trained on these samples means nothing
-        trained_on = row.get("trains_on_held_out", "train+val" in row["method"])  # older files do not say
-        cells.append("-" if trained_on else formatted(primary, row[f"val_{primary}_mean"]))
-        cells += [f"{row['seconds_mean']:.2f}", _ratio(row["seconds_vs_kd"])]
-        if not brief:
-            cells.append("-" if trained_on else f"{row['best_epoch_mean'] + 1:.1f}")
-            cells += [f"{row['peak_memory_mb_mean']:.0f}", _ratio(row["memory_vs_kd"])]
-            cells += [str(row["tuning_runs"]), f"{row['tuning_seconds']:.0f}"] if tuned else []
-            if "relative_improvement" in summary[0]:
-                gain = row["relative_improvement"]
-                cells.append("-" if gain is None else f"{100 * gain:+.2f}")
-            if claimed:
-                cells.append(formatted(primary, claimed.get(row["method"], {}).get("value")))
-        rows.append(cells)
-    return header, rows
+    for pair in chosen:
+        interval = "-" if pair.low is None else f"{formatted(metric, pair.low)} to {formatted(metric, pair.high)}"
+        names = f"{pair.reference.label} - {pair.other.label}"
+        rows.append([names, formatted(metric, pair.gain), interval, _optional(pair.p_holm, ".3f")])
+    return Table(["", title(metric), "95 % interval", "p (Holm)"], rows)
 
 
-def paired_differences(results: dict[str, Any], setting: str) -> tuple[list[str], list[list[str]]] | None:
-    """Header and rows of the differences of each ``tgeo`` row to the others; None where there are none."""
-    rows = []
-    for pair in results["paired"]:
-        if pair["setting"] == setting:
-            metric = pair["metric"]
-            interval = "-"
-            if pair["low"] is not None:
-                interval = f"{formatted(metric, pair['low'])} to {formatted(metric, pair['high'])}"
-            p = "-" if pair["p_holm"] is None else f"{pair['p_holm']:.3f}"
-            rows.append([f"{pair['reference']} - {pair['method']}", formatted(metric, pair["gain"]), interval, p])
-    return (["", title(results["primary_metric"]), "95 % interval", "p (Holm)"], rows) if rows else None
-
-
-def _ratio(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _optional(value: float | None, form: str = ".2f", *, factor: int = 1) -> str:
+    return "-" if value is None else f"{factor * value:{form}}"

@@ -1,9 +1,12 @@
-"""From a config to its parts: data, models, methods, the Distiller."""
+"""Builds what a config describes: data, models, method, Distiller."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
+import logging
+import platform
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,9 @@ from tgeokd.models import build_model
 from tgeokd.runs.config import Recipe, RunConfig
 from tgeokd.training.distiller import Distiller
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.registry import look_up
-from tgeokd.utils.typed import call_checked
+from tgeokd.utils.validation import call_validated
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "build_distiller",
@@ -34,22 +38,26 @@ __all__ = [
 
 
 def load_data(config: RunConfig) -> TaskData:
-    """The task's data under the run's seed. The last one is kept: the runs of a seed, one after the other, share it."""
-    return _load_data(config.task, json.dumps(config.data, sort_keys=True), config.data_dir, config.seed)
+    """The task's data under the run's seed. The last result is kept, because consecutive runs often share it."""
+    data = _load_data(config.task, json.dumps(config.data, sort_keys=True), config.data_dir, config.seed)
+    if not config.metrics:
+        return data
+    names = tuple(dict.fromkeys((*data.metrics.names, *config.metrics)))
+    return dataclasses.replace(data, metrics=dataclasses.replace(data.metrics, names=names))
 
 
 @lru_cache(maxsize=1)
 def _load_data(name: str, options: str, data_dir: str | None, seed: int) -> TaskData:
-    task = look_up("task", name, TASKS)
+    task = TASKS[name]
     fixed: dict[str, Any] = {"seed": seed}
     folder = inspect.signature(task).parameters.get("data_dir")
     if folder is not None:
         if data_dir is None and folder.default is inspect.Parameter.empty:
-            raise InputError(f"task {name!r} reads data of yours: give their folder as --data-dir or TGEOKD_DATA")
+            raise InputError(f"task {name!r} reads your own data: give their folder as --data-dir or TGEOKD_DATA")
         if data_dir is not None and not Path(data_dir).is_dir():
             raise InputError(f"the data folder {data_dir} does not exist")
         fixed["data_dir"] = None if data_dir is None else Path(data_dir)
-    data: TaskData = call_checked(f"task {name!r}", task, json.loads(options), **fixed)
+    data: TaskData = call_validated(f"task {name!r}", task, json.loads(options), **fixed)
     return data
 
 
@@ -72,12 +80,13 @@ def method_of(config: RunConfig) -> Method:
     """The config's method.
 
     Raises:
-        InputError: for impossible options, or a method that needs held-out samples where none are left.
+        InputError: for impossible options, or a method that needs validation samples where none are left.
     """
     method = build_method(config.method, **config.options)
     if config.train_on == "train+val" and method.outer is not None:
         raise InputError(
-            f"method {config.method!r} needs held-out samples; train_on=train+val leaves none (outer=union trains on them too)"
+            f"method {config.method!r} needs validation samples; train_on=train+val leaves none (outer=union trains on them "
+            "too)"
         )
     return method
 
@@ -85,7 +94,8 @@ def method_of(config: RunConfig) -> Method:
 def build_distiller(
     model: nn.Module, teacher: Any, method: Method, config: RunConfig, recipe: Recipe, data: TaskData, *, progress: bool
 ) -> Distiller:
-    """The Distiller of a model by its recipe: the student's, or the teacher's own with no teacher."""
+    """The Distiller that trains a model by a recipe: the student's, or without a teacher the teacher's own."""
+    _warn_if_emulated(config.precision, config.accelerator)
     optimizer, scheduler = recipe.optimizer.build(model.parameters(), max(recipe.epochs, 1))
     return Distiller(
         model,
@@ -102,6 +112,23 @@ def build_distiller(
         compile=config.compile,
         progress=progress,
     )
+
+
+@lru_cache
+def _warn_if_emulated(precision: str, accelerator: str) -> None:
+    """Warn, once, where bfloat16 would be computed by a processor without instructions for it."""
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+    if precision.startswith("bf16") and on_cpu and not _native_bfloat16():
+        logger.warning(
+            "precision %s: this processor emulates bfloat16, which is slow; use precision=32-true", precision
+        )
+
+
+def _native_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True  # newer Arm processors do, and the others cannot be told apart
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def fit(
@@ -130,7 +157,7 @@ def fit(
 
 
 def use_threads(config: RunConfig) -> None:
-    """Take the config's number of threads."""
+    """Set the number of torch threads, where the config gives one."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
 

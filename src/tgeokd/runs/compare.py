@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tgeokd.data import TaskData
 from tgeokd.runs.build import load_data
-from tgeokd.runs.config import RunConfig
-from tgeokd.runs.executors import worker_pool
-from tgeokd.runs.plan import TUNING_SEED, Entry, Job, Plan, Records, Schedule, Setting
-from tgeokd.runs.single import RunResult, Score, check, halves, run, trial
+from tgeokd.runs.config import RunConfig, replace
+from tgeokd.runs.executors import Executor, Job, LocalProcesses
+from tgeokd.runs.plan import TUNING_SEED, Plan, Training
+from tgeokd.runs.results import DEFAULT_METHOD, ComparisonResults, DataVariant, MethodSpec, RunRecord, RunResults
+from tgeokd.runs.single import Score, check, halves, run, trial
 from tgeokd.runs.statistics import paired_table
+from tgeokd.runs.stored import computed, result_key, stored
 from tgeokd.runs.summary import claims, machine, summarise
-from tgeokd.runs.teacher import make_teacher, store_answers
+from tgeokd.runs.teacher import build_teacher, cache_teacher_logits
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import RunFolder, slug
 
@@ -28,122 +30,104 @@ __all__ = ["compare"]
 
 def compare(
     config: RunConfig,
-    entries: Sequence[Entry],
+    rows: Sequence[MethodSpec],
     seeds: Sequence[int],
     out: Path,
     *,
-    settings: Sequence[Setting] = (Setting("default"),),
+    variants: Sequence[DataVariant] = (DataVariant("default"),),
     tune: int = 0,
     jobs: int | None = None,
+    executor: Executor | None = None,
     resume: bool = False,
     on_event: Callable[[str, int, int], None] = lambda text, done, total: None,
-) -> dict[str, Any]:
-    """Run every row in every setting for every seed, in parallel processes, and write ``results.json``.
+) -> ComparisonResults:
+    """Run every row on every variant of the data for every seed, and write ``results.json``.
 
     Args:
         config: what all runs share; its method and options are replaced by each row's.
-        entries: the rows.
+        rows: methods to compare.
         seeds: one run each.
-        out: folder of the comparison; each run's files lie in ``out/SETTING/ROW/seed-N``.
-        settings: variants of the data.
-        tune: trials of hyper-parameters a row and setting, judged on held-out samples under a seed of their own (by the task's
-            ``metrics.choose_by``); the best choice is then used for all seeds. 0 takes the methods' defaults.
-        jobs: processes; by default one a core.
+        out: folder of the comparison; each run's files are in ``out/VARIANT/ROW/seed-N``.
+        variants: of the data.
+        tune: trials of hyper-parameters per row and variant, judged on validation samples under a seed of their own (by the
+            task's ``metrics.choose_by``); the best choice is then used for all seeds. 0 takes the methods' defaults.
+        jobs: processes; by default one per core.
+        executor: runs the trainings; by default local processes.
         resume: finish the comparison in ``out``; a finished run is not run again.
-        on_event: called with a line of text, how many trainings are done, and how many there will be.
+        on_event: called with a line of text, the number of finished trainings, and the number of all trainings.
 
-    Returns:
-        The content of ``results.json``.
+    Raises:
+        InputError: for wrong settings, before anything is written; from a training, with its name.
     """
+    data = _validate(config, rows, seeds, variants, tune)
+    plan = Plan(config, rows, seeds, variants, out, tune, data.metrics.choose_by)
+    for row in rows if tune else ():
+        plan.candidates(row)  # too many of them are refused before anything is written
+    folder = _open(plan, resume=resume)
+    started = time.perf_counter()
+    trainings = [Job(each, partial(_call, plan, each), plan.needs(each), str(each)) for each in plan.trainings()]
+    total = len(trainings)
+    on_event("starting", 0, total)
+    executor = executor or LocalProcesses(jobs)
+    found = executor.map(trainings, lambda job, done: on_event(str(job.key), done, total))
+    runs, teachers, tuning = plan.records(found)
+    metric = data.metrics.primary
+    results = ComparisonResults(
+        task=config.task,
+        primary_metric=metric,
+        chosen_by=plan.choose_by,
+        runs=runs,
+        summary=summarise(runs, tuning),
+        pairs=paired_table(runs, metric, [row for row in rows if row.method == DEFAULT_METHOD]),
+        teachers=teachers,
+        tuning=tuning,
+        claims=claims(config, rows, metric),
+        data=data.notes,
+        wall_seconds=round(time.perf_counter() - started, 1),
+        machine=machine(),
+    )
+    folder.write_json("results.json", results.to_dict())
+    return results
+
+
+def _validate(
+    config: RunConfig,
+    rows: Sequence[MethodSpec],
+    seeds: Sequence[int],
+    variants: Sequence[DataVariant],
+    tune: int,
+) -> TaskData:
+    """Refuse what cannot be run before anything is written or trained. Returns the data of the last variant, first seed."""
     for what, names in (
-        ("rows", [slug(entry.label) for entry in entries]),
-        ("settings", [slug(setting.name) for setting in settings]),
+        ("rows", [slug(row.label) for row in rows]),
+        ("variants", [slug(variant.name) for variant in variants]),
         ("seeds", [str(seed) for seed in seeds]),
     ):
         if len(set(names)) < len(names):
             raise InputError(f"two {what} of the comparison are the same: {', '.join(names)}")
-    if not entries or not seeds:
+    if not (rows and seeds and variants):
         raise InputError("a comparison needs at least one method and one seed")
     if tune < 0:
         raise InputError(f"tune must be >= 0 trials, not {tune}")
     if tune and TUNING_SEED in seeds:
-        raise InputError(f"seed {TUNING_SEED} is that of the trials and cannot be reported as well")
-    for setting in settings:
-        first = dataclasses.replace(config, data={**config.data, **setting.data}, seed=seeds[0])
+        raise InputError(f"seed {TUNING_SEED} is used by the trials and cannot be reported as well")
+    for variant in variants:
+        first = replace(config, data={**config.data, **variant.data}, seed=seeds[0])
         data = load_data(first)
-        for entry in entries:
-            check(entry.apply(first), data)
+        for row in rows:
+            check(row.apply(first), data)
         if tune:
-            halves(data, TUNING_SEED)  # a held-out set too small for it is refused before anything is trained
-    plan = Plan(config, entries, seeds, settings, out, tune, data.metrics.primary, data.metrics.choose_by)
-    for row in plan.rows if tune else ():
-        plan.trials(row)  # too many of them are refused before anything is written
-    folder = _open(plan, resume=resume)
-    started = time.perf_counter()
-    records = _run_all(plan, jobs, on_event)
-    content = {
-        "task": config.task,
-        "runs": records.runs,
-        "summary": summarise(records.runs, records.tuning),
-        "paired": paired_table(records.runs, plan.metric),
-        "primary_metric": plan.metric,
-        "chosen_by": plan.choose_by,
-        "teachers": records.teachers,
-        "tuning": records.tuning,
-        "claimed": claims(config, entries, plan.metric),
-        "data": data.notes,
-        "wall_seconds": round(time.perf_counter() - started, 1),
-        "machine": machine(),
-    }
-    folder.write_json("results.json", content)
-    return content
-
-
-def _run_all(plan: Plan, jobs: int | None, on_event: Callable[[str, int, int], None]) -> Records:
-    """All teachers, trials and runs of a plan, in worker processes."""
-    schedule = Schedule(plan)
-    on_event("starting", 0, plan.total)
-    pool = worker_pool(jobs, plan.total)
-    waiting: dict[Future[Any], Job] = {}
-
-    def start(ready: Iterable[Job]) -> None:
-        for job in ready:
-            waiting[_submit(pool, plan, job, schedule.config(job))] = job
-
-    try:
-        start(schedule.first())
-        while waiting:
-            for finished in wait(waiting, return_when=FIRST_COMPLETED).done:
-                job = waiting.pop(finished)
-                try:
-                    result = finished.result()
-                except InputError as error:
-                    raise InputError(f"{job}: {error}") from error
-                start(schedule.after(job, result))
-                on_event(str(job), len(schedule.results), plan.total)
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
-    return schedule.records()
-
-
-def _submit(pool: ProcessPoolExecutor, plan: Plan, job: Job, config: RunConfig) -> Future[Any]:
-    teacher = plan.teacher_path(job.setting, job.seed)
-    if job.row is None:
-        return pool.submit(_teacher_job, config, teacher)
-    if job.trial is not None:
-        return pool.submit(_trial_job, config, teacher, plan.trial_path(job.setting, job.row, job.trial))
-    return pool.submit(_run_job, config, teacher, plan.run_path(job.setting, job.row, job.seed))
+            halves(data, TUNING_SEED)  # refuses a validation set that is too small
+    return data
 
 
 def _open(plan: Plan, *, resume: bool) -> RunFolder:
     out = plan.out
     content: dict[str, Any] = {
         "config": plan.shared.to_dict(),
-        "entries": [dataclasses.asdict(entry) for entry in plan.entries],
+        "rows": [dataclasses.asdict(row) for row in plan.rows],
         "seeds": list(plan.seeds),
-        "settings": [dataclasses.asdict(setting) for setting in plan.settings],
+        "variants": [dataclasses.asdict(variant) for variant in plan.variants],
         "tune": plan.tune,
     }
     description = out / "comparison.yaml"
@@ -161,45 +145,51 @@ def _open(plan: Plan, *, resume: bool) -> RunFolder:
     return folder
 
 
+def _call(
+    plan: Plan, training: Training, results: Mapping[Any, Any]
+) -> tuple[Callable[..., Any], tuple[RunConfig | Path, ...]]:
+    """The function and the arguments of a training."""
+    config, path = plan.config(training, results), plan.path(training)
+    teacher = plan.path(Training(training.variant, training.seed))
+    if training.row is None:
+        return _teacher_job, (config, path)
+    return (_run_job if training.trial is None else _trial_job), (config, teacher, path)
+
+
 def _teacher_job(config: RunConfig, path: Path) -> dict[str, float]:
-    """Make a teacher, and ask it where it is asked once, unless that is done already; runs in a worker process."""
-    results, data = path.with_suffix(".json"), None
-    if results.exists():
-        metrics: dict[str, float] = json.loads(results.read_text())
-    else:
-        data = load_data(config)
-        metrics = make_teacher(config, data, path)
-        RunFolder(path.parent, resume=True, checkpoint_needed=False).write_json(results.name, metrics)
-    options = _sharing_answers(config, path).teacher_cache
+    """Build a teacher, and store its logits where the config says so, unless that is done already."""
+    known = path.with_suffix(".json")
+    if not path.exists():
+        known.unlink(missing_ok=True)
+    key = result_key("teacher", config)
+    metrics: dict[str, float] = computed(known, key, lambda: build_teacher(config, load_data(config), path))
+    options = _sharing_logits(config, path).teacher_cache
     if options is not None and options.folder is not None:
-        store_answers(config, data or load_data(config), path, Path(options.folder))
+        cache_teacher_logits(config, load_data(config), path, Path(options.folder))
     return metrics
 
 
 def _trial_job(config: RunConfig, teacher: Path, path: Path) -> Score:
-    """Run one trial, or read what it came to; runs in a worker process."""
-    if path.exists():
-        return Score(**json.loads(path.read_text()))
-    score = trial(_sharing_answers(config, teacher), teacher)
-    RunFolder(path.parent, resume=True, checkpoint_needed=False).write_json(path.name, dataclasses.asdict(score))
-    return score
+    """Run one trial, or read its score."""
+    key = result_key("trial", config, teacher)
+    return Score(**computed(path, key, lambda: dataclasses.asdict(trial(_sharing_logits(config, teacher), teacher))))
 
 
-def _run_job(config: RunConfig, teacher: Path, out: Path) -> RunResult:
-    """Run one row, continue it, or read what it came to; runs in a worker process."""
-    finished = out / "results.json"
-    if finished.exists():
-        found = json.loads(finished.read_text())
-        return RunResult(**{field.name: found[field.name] for field in dataclasses.fields(RunResult)})
+def _run_job(config: RunConfig, teacher: Path, out: Path) -> RunRecord:
+    """Run one row, continue it, or read its results."""
+    key = result_key("run", config, teacher)
+    finished = stored(out / "results.json", key)
+    if finished is not None:
+        return RunResults.from_dict(finished, str(out / "results.json")).run
     folder = RunFolder(out, resume=True, checkpoint_needed=False)
     folder.write_yaml("config.yaml", config.to_dict())
-    return run(_sharing_answers(config, teacher), teacher, out, resume=folder.has_checkpoint)
+    return run(_sharing_logits(config, teacher), teacher, out, resume=folder.has_checkpoint, key=key)
 
 
-def _sharing_answers(config: RunConfig, teacher: Path) -> RunConfig:
-    """The config with one folder for what a teacher is asked once, beside the teacher, unless it names one."""
+def _sharing_logits(config: RunConfig, teacher: Path) -> RunConfig:
+    """The config with one folder for the stored logits, beside the teacher, unless it names one."""
     options = config.teacher_cache
     if options is None or options.folder is not None:
         return config
     folder = str(teacher.with_suffix(".cache"))
-    return dataclasses.replace(config, teacher_cache=dataclasses.replace(options, folder=folder))
+    return replace(config, teacher_cache=dataclasses.replace(options, folder=folder))

@@ -1,43 +1,53 @@
-"""Everything a run needs, as plain data: what `config.yaml` holds."""
+"""Everything a run needs, as plain data: what ``config.yaml`` holds."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 import yaml
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from tgeokd.data import TASKS
+from tgeokd.runs.results import TrainOn
 from tgeokd.teachers import TeacherCacheOptions
-from tgeokd.utils.errors import InputError, one_line, unknown_name
-from tgeokd.utils.registry import look_up
-from tgeokd.utils.typed import from_mapping
+from tgeokd.utils.errors import InputError, check_names, one_line
+from tgeokd.utils.validation import (
+    Config,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    replace,
+    validate_config,
+    validate_value,
+)
 
 __all__ = [
     "OptimizerConfig",
     "Recipe",
     "RunConfig",
     "TeacherRecipe",
-    "TrainOn",
     "load_config",
     "override",
     "preset",
     "presets",
+    "replace",
 ]
 
-TrainOn = Literal["train", "train+val"]
+Positive = Annotated[StrictInt, Field(ge=1)]
+_CacheOptions = Annotated[
+    TeacherCacheOptions | None,
+    BeforeValidator(lambda value: validate_value(TeacherCacheOptions | None, value, "teacher_cache")),
+]
 
 
-@dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Config):
     """An optimizer and its schedule.
 
     Attributes:
@@ -51,17 +61,15 @@ class OptimizerConfig:
     """
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 0.0
+    lr: Annotated[StrictFloat, Field(gt=0)] = 0.1
+    momentum: StrictFloat = 0.9
+    nesterov: StrictBool = False
+    weight_decay: StrictFloat = 0.0
     schedule: Literal["constant", "cosine", "steps"] = "constant"
-    milestones: tuple[int, ...] = ()
+    milestones: tuple[StrictInt, ...] = ()
 
     def build(self, parameters: Iterable[Tensor], epochs: int) -> tuple[Optimizer, LRScheduler | None]:
-        """The optimizer, and the scheduler to step once an epoch."""
-        if not self.lr > 0:
-            raise InputError(f"lr must be > 0, not {self.lr}")
+        """The optimizer, and the scheduler to step once per epoch (None for a constant learning rate)."""
         optimizer: Optimizer
         decay = self.weight_decay
         try:
@@ -81,81 +89,73 @@ class OptimizerConfig:
         return optimizer, None
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A model and how it is trained.
+class Recipe(Config):
+    """A model and its training.
 
     Attributes:
         model: ``name`` and the model's own options.
         epochs: passes over the training data.
         batch_size: samples in a step.
         optimizer: see :class:`OptimizerConfig`.
-        patience: epochs without a lower held-out loss before training stops and the best weights return; None trains on.
+        patience: epochs without a lower validation loss before training stops and the best weights are restored; None for no
+            early stopping.
         clip_norm: bound of the gradient's norm.
-        held_out_batch_size: samples in a batch of the held-out set, and so of a bilevel method's outer problem.
+        held_out_batch_size: samples in a batch of the validation set, and so of the outer problem of a bilevel method.
     """
 
     model: dict[str, Any]
-    epochs: int
-    batch_size: int = 64
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    patience: int | None = None
-    clip_norm: float | None = None
-    held_out_batch_size: int = 1024
-
-    fewest_epochs: ClassVar[int] = 1
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", self.fewest_epochs), ("batch_size", 1), ("held_out_batch_size", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be >= {least}, not {getattr(self, name)}")
-        if self.patience is not None and self.patience < 1:
-            raise InputError(f"patience must be >= 1 or null, not {self.patience}")
+    epochs: Positive
+    batch_size: Positive = 64
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    patience: Positive | None = None
+    clip_norm: StrictFloat | None = None
+    held_out_batch_size: Positive = 1024
 
 
-@dataclass(frozen=True)
 class TeacherRecipe(Recipe):
-    """How the teacher comes about: trained here, or taken as it is.
+    """How to obtain the teacher: by training, or from a file.
 
     Attributes:
         model: ``name`` and options of a network, or of a classifier with ``predict_proba`` (``lightgbm``, ``random_forest``,
-            ...; :data:`tgeokd.teachers.CLASSIFIERS`), whose training takes none of the other settings.
+            ...; :data:`tgeokd.teachers.CLASSIFIERS`), which uses none of the other settings.
         epochs: of training; 0 takes the network as it is built (pretrained).
         weights: file with the network's weights (``.safetensors``, or a checkpoint with them under ``model``): not trained.
         predictions: file of class probabilities or logits with sample ids, instead of a model.
     """
 
-    model: dict[str, Any] = field(default_factory=dict)
-    epochs: int = 0
+    model: dict[str, Any] = Field(default_factory=dict)
+    epochs: Annotated[StrictInt, Field(ge=0)] = 0
     weights: str | None = None
     predictions: str | None = None
 
-    fewest_epochs: ClassVar[int] = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
         if self.predictions is not None and (self.model or self.weights is not None):
-            raise InputError("teacher.predictions stand in for a model: set teacher.model={} and teacher.weights=null")
+            raise InputError(
+                "teacher.predictions replaces the model: set teacher.model={} and teacher.weights=null as well"
+            )
         if self.predictions is None and not self.model:
             raise InputError("the teacher needs teacher.model, or teacher.predictions")
+        return self
 
 
-@dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Config):
     """One run: a student distilled from a teacher on a task by a method.
 
     Attributes:
         task: name of the task.
         data: options of the task's data.
         data_dir: folder of the user's data.
-        teacher: how the teacher is made.
-        student: how the student is made.
+        metrics: names of metrics to report besides those of the task.
+        teacher: see :class:`TeacherRecipe`.
+        student: see :class:`Recipe`.
         method: name of the method.
         options: the method's options.
-        train_on: ``train``, or ``train+val`` to train on the held-out samples too (the control rows of a comparison).
+        train_on: ``train``, or ``train+val`` to train on the validation samples too (the control rows of a comparison).
         temperature: ``tau`` of the teacher term.
-        teacher_cache: ask a network once and train on what it said, see :class:`~tgeokd.teachers.TeacherCacheOptions`; ``{}``
-            for the defaults, None asks it in every step. In a comparison all rows of a seed share its answers.
+        teacher_cache: compute a network's logits once and train on the stored ones, see
+            :class:`~tgeokd.teachers.TeacherCacheOptions`; ``{}`` for the defaults, None runs the teacher in every step. In a
+            comparison all rows of a seed share the stored logits.
         checkpoint_every: epochs between two checkpoints of the student.
         seed: of everything random: split, noise, weights, order.
         accelerator: as in Lightning Fabric.
@@ -167,46 +167,41 @@ class RunConfig:
     task: str
     teacher: TeacherRecipe
     student: Recipe
-    data: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = Field(default_factory=dict)
     data_dir: str | None = None
+    metrics: tuple[str, ...] = ()
     method: str = "tgeo"
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict)
     train_on: TrainOn = "train"
-    temperature: float = 4.0
-    teacher_cache: TeacherCacheOptions | None = None
-    checkpoint_every: int = 1
-    seed: int = 0
+    temperature: StrictFloat = 4.0
+    teacher_cache: _CacheOptions = None
+    checkpoint_every: Positive = 1
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**31)] = 0
     accelerator: str = "auto"
     precision: str = "32-true"
-    compile: bool = False
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.checkpoint_every < 1:
-            raise InputError(f"checkpoint_every must be >= 1, not {self.checkpoint_every}")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads must be >= 1 or null, not {self.threads}")
-        if not 0 <= self.seed < 2**31:
-            raise InputError(f"seed must lie in [0, 2^31), not {self.seed}")
+    compile: StrictBool = False
+    threads: Positive | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for YAML or JSON, from which :func:`from_mapping` makes the same config."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        """Plain data for YAML or JSON, which :func:`~tgeokd.utils.validation.validate_config` turns back into this config."""
+        plain: dict[str, Any] = _plain(self.model_dump())
         return plain
 
 
 def presets(task: str) -> list[str]:
     """Names of the recipes shipped for a task."""
-    look_up("task", task, dict.fromkeys(TASKS))
-    files = resources.files("tgeokd.runs.presets").joinpath(task).iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    check_names("task", [task], TASKS)
+    folder = resources.files("tgeokd.runs.presets").joinpath(task)
+    if not folder.is_dir():
+        raise InputError(f"task {task!r} has no presets: give a --config")
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
 def preset(task: str, name: str = "lite") -> RunConfig:
     """A recipe shipped for a task: ``lite`` for two CPU cores and minutes, ``paper`` for a GPU, and a few more."""
-    look_up(f"preset of {task}", name, dict.fromkeys(presets(task)))
+    check_names(f"preset of {task}", [name], presets(task))
     text = resources.files("tgeokd.runs.presets").joinpath(task, f"{name}.yaml").read_text()
-    return from_mapping(RunConfig, yaml.safe_load(text))
+    return validate_config(RunConfig, yaml.safe_load(text))
 
 
 def load_config(path: Path) -> RunConfig:
@@ -217,9 +212,7 @@ def load_config(path: Path) -> RunConfig:
         raise InputError(f"cannot read the config {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {one_line(error)}") from error
-    if not isinstance(content, Mapping):
-        raise InputError(f"{path} must hold a mapping of settings")
-    return from_mapping(RunConfig, content)
+    return validate_config(RunConfig, content, str(path))
 
 
 def override(config: RunConfig, settings: Iterable[str]) -> RunConfig:
@@ -229,26 +222,23 @@ def override(config: RunConfig, settings: Iterable[str]) -> RunConfig:
         InputError: for a key that does not exist (with the nearest name) or a value of the wrong type.
     """
     content = config.to_dict()
-    open_ended = ("data", "options", "model")  # their keys are checked by the task, method or model itself
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise InputError(f"--set takes key=value, not {setting!r}")
         *path, last = key.strip().split(".")
-        if path == ["teacher_cache"] and content["teacher_cache"] is None:
-            content["teacher_cache"] = dataclasses.asdict(TeacherCacheOptions())
         place = content
-        for i, name in enumerate(path):
-            if not isinstance(place.get(name), dict):
-                raise unknown_name("setting", ".".join(path[: i + 1]), place)
+        for name in path:
+            if place.get(name) is None:
+                place[name] = {}  # refused below unless it is a setting of that kind
+            elif not isinstance(place[name], dict):
+                raise InputError(f"--set {key.strip()}: {name!r} is a value and has no settings of its own")
             place = place[name]
-        if last not in place and not (path and path[-1] in open_ended):
-            raise unknown_name("setting", key, [".".join([*path, name]) for name in place])
         try:
             place[last] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise InputError(f"the value of --set {setting!r} is not YAML") from error
-    return from_mapping(RunConfig, content)
+    return validate_config(RunConfig, content)
 
 
 def _plain(value: Any) -> Any:

@@ -1,13 +1,13 @@
-"""The whole story on real handwritten digits: every method, two settings, five seeds."""
+"""The demo on real handwritten digits: every method, clean and noisy labels, five seeds."""
 
 from __future__ import annotations
 
-from tgeokd.runs.plan import Entry, Setting, parse_entry
+from tgeokd.runs.plan import DataVariant, MethodSpec, parse_method
 
-__all__ = ["DEMO_ROWS", "DEMO_SETTINGS"]
+__all__ = ["DEMO_ROWS", "DEMO_VARIANTS"]
 
-DEMO_ROWS: list[Entry] = [
-    parse_entry(text)
+DEMO_ROWS: list[MethodSpec] = [
+    parse_method(text)
     for text in (
         "ce",
         "kd:alpha=0.1",
@@ -22,10 +22,10 @@ DEMO_ROWS: list[Entry] = [
         "tgeo",
         "tgeo:outer=holdout",
         "tgeo:paper=true",
-        # Controls: what the held-out samples are worth as plain training samples.
+        # Controls: the value of the validation samples as plain training samples.
         "ce@train+val",
         "kd:alpha=0.5@train+val",
     )
 ]
 
-DEMO_SETTINGS: list[Setting] = [Setting("clean", {"noise": 0.0}), Setting("noise 30 %", {"noise": 0.3})]
+DEMO_VARIANTS = [DataVariant("clean", {"noise": 0.0}), DataVariant("noise 30 %", {"noise": 0.3})]

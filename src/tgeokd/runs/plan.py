@@ -1,59 +1,30 @@
-"""What a comparison consists of, and in which order its trainings can start."""
+"""What a comparison consists of, and what each of its trainings needs."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 
 from tgeokd.core.metrics import higher_is_better
-from tgeokd.runs.build import method_of
-from tgeokd.runs.config import RunConfig, TrainOn
+from tgeokd.runs.config import RunConfig
+from tgeokd.runs.results import DataVariant, MethodSpec, RunRecord, TeacherRecord, TrainOn, TuningRecord
 from tgeokd.runs.search import Trial, trials
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import slug
+from tgeokd.utils.validation import replace
 
-__all__ = ["TUNING_SEED", "Entry", "Job", "Plan", "Records", "Schedule", "Setting", "parse_entry"]
+__all__ = ["TUNING_SEED", "DataVariant", "MethodSpec", "Plan", "Training", "parse_method"]
 
 TUNING_SEED = 1_000
-"""Seed of the trials of hyper-parameters: its split and weights are none of those that are reported."""
+"""Seed of the trials of hyper-parameters: no reported run has its split and initial weights."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A row of a comparison: a method with options, and the samples it trains on."""
-
-    method: str
-    options: dict[str, Any] = field(default_factory=dict)
-    train_on: TrainOn = "train"
-
-    @property
-    def label(self) -> str:
-        """How the row is called in tables and results."""
-        shown = [f"{key}={value}" for key, value in self.options.items()]
-        if self.train_on != "train":
-            shown.append(self.train_on)
-        return f"{self.method} ({', '.join(shown)})" if shown else self.method
-
-    def apply(self, config: RunConfig) -> RunConfig:
-        """The run's config with this row's method; the config's own method keeps the options it has there."""
-        own = config.options if self.method == config.method else {}
-        return dataclasses.replace(config, method=self.method, options={**own, **self.options}, train_on=self.train_on)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A variant of the task's data that all rows are run in."""
-
-    name: str
-    data: dict[str, Any] = field(default_factory=dict)
-
-
-def parse_entry(text: str) -> Entry:
+def parse_method(text: str) -> MethodSpec:
     """A row from ``METHOD[:key=value...][@train+val]``, for example ``kd:alpha=0.5`` or ``tgeo:outer=holdout``."""
     rest, _, train_on = text.strip().partition("@")
     method, *settings = rest.split(":")
@@ -68,153 +39,113 @@ def parse_entry(text: str) -> Entry:
             raise InputError(f"the value of {key!r} in {text.strip()!r} is not YAML") from error
     if train_on not in ("", *get_args(TrainOn)):
         raise InputError(f"{text!r} must end in @train or @train+val, if in anything after @")
-    return Entry(method, options, "train+val" if train_on == "train+val" else "train")
+    return MethodSpec(method, options, "train+val" if train_on == "train+val" else "train")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a comparison: a teacher (no row), a trial (with its number from 0) or a run."""
+
+    variant: str
+    seed: int
+    row: MethodSpec | None = None
+    trial: int | None = None
+
+    def __str__(self) -> str:
+        what = "teacher" if self.row is None else self.row.label
+        which = f"seed {self.seed}" if self.trial is None else f"trial {self.trial + 1}"
+        return f"{what}, {self.variant}, {which}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run, and where its files lie."""
+    """What is to be run, and where its files are.
+
+    Attributes:
+        shared: settings that all runs share.
+        rows: methods to compare.
+        seeds: of the reported runs.
+        variants: of the data.
+        out: folder of the comparison.
+        tune: trials per row and variant; 0 for none.
+        choose_by: metric that the trials are judged by.
+    """
 
     shared: RunConfig
-    entries: Sequence[Entry]
+    rows: Sequence[MethodSpec]
     seeds: Sequence[int]
-    settings: Sequence[Setting]
+    variants: Sequence[DataVariant]
     out: Path
     tune: int
-    metric: str
     choose_by: str
 
-    def config(self, setting: str, seed: int) -> RunConfig:
-        """The config of a setting and seed, still without a row."""
-        (data,) = (each.data for each in self.settings if each.name == setting)
-        return dataclasses.replace(self.shared, data={**self.shared.data, **data}, seed=seed)
+    def trainings(self) -> Iterator[Training]:
+        """All trainings, in the order in which they start where nothing else decides it."""
+        names = [variant.name for variant in self.variants]
+        seeds = [*([TUNING_SEED] if self.tune else []), *self.seeds]
+        yield from (Training(name, seed) for seed in seeds for name in names)
+        yield from (
+            Training(name, TUNING_SEED, row, k) for name in names for row in self.rows for k in range(self.tune)
+        )
+        yield from (Training(name, seed, row) for seed in self.seeds for name in names for row in self.rows)
 
-    def entry(self, row: str) -> Entry:
-        """The row of a label."""
-        return next(entry for entry in self.entries if entry.label == row)
+    def needs(self, training: Training) -> tuple[Training, ...]:
+        """A run needs its teacher and all trials of its row; a trial needs its teacher."""
+        if training.row is None:
+            return ()
+        teacher = Training(training.variant, training.seed)
+        tried = () if training.trial is not None else self.trials_of(training.variant, training.row)
+        return (teacher, *tried)
 
-    @property
-    def rows(self) -> list[str]:
-        """Labels of the rows."""
-        return [entry.label for entry in self.entries]
+    def trials_of(self, variant: str, row: MethodSpec) -> tuple[Training, ...]:
+        """The trials of a row."""
+        return tuple(Training(variant, TUNING_SEED, row, k) for k in range(self.tune))
 
-    def teacher_path(self, setting: str, seed: int) -> Path:
-        """Where a teacher is saved."""
-        return self.out / slug(setting) / "teacher" / f"seed-{seed}.safetensors"
+    def candidates(self, row: MethodSpec) -> list[Trial]:
+        """The hyper-parameters that the trials of a row try."""
+        return trials(row.method, row.apply(self.shared).options, self.tune, TUNING_SEED)
 
-    def run_path(self, setting: str, row: str, seed: int) -> Path:
-        """A run's folder."""
-        return self.out / slug(setting) / slug(row) / f"seed-{seed}"
+    def chosen(self, variant: str, row: MethodSpec, results: Mapping[Training, Any]) -> Trial:
+        """The hyper-parameters of the best trial, the first of equals."""
+        values = [results[tried].value for tried in self.trials_of(variant, row)]
+        best = max(values) if higher_is_better(self.choose_by) else min(values)
+        return self.candidates(row)[values.index(best)]
 
-    def trial_path(self, setting: str, row: str, k: int) -> Path:
-        """Where the score of a trial is."""
-        return self.out / slug(setting) / slug(row) / f"trial-{k}.json"
-
-    def trains_on_held_out(self, row: str) -> bool:
-        """Whether a row's student trains on the held-out samples too, so that its score on them means nothing."""
-        entry = self.entry(row)
-        return entry.train_on == "train+val" or method_of(entry.apply(self.shared)).outer == "union"
-
-    def trials(self, row: str) -> list[Trial]:
-        """The settings to try for a row."""
-        entry = self.entry(row)
-        return trials(entry.method, entry.apply(self.shared).options, self.tune, TUNING_SEED)
-
-    @property
-    def total(self) -> int:
-        """Trainings, teachers' included."""
-        tuning = self.tune * len(self.entries) + (1 if self.tune else 0)
-        return len(self.settings) * (len(self.seeds) * (1 + len(self.entries)) + tuning)
-
-
-@dataclass
-class Records:
-    """What came of it, in the order of the plan."""
-
-    runs: list[dict[str, Any]] = field(default_factory=list)
-    teachers: list[dict[str, Any]] = field(default_factory=list)
-    tuning: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training: a teacher (no row), a trial (with its number) or a run."""
-
-    setting: str
-    seed: int
-    row: str | None = None
-    trial: int | None = None
-
-    def __str__(self) -> str:
-        what = self.row or "teacher"
-        which = f"seed {self.seed}" if self.trial is None else f"trial {self.trial + 1}"
-        return f"{what}, {self.setting}, {which}"
-
-
-class Schedule:
-    """Which trainings can start: a run as soon as its teacher is there and its hyper-parameters are chosen."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.results: dict[Job, Any] = {}
-        self.chosen: dict[tuple[str, str], Trial] = {}
-
-    def first(self) -> list[Job]:
-        """The teachers; those that trials wait for come first."""
-        seeds = [*([TUNING_SEED] if self.plan.tune else []), *self.plan.seeds]
-        return [Job(setting.name, seed) for seed in seeds for setting in self.plan.settings]
-
-    def after(self, job: Job, result: Any) -> list[Job]:
-        """Take note of a finished job; returns those that can start now."""
-        plan = self.plan
-        self.results[job] = result
-        if plan.tune and job.row is None and job.seed == TUNING_SEED:
-            return [Job(job.setting, TUNING_SEED, row, k) for row in plan.rows for k in range(plan.tune)]
-        if job.row is None:
-            ready = [row for row in plan.rows if not plan.tune or (job.setting, row) in self.chosen]
-            return [Job(job.setting, job.seed, row) for row in ready]
-        if job.trial is None or not self._choose(job.setting, job.row):
-            return []
-        seeds = [seed for seed in plan.seeds if Job(job.setting, seed) in self.results]
-        return [Job(job.setting, seed, job.row) for seed in seeds]
-
-    def _choose(self, setting: str, row: str) -> bool:
-        """Choose the best trial once all are there."""
-        jobs = [Job(setting, TUNING_SEED, row, k) for k in range(self.plan.tune)]
-        if not all(job in self.results for job in jobs):
-            return False
-        scores = [self.results[job].value for job in jobs]
-        best = max(scores) if higher_is_better(self.plan.choose_by) else min(scores)
-        self.chosen[setting, row] = self.plan.trials(row)[scores.index(best)]
-        return True
-
-    def config(self, job: Job) -> RunConfig:
-        """The config of a job."""
-        config = self.plan.config(job.setting, job.seed)
-        if job.row is None:
+    def config(self, training: Training, results: Mapping[Training, Any]) -> RunConfig:
+        """The config of a training, given the results of what it needs."""
+        (data,) = (variant.data for variant in self.variants if variant.name == training.variant)
+        config = replace(self.shared, data={**self.shared.data, **data}, seed=training.seed)
+        if training.row is None:
             return config
-        config = self.plan.entry(job.row).apply(config)
-        if job.trial is not None:
-            return self.plan.trials(job.row)[job.trial].apply(config)
-        choice = self.chosen.get((job.setting, job.row))
-        return config if choice is None else choice.apply(config)
+        config = training.row.apply(config)
+        if training.trial is not None:
+            return self.candidates(training.row)[training.trial].apply(config)
+        return self.chosen(training.variant, training.row, results).apply(config) if self.tune else config
 
-    def records(self) -> Records:
-        """Everything that came of the plan, in its order."""
-        plan, records = self.plan, Records()
-        for setting in (each.name for each in plan.settings):
-            for seed in plan.seeds:
-                metrics = self.results[Job(setting, seed)]
-                records.teachers.append({"setting": setting, "seed": seed, "metrics": metrics})
-            for row in plan.rows:
-                of = {"setting": setting, "method": row, "trains_on_held_out": plan.trains_on_held_out(row)}
-                for seed in plan.seeds:
-                    result = self.results[Job(setting, seed, row)]
-                    records.runs.append({**of, "seed": seed, **dataclasses.asdict(result)})
-                if plan.tune:
-                    scores = [self.results[Job(setting, TUNING_SEED, row, k)] for k in range(plan.tune)]
-                    pairs = zip(plan.trials(row), scores, strict=True)
+    def path(self, training: Training) -> Path:
+        """A teacher's file of weights or predictions, a trial's file, or the folder of a run."""
+        folder = self.out / slug(training.variant)
+        if training.row is None:
+            return folder / "teacher" / f"seed-{training.seed}.safetensors"
+        folder /= slug(training.row.label)
+        return folder / (f"seed-{training.seed}" if training.trial is None else f"trial-{training.trial}.json")
+
+    def records(
+        self, results: Mapping[Training, Any]
+    ) -> tuple[list[RunRecord], list[TeacherRecord], list[TuningRecord]]:
+        """Runs, teachers and searches, each by variant, row and seed."""
+        runs, teachers, tuning = [], [], []
+        for name in (variant.name for variant in self.variants):
+            for seed in self.seeds:
+                teachers.append(TeacherRecord(variant=name, seed=seed, metrics=results[Training(name, seed)]))
+            for row in self.rows:
+                fields: dict[str, Any] = {"variant": name, **dataclasses.asdict(row)}
+                found = (results[Training(name, seed, row)] for seed in self.seeds)
+                runs += [dataclasses.replace(record, **fields) for record in found]
+                if self.tune:
+                    scores = [results[tried] for tried in self.trials_of(name, row)]
+                    pairs = zip(self.candidates(row), scores, strict=True)
                     made = [dataclasses.asdict(trial) | dataclasses.asdict(score) for trial, score in pairs]
-                    chosen = dataclasses.asdict(self.chosen[setting, row])
-                    records.tuning.append({"setting": setting, "method": row, "chosen": chosen, "trials": made})
-        return records
+                    chosen = dataclasses.asdict(self.chosen(name, row, results))
+                    tuning.append(TuningRecord(**fields, chosen=chosen, trials=made))
+        return runs, teachers, tuning

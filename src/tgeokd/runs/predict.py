@@ -1,9 +1,8 @@
-"""A finished run's student on rows of a table that it has not seen."""
+"""Predictions of a finished run's student for new rows of a table."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,11 @@ from safetensors.torch import load_model
 from torch import nn
 
 from tgeokd.core.model_call import class_logits
+from tgeokd.data import TASKS
+from tgeokd.data.tables import encoder_from_dict
 from tgeokd.runs.build import build_network
 from tgeokd.runs.config import load_config
+from tgeokd.runs.results import RunResults
 from tgeokd.utils.errors import InputError, one_line
 from tgeokd.utils.files import replace_file
 
@@ -33,17 +35,17 @@ def predict(folder: Path, file: Path, out: Path) -> int:
     """Class probabilities of a run's student for the rows of a file, through the encoder that was saved with it.
 
     The file is in the format the task reads: for ``criteo`` the raw logs, for ``nsl_kdd`` the published text or Parquet, for
-    other tables ``.csv``, ``.tsv`` or ``.parquet`` with the columns the run was trained on. Labels are not needed. Values
-    never seen in training have their own code, missing ones too.
+    other tables ``.csv``, ``.tsv`` or ``.parquet`` with the columns the run was trained on. Labels are not needed. Values that
+    training did not see, and missing ones, have codes of their own.
 
     Args:
         folder: of a finished run on a table task.
         file: the rows.
         out: ``.parquet`` or ``.csv`` to write: ``id`` (the row number in the file), ``prob_0``, ``prob_1``, ... and
-            ``prediction``, the name of the most probable class. It can serve as ``teacher.predictions`` too.
+            ``prediction``, the name of the most probable class. ``teacher.predictions`` accepts this file.
 
     Returns:
-        How many rows were predicted.
+        Number of predicted rows.
 
     Raises:
         InputError: for a folder without a finished table run, or a file that the encoder cannot read, with row and column.
@@ -51,10 +53,11 @@ def predict(folder: Path, file: Path, out: Path) -> int:
     if out.suffix not in (".parquet", ".csv"):
         raise InputError(f"predictions are written as .parquet or .csv, not {out.name}")
     config = load_config(folder / "config.yaml")
-    names = _read_json(folder / "results.json")["class_names"]
-    if config.task not in READERS or not (folder / "encoder.json").exists():
-        raise InputError(f"the run in {folder} is of task {config.task!r}; predict takes runs on {', '.join(READERS)}")
-    encoder = _encoder(_read_json(folder / "encoder.json"))
+    names = RunResults.read(folder / "results.json").class_names
+    read_rows = getattr(TASKS[config.task], "read_rows", None)
+    if read_rows is None or not (folder / "encoder.json").exists():
+        raise InputError(f"the run in {folder} is of task {config.task!r}; predict takes runs on tables")
+    encoder = encoder_from_dict(_read_json(folder / "encoder.json"))
     student = build_network(config.student, encoder.inputs, len(names), seed=config.seed)
     try:
         load_model(student, str(folder / "student.safetensors"))
@@ -63,7 +66,7 @@ def predict(folder: Path, file: Path, out: Path) -> int:
     student.eval()
     import polars as pl
 
-    tables = [_table(student, encoder, rows, frame, names, str(file)) for rows, frame in READERS[config.task](file)]
+    tables = [_table(student, encoder, rows, frame, names, str(file)) for rows, frame in read_rows(file)]
     predicted = pl.concat(tables)
     write = predicted.write_parquet if out.suffix == ".parquet" else predicted.write_csv
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -87,46 +90,9 @@ def _table(
     return pl.DataFrame({"id": np.asarray(rows, dtype=np.int64), **columns, "prediction": best})
 
 
-def _encoder(content: dict[str, Any]) -> Encoder:
-    from tgeokd.data.tables.encoder import FeatureEncoder
-    from tgeokd.data.tasks.criteo.encoder import CriteoEncoder
-
-    return CriteoEncoder.from_dict(content) if content.get("kind") == "criteo" else FeatureEncoder.from_dict(content)
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path.parent} holds no finished run: {path.name} cannot be read") from error
     return content
-
-
-def _of_table(path: Path) -> Iterator[tuple[Any, pl.DataFrame]]:
-    from tgeokd.data.tables.reader import read_table
-
-    table = read_table(path)
-    yield table.rows, table.frame
-
-
-def _of_nsl_kdd(path: Path) -> Iterator[tuple[Any, pl.DataFrame]]:
-    from tgeokd.data.tasks.nsl_kdd import read_features
-
-    table = read_features(path)
-    yield table.rows, table.frame
-
-
-def _of_criteo(path: Path) -> Iterator[tuple[Any, pl.DataFrame]]:
-    from tgeokd.data.tasks.criteo.reader import RawFile
-
-    for block in RawFile(path, labels=False):
-        yield block.rows, block.frame
-
-
-READERS: dict[str, Callable[[Path], Iterator[tuple[Any, pl.DataFrame]]]] = {
-    "tabular": _of_table,
-    "adult": _of_table,
-    "hil": _of_table,
-    "nsl_kdd": _of_nsl_kdd,
-    "criteo": _of_criteo,
-}

@@ -21,7 +21,7 @@ class Published:
         task: name of the task; the full data set is meant.
         teacher: name of the teacher's model; None for plain training.
         student: name of the student's model; None for the teacher's own result.
-        method: name of the method, ``dkd+ls`` for ``dkd`` with standardised logits, ``teacher`` for the teacher's own result.
+        method: name of the method, ``dkd+lskd`` for ``dkd`` with standardised logits, ``teacher`` for its own result.
         metric: key of the metric, as in a run's results.
         value: in the metric's unit; accuracy in [0, 1].
         source: who claims it.
@@ -59,8 +59,9 @@ def claimed(
         options: of the method; ``standardise`` tells the two kinds of ``dkd`` apart, the others do not matter.
         metric: key of the metric; by default the one the task's sources report first.
     """
+    method = {"ls": "lskd"}.get(method, method)  # its earlier name
     if method == "dkd" and options and options.get("standardise"):
-        method = "dkd+ls"
+        method = "dkd+lskd"
     for entry, needs in _load():
         fits = (
             entry.task == task

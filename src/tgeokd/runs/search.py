@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 from tgeokd.methods import METHODS, build_method
-from tgeokd.runs.config import RunConfig
+from tgeokd.runs.config import RunConfig, replace
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.registry import look_up
 
 __all__ = ["LR_FACTORS", "TEMPERATURES", "WEIGHT_DECAY_FACTORS", "Trial", "trials"]
 
@@ -43,15 +41,15 @@ class Trial:
         """
         optimizer = config.student.optimizer
         factor = self.settings.get("weight_decay_factor", 1.0)
-        changed = dataclasses.replace(
+        changed = replace(
             optimizer,
             lr=optimizer.lr * self.settings.get("lr_factor", 1.0),
             weight_decay=optimizer.weight_decay * factor if optimizer.weight_decay else DECAY_INSTEAD[factor],
         )
-        return dataclasses.replace(
+        return replace(
             config,
             options=dict(self.options),
-            student=dataclasses.replace(config.student, optimizer=changed),
+            student=replace(config.student, optimizer=changed),
             temperature=self.settings.get("temperature", config.temperature),
         )
 
@@ -59,10 +57,9 @@ class Trial:
 def trials(method: str, options: dict[str, Any], n: int, seed: int) -> list[Trial]:
     """The candidates of a row of a comparison.
 
-    The first is the preset's own setting with the row's own options. Of the others no two are alike, and the k-th has the
-    same learning rate, weight decay and temperature for every method, so that no method is luckier with those; its
-    further options are drawn from the method's ``search_space``, each value about equally often. What the row fixes is
-    not searched.
+    The first has the preset's settings and the row's own options. The others all differ, and the k-th has the same learning
+    rate, weight decay and temperature for every method, so that no method has an advantage; its further options are drawn from
+    the method's ``search_space``, each value about equally often. Options that the row fixes are not searched.
 
     Args:
         method: name of the method.
@@ -73,7 +70,7 @@ def trials(method: str, options: dict[str, Any], n: int, seed: int) -> list[Tria
     Raises:
         InputError: for more trials than there are, an unknown method or option, or options that do not go together.
     """
-    cls = look_up("method", method, METHODS)
+    cls = METHODS[method]
     build_method(method, **options)
     shared = _shared(seed)
     if not cls.needs_teacher:  # without a temperature only the first pass over rates and decays holds different trials

@@ -16,37 +16,19 @@ from tgeokd.data import TaskData
 from tgeokd.data.loaders import subset
 from tgeokd.runs.build import build_distiller, build_student, fit, load_data, method_of, use_threads
 from tgeokd.runs.config import RunConfig
+from tgeokd.runs.results import RunRecord, RunResults
 from tgeokd.runs.teacher import both_metrics, check_teacher, load_teacher
 from tgeokd.training.distiller import Distiller, History
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import RunFolder
 from tgeokd.utils.memory import PeakMemory
 
-__all__ = ["RunResult", "Score", "check", "run", "trial"]
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run came to.
-
-    Attributes:
-        metrics: the task's, of the student on the test set after the last epoch, and on the held-out set as ``val_...``.
-        seconds: of the student's training alone.
-        epochs: trained.
-        best_epoch: index from 0 of the epoch with the best held-out value of the task's primary metric.
-        peak_memory_mb: highest resident memory of the process during training, MiB; on CUDA the memory allocated there.
-    """
-
-    metrics: dict[str, float]
-    seconds: float
-    epochs: int
-    best_epoch: int
-    peak_memory_mb: float
+__all__ = ["Score", "check", "halves", "run", "trial"]
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a trial of hyper-parameters came to: its value on held-out samples that it never saw, and its seconds."""
+    """The result of a trial of hyper-parameters: its value on validation samples that it never saw, and its seconds."""
 
     value: float
     seconds: float
@@ -71,35 +53,43 @@ def run(
     *,
     resume: bool = False,
     progress: bool = False,
-) -> RunResult:
+    key: str | None = None,
+) -> RunRecord:
     """Distil the student and evaluate it on the test set.
 
     Args:
         config: the run, as :func:`check` accepts it.
-        teacher_path: the teacher, as :func:`~tgeokd.runs.teacher.make_teacher` saved it.
+        teacher_path: the teacher, as :func:`~tgeokd.runs.teacher.build_teacher` saved it.
         out: folder for the run's files; None writes nothing.
         resume: continue the run in ``out``.
         progress: show a bar.
+        key: see :class:`~tgeokd.runs.results.RunResults`.
     """
     data = load_data(config)
     distiller, seconds, memory = _train(config, data, teacher_path, out=out, resume=resume, progress=progress)
-    result = RunResult(
+    record = RunRecord(
+        variant="default",
+        method=config.method,
+        options=config.options,
+        train_on=config.train_on,
+        seed=config.seed,
         metrics=both_metrics(distiller.evaluate, data),
         seconds=round(seconds, 3),
         epochs=len(distiller.history),
         best_epoch=best_epoch(distiller.history, data.metrics),
         peak_memory_mb=round(memory, 1),
+        trains_on_validation=config.train_on == "train+val" or method_of(config).outer == "union",
     )
     if out is not None:
-        _write_results(config, distiller, data, result, RunFolder(out, resume=True))
-    return result
+        _write_results(config, distiller, data, record, RunFolder(out, resume=True), key)
+    return record
 
 
 def trial(config: RunConfig, teacher_path: Path) -> Score:
-    """Train with one choice of hyper-parameters and judge it on half of the held-out set.
+    """Train with one choice of hyper-parameters and judge it on half of the validation set.
 
-    The training sees the other half alone (as outer samples, or among its training samples), so that the judgement is fair to
-    methods that learn from held-out samples. The test set is not looked at.
+    The training uses only the other half (as outer samples, or among its training samples), so that the judgement is fair to
+    methods that learn from validation samples. The test set is not used.
     """
     data = load_data(config)
     seen, judged = halves(data, config.seed)
@@ -109,7 +99,7 @@ def trial(config: RunConfig, teacher_path: Path) -> Score:
 
 
 def halves(data: TaskData, seed: int) -> tuple[Any, Any]:
-    """The held-out set in two halves of about the same classes; of a class with one sample, the first half has it."""
+    """Two halves of the validation set with about the same classes; a class with one sample is in the first half."""
     target = torch.cat([batch[1] for batch in data.ordered_loader(data.held_out)]).numpy()
     order = np.random.default_rng(seed).permutation(len(target))
     by_class = [order[target[order] == c] for c in np.unique(target)]
@@ -117,13 +107,13 @@ def halves(data: TaskData, seed: int) -> tuple[Any, Any]:
     second = np.concatenate([rows[-(-len(rows) // 2) :] for rows in by_class])
     if not len(second):
         raise InputError(
-            f"a held-out set of {len(target)} samples is too small to choose hyper-parameters on half of it"
+            f"a validation set of {len(target)} samples is too small to choose hyper-parameters on half of it"
         )
     return subset(data.held_out, np.sort(first).tolist()), subset(data.held_out, np.sort(second).tolist())
 
 
 def best_epoch(history: History, metrics: Metrics) -> int:
-    """Index of the epoch with the best held-out value of the primary metric; the first of equals."""
+    """Index of the epoch with the best validation value of the primary metric; the first of equals."""
     values = history[f"val_{metrics.primary}"]
     best = max(values) if higher_is_better(metrics.primary) else min(values)
     return int(values.index(best))
@@ -162,21 +152,13 @@ def _train(
 
 
 def _write_results(
-    config: RunConfig, distiller: Distiller, data: TaskData, result: RunResult, folder: RunFolder
+    config: RunConfig, distiller: Distiller, data: TaskData, record: RunRecord, folder: RunFolder, key: str | None
 ) -> None:
-    content: dict[str, Any] = {
-        "task": config.task,
-        "method": config.method,
-        "options": config.options,
-        "train_on": config.train_on,
-        "seed": config.seed,
-        **dataclasses.asdict(result),
-        "class_names": list(data.class_names) or [str(c) for c in range(data.num_classes)],
-        "data": data.notes,
-    }
+    names = list(data.class_names) or [str(c) for c in range(data.num_classes)]
+    results = RunResults(task=config.task, run=record, class_names=names, data=data.notes, key=key)
     try:
         ratios = distiller.fusion_ratios(data.ordered_loader(data.train))
-    except NotImplementedError:  # a method whose ratios are not a function of the sample's geometry
+    except NotImplementedError:  # the method has no ratios that are a function of the sample's geometry
         pass
     else:
         known = data.corrupted
@@ -186,4 +168,4 @@ def _write_results(
         )
     if data.encoder is not None:
         folder.write_json("encoder.json", data.encoder.to_dict(), compact=True)
-    folder.write_json("results.json", content)
+    folder.write_json("results.json", results.to_dict())

@@ -1,30 +1,30 @@
-"""What the seeds of a comparison allow to say: paired differences, intervals, corrected p values."""
+"""Statistics over the seeds of a comparison: paired differences, intervals, corrected p values."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from scipy.stats import t as student_t
 
 from tgeokd.core.metrics import higher_is_better
+from tgeokd.runs.results import MethodSpec, PairedDifference, RunRecord, default_rows
 from tgeokd.utils.errors import InputError, unknown_name
 
-__all__ = ["PairedDifference", "holm", "paired", "paired_table", "relative_improvement"]
+__all__ = ["PairedTest", "holm", "paired", "paired_table", "relative_improvement"]
 
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class PairedDifference:
-    """A mean of paired differences and how sure it is.
+class PairedTest:
+    """A mean of paired differences and its uncertainty.
 
     Attributes:
         mean: of the differences, in their unit.
-        low: lower end of the 95 % interval; None where there is no spread to judge by.
+        low: lower end of the 95 % interval; None where the differences have no spread.
         high: upper end, or None.
         p: two-sided p value of "the mean is 0", or None.
         n: number of pairs; the t distribution has n - 1 degrees of freedom.
@@ -37,14 +37,14 @@ class PairedDifference:
     n: int
 
 
-def paired(differences: Sequence[float]) -> PairedDifference:
+def paired(differences: Sequence[float]) -> PairedTest:
     """Paired t test: the mean of the differences, its 95 % interval, and the p value of a mean of 0.
 
-    One difference has no spread, and differences that are all the same have none either (a t statistic would divide by 0,
-    and certainty is not what two equal counts on a small test set show): then interval and p value are None.
+    One difference has no spread, nor have differences that are all the same (two equal counts on a small test set are no
+    certainty, and the t statistic would divide by 0): interval and p value are None then.
 
     Args:
-        differences: one a pair, finite.
+        differences: one per pair, finite.
 
     Raises:
         InputError: for no differences, or one that is not finite.
@@ -55,11 +55,11 @@ def paired(differences: Sequence[float]) -> PairedDifference:
     mean = statistics.fmean(differences)
     deviation = statistics.stdev(differences) if n > 1 else 0.0
     if deviation <= 1e-9 * max(map(abs, differences)):  # the same but for rounding
-        return PairedDifference(mean, None, None, None, n)
+        return PairedTest(mean, None, None, None, n)
     error = deviation / math.sqrt(n)
     half_width = float(student_t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
     p = 2 * float(student_t.sf(abs(mean) / error, n - 1))
-    return PairedDifference(mean, mean - half_width, mean + half_width, p, n)
+    return PairedTest(mean, mean - half_width, mean + half_width, p, n)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -89,60 +89,63 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def paired_table(
-    runs: Iterable[dict[str, Any]], metric: str, *, reference_prefix: str = "tgeo"
-) -> list[dict[str, Any]]:
-    """Each reference row against every other row of its setting, over the seeds that both have.
+    runs: Sequence[RunRecord], metric: str, references: Sequence[MethodSpec] | None = None
+) -> list[PairedDifference]:
+    """Each reference row against every other row of its data variant, over the seeds that both have.
 
     Args:
-        runs: as in ``results.json``: mappings with ``setting``, ``method``, ``seed`` and ``metrics``.
-        metric: key of the compared metric, on the test set or, as ``val_...``, on the held-out set.
-        reference_prefix: how the names of reference rows begin.
+        runs: of any variants and rows.
+        metric: the compared one, on the test set or, as ``val_...``, on the validation set.
+        references: rows that a positive gain speaks for; by default :func:`~tgeokd.runs.results.default_rows`.
 
     Returns:
-        One mapping a pair of rows, in the order of the runs: ``setting``, ``metric``, ``reference``, ``method``, ``gain``
-        (mean difference, turned so that a positive one speaks for the reference), ``low``, ``high``, ``p``, ``p_holm``
-        (corrected within the setting and reference row) and ``n`` (shared seeds). Numbers that cannot be given are None: all
-        of them without a shared seed or with a metric that is not finite, all but the gain without a spread (see
-        :func:`paired`).
+        One record per pair of rows, in the order of the runs.
 
     Raises:
-        InputError: for an unknown metric, a run without it, or two runs of the same setting, method and seed.
+        InputError: for an unknown metric, a run without it, or two runs of the same variant, row and seed.
     """
-    settings: dict[str, dict[str, dict[int, float]]] = {}
+    variants: dict[str, dict[MethodSpec, dict[int, float]]] = {}
     for run in runs:
-        if metric not in run["metrics"]:
-            raise unknown_name("metric", metric, run["metrics"])
-        seeds = settings.setdefault(run["setting"], {}).setdefault(run["method"], {})
-        if run["seed"] in seeds:
-            raise InputError(f"two runs of {run['method']!r} in setting {run['setting']!r} have seed {run['seed']}")
-        seeds[run["seed"]] = float(run["metrics"][metric])
+        if metric not in run.metrics:
+            raise unknown_name("metric", metric, run.metrics)
+        seeds = variants.setdefault(run.variant, {}).setdefault(run.spec, {})
+        if run.seed in seeds:
+            raise InputError(f"two runs of {run.label!r} in variant {run.variant!r} have seed {run.seed}")
+        seeds[run.seed] = run.metrics[metric]
+    wanted = default_rows([run.spec for run in runs]) if references is None else references
     sign = 1.0 if higher_is_better(metric.removeprefix("val_")) else -1.0
-    table: list[dict[str, Any]] = []
-    for setting, rows in settings.items():
-        for reference in (name for name in rows if name.startswith(reference_prefix)):
-            names = {"setting": setting, "metric": metric, "reference": reference}
-            family = [
-                {**names, "method": other, **_comparison(rows[reference], values, sign)}
-                for other, values in rows.items()
-                if other != reference
-            ]
-            tested = [row for row in family if row["p"] is not None]
-            for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-                row["p_holm"] = p
-            table += family
+    table: list[PairedDifference] = []
+    for variant, rows in variants.items():
+        for reference in (row for row in rows if row in wanted):
+            others = [other for other in rows if other != reference]
+            tests = [_compared(rows[reference], rows[other], sign) for other in others]
+            corrected = iter(holm([test.p for test in tests if test is not None and test.p is not None]))
+            for other, test in zip(others, tests, strict=True):
+                table.append(
+                    PairedDifference(
+                        variant=variant,
+                        metric=metric,
+                        reference=reference,
+                        other=other,
+                        gain=None if test is None else test.mean,
+                        low=None if test is None else test.low,
+                        high=None if test is None else test.high,
+                        p=None if test is None else test.p,
+                        p_holm=None if test is None or test.p is None else next(corrected),
+                        n=len(rows[reference].keys() & rows[other].keys()),
+                    )
+                )
     return table
 
 
-def _comparison(reference: dict[int, float], other: dict[int, float], sign: float) -> dict[str, Any]:
+def _compared(reference: Mapping[int, float], other: Mapping[int, float], sign: float) -> PairedTest | None:
+    """The paired test over the shared seeds; None without one, or with a value that is not finite."""
     differences = [sign * (value - other[seed]) for seed, value in reference.items() if seed in other]
-    if not differences or not all(map(math.isfinite, differences)):
-        return {"gain": None, "low": None, "high": None, "p": None, "p_holm": None, "n": len(differences)}
-    found = paired(differences)
-    return {"gain": found.mean, "low": found.low, "high": found.high, "p": found.p, "p_holm": None, "n": found.n}
+    return paired(differences) if differences and all(map(math.isfinite, differences)) else None
 
 
 def relative_improvement(auc: float, base_auc: float) -> float | None:
-    """How much more of the way from chance (0.5) to certainty an AUC is than another: ``(auc - 0.5) / (base - 0.5) - 1``.
+    """Relative improvement of an AUC above chance over another one: ``(auc - 0.5) / (base - 0.5) - 1``.
 
     Args:
         auc: area under the ROC curve.

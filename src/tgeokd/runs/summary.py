@@ -1,11 +1,11 @@
-"""What the runs of a comparison come to, and what they were made with."""
+"""Summaries of the runs of a comparison, published values beside them, and the machine they were run on."""
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import platform
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -13,69 +13,78 @@ import torch
 
 from tgeokd.runs.config import RunConfig, preset, presets
 from tgeokd.runs.executors import cores
-from tgeokd.runs.plan import Entry
 from tgeokd.runs.published import claimed
+from tgeokd.runs.results import Claim, MethodSpec, RowSummary, RunRecord, Spread, TuningRecord
 from tgeokd.runs.statistics import relative_improvement
 
 __all__ = ["claims", "machine", "summarise"]
 
 
-def summarise(runs: Iterable[dict[str, Any]], tuning: Iterable[dict[str, Any]] = ()) -> list[dict[str, Any]]:
-    """Mean and standard deviation (n - 1) of each metric by setting and row, in the order of the runs.
+def summarise(runs: Sequence[RunRecord], tuning: Iterable[TuningRecord] = ()) -> list[RowSummary]:
+    """Each row over its seeds, by data variant and row, in the order of the runs.
 
-    ``seconds_vs_kd`` and ``memory_vs_kd`` are ratios of means to the first ``kd`` row of the setting, None without one;
-    ``relative_improvement`` is that of the mean AUC over the first ``ce`` row's, for tasks that have an AUC;
-    ``tuning_runs`` and ``tuning_seconds`` is what choosing the hyper-parameters cost.
+    Ratios are to the first ``kd`` row of the variant, the relative improvement is over its first ``ce`` row.
     """
-    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for record in runs:
-        grouped.setdefault((record["setting"], record["method"]), []).append(record)
-    tried = {(row["setting"], row["method"]): row["trials"] for row in tuning}
-
-    def mean(key: tuple[str, str], name: str) -> float:
-        return float(statistics.mean(record[name] for record in grouped[key]))
-
+    grouped: dict[tuple[str, MethodSpec], list[RunRecord]] = {}
+    for run in runs:
+        grouped.setdefault((run.variant, run.spec), []).append(run)
+    trials = {(record.variant, record.spec): record.trials for record in tuning}
     summary = []
-    for key, records in grouped.items():
-        row: dict[str, Any] = {"setting": key[0], "method": key[1], "runs": len(records)}
-        for metric in dict.fromkeys(name for record in records for name in record["metrics"]):
-            # the recall of a class that a seed's split lacks does not exist there
-            values = [record["metrics"][metric] for record in records if metric in record["metrics"]]
-            row[f"{metric}_mean"] = statistics.mean(values)
-            row[f"{metric}_std"] = statistics.stdev(values) if len(values) > 1 else None
-        row["trains_on_held_out"] = records[0]["trains_on_held_out"]
-        row["best_epoch_mean"] = mean(key, "best_epoch")
-        kd = _first(grouped, key[0], "kd")
-        for name, short in (("seconds", "seconds"), ("peak_memory_mb", "memory")):
-            row[f"{name}_mean"] = mean(key, name)
-            row[f"{short}_vs_kd"] = mean(key, name) / mean(kd, name) if kd is not None else None
-        ce = _first(grouped, key[0], "ce")
-        if "auc_mean" in row and ce is not None:
-            base = statistics.mean(record["metrics"]["auc"] for record in grouped[ce])
-            row["relative_improvement"] = relative_improvement(row["auc_mean"], base)
-        row["tuning_runs"] = len(tried.get(key, ()))
-        row["tuning_seconds"] = sum(each["seconds"] for each in tried.get(key, ()))
-        summary.append(row)
+    for (variant, row), own in grouped.items():
+        kd, ce = (_first(grouped, variant, method) for method in ("kd", "ce"))
+        seconds = _spread([run.seconds for run in own])
+        memory = _spread([run.peak_memory_mb for run in own])
+        tried = trials.get((variant, row), [])
+        # the recall of a class is missing where the split of a seed lacks the class
+        names = dict.fromkeys(name for run in own for name in run.metrics)
+        summary.append(
+            RowSummary(
+                variant=variant,
+                method=row.method,
+                options=row.options,
+                train_on=row.train_on,
+                runs=len(own),
+                metrics={name: _spread([run.metrics[name] for run in own if name in run.metrics]) for name in names},
+                seconds=seconds,
+                peak_memory_mb=memory,
+                best_epoch=statistics.fmean(run.best_epoch for run in own),
+                trains_on_validation=own[0].trains_on_validation,
+                seconds_vs_kd=seconds.mean / statistics.mean(run.seconds for run in kd) if kd else None,
+                memory_vs_kd=memory.mean / statistics.mean(run.peak_memory_mb for run in kd) if kd else None,
+                relative_improvement=relative_improvement(_auc(own), _auc(ce)) if "auc" in names and ce else None,
+                tuning_runs=len(tried),
+                tuning_seconds=float(sum(trial["seconds"] for trial in tried)),
+            )
+        )
     return summary
 
 
-def _first(grouped: Iterable[tuple[str, str]], setting: str, method: str) -> tuple[str, str] | None:
-    """The first row of a method in a setting."""
-    return next((key for key in grouped if key[0] == setting and key[1].split(" ")[0] == method), None)
+def _spread(values: list[float]) -> Spread:
+    has_sd = len(values) > 1 and all(map(math.isfinite, values))
+    return Spread(statistics.mean(values), statistics.stdev(values) if has_sd else None)
 
 
-def claims(config: RunConfig, entries: Iterable[Entry], metric: str) -> dict[str, dict[str, Any]]:
-    """What is published for each row, where the data are a full recipe's (a ``paper`` preset's) without a change."""
+def _auc(runs: Iterable[RunRecord]) -> float:
+    return statistics.mean(run.metrics["auc"] for run in runs)
+
+
+def _first(grouped: dict[tuple[str, MethodSpec], list[RunRecord]], variant: str, method: str) -> list[RunRecord]:
+    """The runs of the first row of a method in a variant."""
+    return next((runs for (name, row), runs in grouped.items() if (name, row.method) == (variant, method)), [])
+
+
+def claims(config: RunConfig, rows: Iterable[MethodSpec], metric: str) -> list[Claim]:
+    """The published value of each row, where the data are those of a full recipe (a ``paper`` preset) without a change."""
     full = (preset(config.task, name).data for name in presets(config.task) if name.startswith("paper"))
     if config.data not in full:
-        return {}
+        return []
     models = config.teacher.model, config.student.model
-    found = {e.label: claimed(config.task, *models, e.method, e.options, metric=metric) for e in entries}
-    return {label: dataclasses.asdict(entry) for label, entry in found.items() if entry is not None}
+    found = [(row, claimed(config.task, *models, row.method, row.options, metric=metric)) for row in rows]
+    return [Claim(row=row, value=p.value, source=p.source, protocol=p.protocol) for row, p in found if p is not None]
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were made with."""
+    """Hardware and versions that the numbers were made with."""
     packages = ("tgeokd", "torch", "numpy", "scikit-learn", "torchvision", "transformers", "polars", "lightgbm")
     versions = {"python": platform.python_version()}
     for package in packages:

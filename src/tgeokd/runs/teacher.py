@@ -1,8 +1,7 @@
-"""The teacher of a run: trained here, read from a checkpoint, or predictions that something else made."""
+"""The teacher of a run: trained here, read from a checkpoint, or predictions from a file."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -23,15 +22,15 @@ from tgeokd.runs.build import (
     teacher_seed,
     use_threads,
 )
-from tgeokd.runs.config import RunConfig
+from tgeokd.runs.config import RunConfig, replace
 from tgeokd.teachers import CLASSIFIERS, StoredPredictions, TeacherCache, TeacherCacheOptions, fit_classifier
 from tgeokd.utils.errors import InputError, one_line
 from tgeokd.utils.files import replace_file
-from tgeokd.utils.typed import call_checked
+from tgeokd.utils.validation import call_validated
 
-__all__ = ["both_metrics", "check_teacher", "is_network", "load_teacher", "make_teacher", "store_answers"]
+__all__ = ["both_metrics", "build_teacher", "cache_teacher_logits", "check_teacher", "is_network", "load_teacher"]
 
-_ASKED_AT_ONCE = 256
+_BATCH = 256
 
 Kind = Literal["network", "weights", "classifier", "predictions"]
 
@@ -42,18 +41,20 @@ def _kind(config: RunConfig) -> Kind:
         return "predictions"
     if recipe.model.get("name") in CLASSIFIERS:
         if recipe.weights is not None:
-            raise InputError(f"teacher.weights are a network's, and {recipe.model['name']} is none")
+            raise InputError(
+                f"teacher.weights takes the weights of a network, and {recipe.model['name']} is not a network"
+            )
         return "classifier"
     return "weights" if recipe.weights is not None else "network"
 
 
 def is_network(config: RunConfig) -> bool:
-    """Whether the teacher is a network, which can be asked about any inputs."""
+    """Whether the teacher is a network, which can predict any inputs."""
     return _kind(config) in ("network", "weights")
 
 
 def check_teacher(config: RunConfig, data: TaskData) -> None:
-    """Build what can be built of the teacher without training, so that wrong settings fail early."""
+    """Build as much of the teacher as is possible without training, so that wrong settings fail early."""
     kind = _kind(config)
     if kind == "predictions":
         _read_predictions(config, data)
@@ -61,7 +62,7 @@ def check_teacher(config: RunConfig, data: TaskData) -> None:
         options = dict(config.teacher.model)
         name = options.pop("name")
         fixed = {"inputs": data.inputs, "num_classes": data.num_classes, "seed": 0}
-        call_checked(f"classifier {name!r}", CLASSIFIERS[name], options, **fixed)
+        call_validated(f"classifier {name!r}", CLASSIFIERS[name], options, **fixed)
     else:
         network = build_teacher_network(config, data)
         build_distiller(network, None, build_method("ce"), config, config.teacher, data, progress=False)
@@ -72,7 +73,7 @@ def check_teacher(config: RunConfig, data: TaskData) -> None:
 
 
 def _check_pretrained(network: nn.Module, config: RunConfig, data: TaskData) -> None:
-    """Refuse to take a network as it is whose weights, or whose classifier's, would be random."""
+    """Refuse an untrained network, and a pretrained one whose classifier would be random."""
     if config.teacher.model.get("pretrained") is not True:
         raise InputError(
             "the teacher would stay untrained: give teacher.epochs, teacher.weights, or a pretrained teacher.model"
@@ -80,15 +81,15 @@ def _check_pretrained(network: nn.Module, config: RunConfig, data: TaskData) -> 
     classes = getattr(network, "pretrained_cfg", {}).get("num_classes", 1000)  # torchvision's all have ImageNet's 1000
     if classes != data.num_classes:
         raise InputError(
-            f"the pretrained teacher knows {classes} classes and the task has {data.num_classes}, so its classifier would be "
+            f"the pretrained teacher has {classes} classes and the task has {data.num_classes}, so its classifier would be "
             "untrained: give teacher.epochs"
         )
 
 
-def make_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: bool = False) -> dict[str, float]:
-    """Make the teacher and save it.
+def build_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: bool = False) -> dict[str, float]:
+    """Train or read the teacher, and save it.
 
-    A network is trained on the training labels, its epoch chosen on the held-out set where the recipe has a patience.
+    A network is trained on the training labels, its epoch chosen on the validation set where the recipe has a patience.
 
     Args:
         config: the run.
@@ -97,8 +98,8 @@ def make_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: boo
         progress: show a bar.
 
     Returns:
-        Its metrics on the test set, and on the held-out set as ``val_...``; empty where a file of predictions does not hold
-        these samples.
+        Its metrics on the test set, and on the validation set as ``val_...``; without the test set where a file of predictions
+        lacks these samples.
     """
     use_threads(config)
     kind = _kind(config)
@@ -124,7 +125,7 @@ def make_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: boo
 
 
 def load_teacher(config: RunConfig, data: TaskData, path: Path) -> nn.Module | StoredPredictions:
-    """The teacher that :func:`make_teacher` saved."""
+    """The teacher that :func:`build_teacher` saved."""
     if _kind(config) in ("predictions", "classifier"):
         return StoredPredictions.from_file(path, num_classes=data.num_classes)
     teacher = build_teacher_network(config, data)
@@ -135,29 +136,29 @@ def load_teacher(config: RunConfig, data: TaskData, path: Path) -> nn.Module | S
     return teacher
 
 
-def store_answers(config: RunConfig, data: TaskData, path: Path, folder: Path) -> dict[str, TeacherCache]:
-    """Ask a network once about all samples that a student of this run may train on, as its ``teacher_cache`` says.
+def cache_teacher_logits(config: RunConfig, data: TaskData, path: Path, folder: Path) -> dict[str, TeacherCache]:
+    """Compute and store the logits of a network for all samples that a student of this run may train on.
 
     Args:
         config: the run.
         data: its data.
-        path: the teacher, as :func:`make_teacher` saved it.
-        folder: for the answers: ``train`` has the training and the held-out samples as they are trained on, in all views,
-            ``held-out`` the held-out samples as a method sees them that learns from them.
+        path: the teacher, as :func:`build_teacher` saved it.
+        folder: for the logits: ``train`` has the training and the validation samples as they are trained on, in all views,
+            ``held-out`` the validation samples without augmentation, for the outer problem.
 
     Returns:
-        The two caches; none where the teacher is no network, whose predictions are stored already.
+        The two caches; none where the teacher is not a network (its predictions are stored already).
     """
     use_threads(config)
     teacher = load_teacher(config, data, path)
     if isinstance(teacher, StoredPredictions):
         return {}
     options = config.teacher_cache or TeacherCacheOptions()
-    config = dataclasses.replace(config, teacher_cache=options)
+    config = replace(config, teacher_cache=options)
     student = build_student(config, data)
     distiller = build_distiller(student, teacher, build_method("kd"), config, config.student, data, progress=False)
-    train = data.training_loader(_ASKED_AT_ONCE, with_held_out=True)
-    held_out = data.ordered_loader(data.held_out, _ASKED_AT_ONCE)
+    train = data.training_loader(_BATCH, with_held_out=True)
+    held_out = data.ordered_loader(data.held_out, _BATCH)
     distiller.store_teacher(train, held_out, folder=folder, epochs=config.student.epochs)
     return {part: TeacherCache(folder / part) for part in ("train", "held-out")}
 
@@ -168,9 +169,7 @@ def _read_predictions(config: RunConfig, data: TaskData) -> StoredPredictions:
     for part in (data.train, data.held_out):
         for batch in data.ordered_loader(part):
             if len(batch) < 3:
-                raise InputError(
-                    f"task {config.task!r} gives its samples no ids, which teacher.predictions are found by"
-                )
+                raise InputError(f"teacher.predictions needs sample ids, and task {config.task!r} has none")
             stored.lookup(batch[2])
     return stored
 
@@ -189,6 +188,6 @@ def _stored_metrics(stored: StoredPredictions, data: TaskData) -> dict[str, floa
 
 
 def both_metrics(evaluate: Callable[[Iterable[Any]], dict[str, float]], data: TaskData) -> dict[str, float]:
-    """Metrics on the test set, and on the held-out set as ``val_...``."""
+    """Metrics on the test set, and on the validation set as ``val_...``."""
     held_out = evaluate(data.ordered_loader(data.held_out))
     return evaluate(data.ordered_loader(data.test)) | {f"val_{name}": value for name, value in held_out.items()}

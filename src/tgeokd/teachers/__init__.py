@@ -6,9 +6,10 @@ from tgeokd.teachers.base import Teacher
 from tgeokd.teachers.cache.options import TeacherCacheOptions
 from tgeokd.teachers.cache.store import TeacherCache
 from tgeokd.teachers.cached import CachedTeacher
-from tgeokd.teachers.classifiers import CLASSIFIERS, fit_classifier
+from tgeokd.teachers.classifiers import fit_classifier
 from tgeokd.teachers.network import NetworkTeacher, as_teacher
 from tgeokd.teachers.proba import ProbaTeacher
+from tgeokd.teachers.registry import CLASSIFIERS
 from tgeokd.teachers.stored import StoredPredictions
 
 __all__ = [

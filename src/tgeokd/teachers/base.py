@@ -29,7 +29,7 @@ class Teacher(ABC):
         """Teacher logits of a batch, shape (N, C), on the device of the batch, without a graph."""
 
     def fingerprint(self) -> str | None:
-        """A hash of everything the logits depend on; None where another teacher cannot be told from this one."""
+        """A hash of everything the logits depend on; None where it cannot be distinguished from other teachers."""
         return None
 
     def of(self, loader: Iterable[Any]) -> Teacher:

@@ -21,7 +21,6 @@ from tgeokd.teachers.cache.loaders import BATCH, cached_ids, check_deterministic
 from tgeokd.teachers.cache.options import TeacherCacheOptions
 from tgeokd.teachers.cache.store import TeacherCache
 from tgeokd.teachers.cache.writer import write_cache
-from tgeokd.teachers.ids import first_rows
 from tgeokd.utils.errors import InputError
 
 __all__ = ["DEFAULT_VIEWS", "CachedTeacher"]
@@ -40,9 +39,9 @@ class CachedTeacher(Teacher):
     Args:
         teacher: is queried once for each sample and view.
         options: how the logits are kept.
-        folder: of the cache, where the options have none. None for a temporary folder.
+        folder: of the cache, where the options have none; None for a temporary folder.
         precision: in which the teacher computes.
-        move: moves a batch to the device on which the teacher computes.
+        move: moves a batch to the teacher's device.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class CachedTeacher(Teacher):
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._splits: dict[int, _StoredSplit] = {}  # by the id of the data set, which the split keeps alive
         self._adopted: int | None = None
-        self._epoch = 0
+        self.epoch = 0
 
     # ---- the Teacher contract
 
@@ -80,9 +79,7 @@ class CachedTeacher(Teacher):
 
     def start_epoch(self, epoch: int) -> None:
         """Read from now on the view of an epoch: the epoch's number modulo the number of views."""
-        self._epoch = epoch
-        for split in self._splits.values():
-            split.start_epoch(epoch)
+        self.epoch = epoch
 
     # ---- views
 
@@ -96,7 +93,7 @@ class CachedTeacher(Teacher):
         if existing is not None:
             if self.options.views not in (None, existing):
                 raise InputError(
-                    f"the training loader has {existing} views, but views of the teacher cache is {self.options.views}"
+                    f"the training loader has {existing} views, and the teacher cache {self.options.views}"
                 )
             return loader
         if not isinstance(loader, DataLoader) or not transforms_of(loader.dataset)[1]:
@@ -130,12 +127,8 @@ class CachedTeacher(Teacher):
             samples = samples_of(dataset) if by_row else None
             if samples is None:
                 samples = Samples(torch.cat([cached_ids(Batch.parse(item)).cpu() for item in whole]), None, None)
-            rows = _distinct_rows(samples)
-            repeated = len(rows) < len(samples.ids)
-            ids = samples.ids[rows] if repeated else samples.ids
-            # Rows are only left out where equal ids are known to have equal inputs.
-            fewer = repeated and samples.digests is not None
-            source = loader_of_rows(loader, rows.tolist()) if fewer else whole
+            distinct, rows = samples.distinct()
+            source = whole if rows is None else loader_of_rows(loader, rows)
             check_deterministic(loader_of_rows(loader, range(min(len(samples.ids), BATCH))) if by_row else loader)
             fixed, random = transforms_of(dataset) if by_row else ([], [])
             views = (views_of(loader) if split == "train" else None) or 1
@@ -150,21 +143,12 @@ class CachedTeacher(Teacher):
             parent = self._folder if self._folder is not None and recognisable else self._temporary_folder()
             folder = parent / FOLDERS.get(split, split)
             if not folder.exists():
-                logger.info("querying the teacher for %d samples in %d views: %s", len(ids), views, folder)
-            cache = write_cache(
-                folder,
-                self._query(source, views),
-                key=key,
-                ids=ids,
-                digests=samples.digests[rows] if samples.digests is not None and fewer else samples.digests,
-                num_classes=num_classes,
-                views=views,
-                dtype=self.options.dtype or "fp16",
-                top_k=self.options.top_k,
-            )
+                logger.info("querying the teacher for %d samples in %d views: %s", len(distinct.ids), views, folder)
+            predictions = self._query(source, views)
+            cache = write_cache(folder, predictions, distinct, key, num_classes, views, self.options)
             cache.check(key, self.options, num_classes, views)
             cache.check_samples(samples)
-            self._add(loader, cache)
+            self._splits[_dataset_id(loader)] = _StoredSplit(self, loader, cache)
             return cache
 
     def adopt(self, loader: Iterable[Any]) -> Iterable[Any]:
@@ -175,11 +159,11 @@ class CachedTeacher(Teacher):
         samples, (fixed, random) = samples_of(loader.dataset), transforms_of(loader.dataset)
         for cache in [split.cache for split in self._splits.values()]:
             same = (cache.key["preprocessing"], cache.key["augmentation"]) == (_listed(fixed), _listed(random))
-            if same and samples is not None and samples.digests is not None and cache.holds(samples):
+            if same and samples is not None and samples.digests is not None and cache.missing(samples) is None:
                 other = with_views(loader, cache.views) if random else loader
-                set_view(other, self._epoch % cache.views)
+                set_view(other, self.epoch % cache.views)
                 self._adopted = _dataset_id(other)
-                self._add(other, cache)
+                self._splits[self._adopted] = _StoredSplit(self, other, cache)
                 return other
         return loader
 
@@ -189,10 +173,6 @@ class CachedTeacher(Teacher):
             self._splits = {}
             self._temporary.cleanup()
             self._temporary = None
-
-    def _add(self, loader: Iterable[Any], cache: TeacherCache) -> None:
-        split = self._splits[_dataset_id(loader)] = _StoredSplit(loader, cache, self.class_names)
-        split.start_epoch(self._epoch)
 
     @torch.no_grad()
     def _query(self, loader: Any, views: int) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -219,39 +199,39 @@ class CachedTeacher(Teacher):
         if self._fingerprint is None:
             reason = "a teacher that is not a torch module has no fingerprint"
         elif samples.digests is None and samples.whole is None:
-            reason = f"the data set {type(dataset).__name__} has no fingerprint()"
+            reason = f"the data set of type {type(dataset).__name__} has no fingerprint()"
         elif any(" at 0x" in text for text in transforms):
-            reason = f"the transform of the data set {type(dataset).__name__} has no repr with its settings"
+            reason = f"a transform has no repr with its settings: {', '.join(transforms)}"
         else:
             return True
         if self.options.folder is not None:
-            raise InputError(
-                f"a teacher cache in a folder must be recognisable by later runs, but {reason}; set no folder"
-            )
+            raise InputError(f"a later run could not recognise the teacher cache, since {reason}; set no folder")
         if self._folder is not None:
             logger.info("the teacher's logits are stored for this training run only: %s", reason)
         return False
 
 
 class _StoredSplit(Teacher):
-    """Stored logits for the batches of one loader."""
+    """Stored logits for the batches of one loader, in the view of the cached teacher's epoch."""
 
-    def __init__(self, loader: Iterable[Any], cache: TeacherCache, class_names: tuple[str, ...]) -> None:
-        self.loader, self.cache = loader, cache
-        self.num_classes, self.class_names = cache.num_classes, class_names
-        self.start_epoch(0)
+    def __init__(self, cached: CachedTeacher, loader: Iterable[Any], cache: TeacherCache) -> None:
+        self.cached, self.loader, self.cache = cached, loader, cache
+        self.num_classes, self.class_names = cache.num_classes, cached.class_names
+        self._on_device: tuple[int, Callable[[Tensor], Tensor]] | None = None  # view and lookup
+
+    def of(self, loader: Iterable[Any]) -> Teacher:
+        return self.cached.of(loader)
 
     def start_epoch(self, epoch: int) -> None:
-        self._view = epoch % self.cache.views
-        self._resident: Callable[[Tensor], Tensor] | None = None
+        self.cached.start_epoch(epoch)
 
     def logits(self, batch: Batch) -> Tensor:
-        ids, device = cached_ids(batch), batch.target.device
+        ids, device, view = cached_ids(batch), batch.target.device, self.cached.epoch % self.cache.views
         if ids.device.type != "cpu":  # copying them to the CPU would wait for the accelerator in every step
-            if self._resident is None:
-                self._resident = self.cache.on_device(self._view, ids.device)
-            return self._resident(ids)
-        found = self.cache.lookup(ids, self._view)
+            if self._on_device is None or self._on_device[0] != view:
+                self._on_device = view, self.cache.on_device(view, ids.device)
+            return self._on_device[1](ids)
+        found = self.cache.lookup(ids, view)
         return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
 
 
@@ -261,18 +241,3 @@ def _dataset_id(loader: Any) -> int:
 
 def _listed(transforms: list[str]) -> str:
     return ", ".join(transforms) or "none"
-
-
-def _distinct_rows(samples: Samples) -> Tensor:
-    """The first row of each id, ascending.
-
-    Raises:
-        InputError: where samples of one id have different inputs.
-    """
-    rows, first = first_rows(samples.ids)
-    if samples.digests is not None:
-        wrong = (samples.digests != samples.digests[first]).nonzero()
-        if len(wrong):
-            twice = int(samples.ids[int(wrong[0])])
-            raise InputError(f"two samples with different inputs have the id {twice}; each sample needs its own id")
-    return rows

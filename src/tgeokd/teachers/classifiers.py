@@ -1,13 +1,10 @@
-"""Classifiers with ``predict_proba`` by name, for configs: fitted on the training part of a task, then used as teachers.
-
-Their libraries are imported when one is asked for, so that ``import tgeokd`` stays quick.
-"""
+"""Classifiers with ``predict_proba`` by name, fitted on the training set of a task. Their libraries are imported when used."""
 
 from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,23 +15,14 @@ from torch.utils.data import Dataset
 from tgeokd.data.base import InputSpec, TaskData
 from tgeokd.data.loaders import ArrayDataset
 from tgeokd.teachers.proba import ProbaTeacher, as_columns, categorical_columns
-from tgeokd.utils.errors import InputError
-from tgeokd.utils.registry import look_up
-from tgeokd.utils.typed import call_checked
+from tgeokd.teachers.registry import CLASSIFIERS
+from tgeokd.utils.errors import InputError, first_line, missing_package
+from tgeokd.utils.validation import call_validated
 
-__all__ = [
-    "CLASSIFIERS",
-    "fit_classifier",
-    "hist_gradient_boosting",
-    "lightgbm",
-    "logistic_regression",
-    "random_forest",
-    "xgboost",
-]
-
-Columns = tuple[NDArray[np.float32], NDArray[np.int64]]
+__all__ = ["fit_classifier"]
 
 
+@CLASSIFIERS.register("hist_gradient_boosting")
 def hist_gradient_boosting(
     *,
     inputs: InputSpec,
@@ -46,11 +34,10 @@ def hist_gradient_boosting(
     min_samples_leaf: int = 20,
     early_stopping: bool = True,
 ) -> Any:
-    """Gradient boosting of scikit-learn.
+    """Gradient boosting of scikit-learn. Categorical columns with more than 255 codes are treated as numeric.
 
-    Early stopping watches a tenth of the **training** samples that it splits off by itself and does not train on: not every
-    scikit-learn this package works with can be given the held-out part. Categorical columns with more than 255 codes are
-    treated as numbers.
+    Early stopping monitors a tenth of the **training** samples, which scikit-learn splits off and does not train on: not every
+    supported version accepts a validation set.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -65,6 +52,7 @@ def hist_gradient_boosting(
     )
 
 
+@CLASSIFIERS.register("random_forest")
 def random_forest(
     *,
     inputs: InputSpec,
@@ -74,10 +62,9 @@ def random_forest(
     max_depth: int | None = None,
     min_samples_leaf: int = 5,
 ) -> Any:
-    """Random forest of scikit-learn; codes of categories are treated as numbers.
+    """Random forest of scikit-learn; category codes are treated as numeric.
 
-    Leaves hold at least 5 samples by default: trees grown to single samples give their training samples their own labels
-    back, and a student has nothing to learn from that.
+    Trees with single-sample leaves would reproduce the training labels, from which a student learns nothing new.
     """
     from sklearn.ensemble import RandomForestClassifier
 
@@ -90,28 +77,23 @@ def random_forest(
     )
 
 
+@CLASSIFIERS.register("logistic_regression")
 def logistic_regression(*, inputs: InputSpec, num_classes: int, seed: int, C: float = 1.0, max_iter: int = 1000) -> Any:
-    """Logistic regression of scikit-learn on standardised numbers and one-hot categories; unseen categories are all zeros.
+    """Logistic regression of scikit-learn on standardised numeric columns and one-hot categories.
 
-    Args:
-        inputs: of the task.
-        num_classes: C.
-        seed: not used; the fit is not random.
-        C: the smaller, the stronger the L2 penalty.
-        max_iter: of the solver.
+    Unknown categories are encoded as zeros. ``C`` is the inverse of the L2 penalty. The seed is not used.
     """
     from sklearn.compose import make_column_transformer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-    columns = categorical_columns(inputs)
-    prepared = make_column_transformer(
-        (OneHotEncoder(handle_unknown="ignore", dtype=np.float32), columns), remainder=StandardScaler()
-    )
-    return make_pipeline(prepared, LogisticRegression(C=C, max_iter=max_iter))
+    one_hot = OneHotEncoder(handle_unknown="ignore", dtype=np.float32)
+    encoder = make_column_transformer((one_hot, categorical_columns(inputs)), remainder=StandardScaler())
+    return make_pipeline(encoder, LogisticRegression(C=C, max_iter=max_iter))
 
 
+@CLASSIFIERS.register("lightgbm")
 def lightgbm(
     *,
     inputs: InputSpec,
@@ -123,7 +105,7 @@ def lightgbm(
     min_child_samples: int = 20,
     patience: int = 20,
 ) -> Any:
-    """LightGBM; stops when the held-out log loss has not fallen for ``patience`` trees. The same seed gives the same trees."""
+    """LightGBM; stops when the validation log loss has not decreased for ``patience`` trees. Deterministic for a seed."""
     return _library("lightgbm").LGBMClassifier(
         n_estimators=n_estimators,
         learning_rate=learning_rate,
@@ -133,11 +115,12 @@ def lightgbm(
         n_jobs=torch.get_num_threads(),
         random_state=seed,
         deterministic=True,
-        force_row_wise=True,  # otherwise chosen by a timing, and the choice changes the sums
+        force_row_wise=True,  # otherwise chosen by a timing, which changes the order of sums
         verbosity=-1,
     )
 
 
+@CLASSIFIERS.register("xgboost")
 def xgboost(
     *,
     inputs: InputSpec,
@@ -148,7 +131,7 @@ def xgboost(
     max_depth: int = 6,
     patience: int = 20,
 ) -> Any:
-    """XGBoost; stops when the held-out log loss has not fallen for ``patience`` trees."""
+    """XGBoost; stops when the validation log loss has not decreased for ``patience`` trees."""
     columns = set(categorical_columns(inputs))
     width = math.prod(inputs.shape) + len(inputs.categories)
     return _library("xgboost").XGBClassifier(
@@ -164,65 +147,57 @@ def xgboost(
     )
 
 
-CLASSIFIERS: dict[str, Callable[..., Any]] = {
-    "hist_gradient_boosting": hist_gradient_boosting,
-    "random_forest": random_forest,
-    "logistic_regression": logistic_regression,
-    "lightgbm": lightgbm,
-    "xgboost": xgboost,
-}
-
-
 def fit_classifier(name: str, options: Mapping[str, Any], data: TaskData, seed: int) -> ProbaTeacher:
-    """Fit a classifier on the training part of a task.
+    """Fit a classifier on the training set of a task.
 
-    LightGBM and XGBoost choose their number of trees on the held-out part, like a network with early stopping; the others see
-    the training part alone. None sees the test part.
+    LightGBM and XGBoost choose their number of trees on the validation set. The others use the training set only. None uses
+    the test set.
 
     Args:
-        name: a key of :data:`CLASSIFIERS`.
+        name: in :data:`~tgeokd.teachers.registry.CLASSIFIERS`.
         options: of the classifier.
         data: tables, or arrays, which are flattened.
-        seed: of everything random.
+        seed: of the classifier.
 
     Raises:
         InputError: for an unknown name or option, a library that is not installed, data that is not held in arrays or is
-            augmented, and whatever the library refuses, in one line.
+            augmented, and options that the library rejects.
     """
-    make = look_up("classifier", name, CLASSIFIERS)
     what = f"classifier {name!r}"
-    classifier = call_checked(what, make, options, inputs=data.inputs, num_classes=data.num_classes, seed=seed)
+    classifier = call_validated(
+        what, CLASSIFIERS[name], options, inputs=data.inputs, num_classes=data.num_classes, seed=seed
+    )
     x, y = _columns_of(data.train, "training", what)
-    classes, codes = np.unique(y, return_inverse=True)  # XGBoost and LightGBM's validation want labels without a gap
-    arguments = _watching(name, data, classes, what) if name in ("lightgbm", "xgboost") else {}
-    refusals = (ValueError, _library(name).basic.LightGBMError) if name == "lightgbm" else (ValueError,)
+    classes, codes = np.unique(y, return_inverse=True)  # XGBoost and LightGBM require labels 0 to C - 1 without gaps
+    arguments = _validation_arguments(name, data, classes, what) if name in ("lightgbm", "xgboost") else {}
+    rejections = (ValueError, _library(name).basic.LightGBMError) if name == "lightgbm" else (ValueError,)
     try:
         classifier.fit(x, codes, **arguments)
-    except refusals as error:
-        raise InputError(f"{what} cannot be fitted: {str(error).splitlines()[0]}") from error
-    return ProbaTeacher(classifier, num_classes=data.num_classes, classes=classes.tolist())
+    except rejections as error:
+        raise InputError(f"{what} cannot be fitted: {first_line(error)}") from error
+    return ProbaTeacher(
+        classifier, num_classes=data.num_classes, classes=classes.tolist(), class_names=data.class_names
+    )
 
 
-def _watching(name: str, data: TaskData, classes: NDArray[np.int64], what: str) -> dict[str, Any]:
-    """Arguments of ``fit`` with which a library watches the held-out part, its labels numbered among ``classes``."""
-    x, y = _columns_of(data.held_out, "held-out", what)
-    seen = np.isin(y, classes)  # neither library can score a class that it has no trees for
-    if not seen.any():
-        raise InputError(f"{what} stops early on held-out samples, but none is of a class in the training part")
-    x, codes = x[seen], np.searchsorted(classes, y[seen])
+def _validation_arguments(name: str, data: TaskData, classes: NDArray[np.int64], what: str) -> dict[str, Any]:
+    """Arguments of ``fit`` for early stopping on the validation set, with labels as positions in ``classes``."""
+    x, y = _columns_of(data.held_out, "validation", what)
+    known = np.isin(y, classes)  # neither library can score a class without trees
+    if not known.any():
+        raise InputError(f"{what} stops early on validation samples, but none is of a class in the training set")
+    x, codes = x[known], np.searchsorted(classes, y[known])
     if name == "lightgbm":
         return {"eval_X": x, "eval_y": codes, "categorical_feature": categorical_columns(data.inputs)}
     return {"eval_set": [(x, codes)], "verbose": False}
 
 
-def _columns_of(dataset: Dataset[Any], part: str, what: str) -> Columns:
+def _columns_of(dataset: Dataset[Any], split: str, what: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The samples of a data set as columns, and their labels."""
     if not isinstance(dataset, ArrayDataset):
-        raise InputError(f"{what} needs the {part} samples in memory as arrays, not as {type(dataset).__name__}")
+        raise InputError(f"{what} needs the {split} samples in memory as arrays, not as {type(dataset).__name__}")
     if dataset.transform is not None:
-        raise InputError(
-            f"{what} takes tables and plain arrays, but this task transforms its {part} samples on the fly"
-        )
+        raise InputError(f"{what} needs tables or arrays without a transform, but the {split} samples have one")
     inputs = dataset.inputs if isinstance(dataset.inputs, tuple) else (dataset.inputs,)
     return as_columns(*inputs), dataset.target.numpy()
 
@@ -231,4 +206,4 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError(f"classifier {name!r} needs a library: pip install 'tgeokd[boosting]'") from error
+        raise missing_package(f"classifier {name!r}", error) from error

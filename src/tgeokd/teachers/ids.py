@@ -10,8 +10,7 @@ from tgeokd.utils.errors import InputError
 
 __all__ = ["IdIndex", "check_repeats", "first_rows", "ids_of"]
 
-DENSE = 4
-"""Ids are found with a table where they fill at least one in this many places of their range, otherwise by binary search."""
+DENSE = 4  # ids are found with a table if their range is below this many times their number, otherwise by binary search
 
 
 class IdIndex:
@@ -51,20 +50,17 @@ class IdIndex:
         return len(self.ids)
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Rows of samples.
+        """Rows of samples: int64, shape (N,), on the CPU.
 
         Args:
             ids: integers, shape (N,), in any order, repeats allowed. Ids on an accelerator are copied to the CPU first.
-
-        Returns:
-            int64, shape (N,), on the CPU.
 
         Raises:
             InputError: for an id that is not in the table.
         """
         _check_integers(ids)
         wanted = ids.to("cpu", torch.int64)
-        rows = self._looked_up(wanted) if self._table is not None else self._searched(wanted)
+        rows = self._find(wanted)
         if rows is None:
             wrong = int(wanted[~torch.isin(wanted, self.ids)][0])
             raise InputError(
@@ -72,17 +68,16 @@ class IdIndex:
             )
         return rows
 
-    def _looked_up(self, wanted: Tensor) -> Tensor | None:
-        assert self._table is not None
+    def _find(self, wanted: Tensor) -> Tensor | None:
+        """Rows of samples; None where an id is not in the table."""
+        if self._table is None:
+            places = torch.searchsorted(self.ascending, wanted).clamp_(max=len(self) - 1)
+            return self.order[places] if torch.equal(self.ascending[places], wanted) else None
         try:
             rows = self._table.index_select(0, wanted - self.first)
         except IndexError:  # before the first or after the last
             return None
         return rows if self._full or not len(rows) or int(rows.min()) >= 0 else None
-
-    def _searched(self, wanted: Tensor) -> Tensor | None:
-        places = torch.searchsorted(self.ascending, wanted).clamp_(max=len(self) - 1)
-        return self.order[places] if torch.equal(self.ascending[places], wanted) else None
 
 
 def ids_of(batch: Batch, what: str, hint: str = "") -> Tensor:
@@ -92,10 +87,8 @@ def ids_of(batch: Batch, what: str, hint: str = "") -> Tensor:
         InputError: where the batch has none; ``what`` needs them, and ``hint`` is appended.
     """
     if batch.ids is None:
-        raise InputError(
-            f"{what} by sample id: loaders must yield (inputs, target, ids), for example over "
-            f"ArrayDataset(inputs, target, ids){hint}"
-        )
+        example = "for example over ArrayDataset(inputs, target, ids)"
+        raise InputError(f"{what} by sample id: loaders must yield (inputs, target, ids), {example}{hint}")
     return batch.ids
 
 
@@ -107,15 +100,10 @@ def first_rows(ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_repeats(ids: Tensor, logits: Tensor, first: Tensor) -> None:
-    """Check that logits of one sample that was queried more than once differ by rounding only.
-
-    Args:
-        ids: of the samples, shape (N,).
-        logits: of a later query, shape (N, C).
-        first: of the first query, shape (N, C).
+    """Check that logits of samples that were queried twice, both of shape (N, C), differ by rounding only.
 
     Raises:
-        InputError: where they differ by more than 1 % of the largest logit, or by more than 0.01 if that is larger.
+        InputError: where they differ by more than 1 % of the largest logit and by more than 0.01.
     """
     apart = (logits - first).abs().amax(dim=-1)
     wrong = (apart > 1e-2 * first.abs().amax(dim=-1).clamp(min=1)).nonzero()

@@ -26,8 +26,7 @@ class NetworkTeacher(Teacher):
 
     Args:
         model: the module or callable.
-        probs: the model returns class probabilities instead of logits. The two cannot be distinguished by looking at them, so
-            this is never guessed.
+        probs: the model returns class probabilities instead of logits. This is never guessed from the values.
         context: entered around every call, for example autocast.
         compile: compile a module with ``torch.compile``.
     """
@@ -76,8 +75,6 @@ def as_teacher(teacher: Any, **options: Any) -> Teacher:
     if not callable(teacher):
         if hasattr(teacher, "predict_proba"):
             return ProbaTeacher(teacher)
-        raise InputError(
-            "a teacher must be a Teacher, a module, a callable from inputs to logits or a fitted classifier with "
-            f"predict_proba, not {type(teacher).__name__}"
-        )
+        what = "a Teacher, a module, a callable from inputs to logits, or a fitted classifier with predict_proba"
+        raise InputError(f"a teacher must be {what}, not {type(teacher).__name__}")
     return NetworkTeacher(teacher, **options)

@@ -51,9 +51,7 @@ class ProbaTeacher(Teacher):
             raise InputError(f"the teacher {name} has no classes_; fit it first")
         fitted = np.asarray(classifier.classes_)
         if classes is not None and (len(classes) != len(fitted) or len(set(classes)) != len(classes)):
-            raise InputError(
-                f"classes must give each of {name}'s {len(fitted)} classes its own index, not {list(classes)}"
-            )
+            raise InputError(f"classes must be {len(fitted)} distinct indices for {name}, not {list(classes)}")
         known = fitted if classes is None else np.asarray(classes)
         self.num_classes = len(known) if num_classes is None else num_classes
         self.class_names = tuple(class_names)
@@ -71,24 +69,19 @@ class ProbaTeacher(Teacher):
         return class_logits(self, batch.inputs)
 
     def __call__(self, inputs: Tensor, categorical: Tensor | None = None) -> Tensor:
-        """Logits of a batch.
+        """Logs of the predicted probabilities, shape (N, C), float32, on the device of ``inputs``.
 
         Args:
-            inputs: shape (N, ...), flattened to columns; for a table the numeric columns, shape (N, M).
-            categorical: codes of a table's categorical columns, shape (N, K).
-
-        Returns:
-            Logs of the probabilities, shape (N, C), float32, on the device of ``inputs``.
+            inputs: see :func:`as_columns`.
+            categorical: see :func:`as_columns`.
 
         Raises:
             InputError: where ``predict_proba`` returns another shape, or rows that are not distributions.
         """
         found = np.asarray(self.classifier.predict_proba(as_columns(inputs, categorical)))
-        name = type(self.classifier).__name__
-        if found.shape != (len(inputs), len(self.classes)):
-            raise InputError(
-                f"predict_proba of {name} returned shape {found.shape}, not {(len(inputs), len(self.classes))}"
-            )
+        name, shape = type(self.classifier).__name__, (len(inputs), len(self.classes))
+        if found.shape != shape:
+            raise InputError(f"predict_proba of {name} returned shape {found.shape}, not {shape}")
         probs = torch.zeros(len(found), self.num_classes)
         probs[:, self.classes] = torch.from_numpy(found.astype(np.float32))
         try:
@@ -98,17 +91,14 @@ class ProbaTeacher(Teacher):
 
 
 def as_columns(inputs: Tensor, categorical: Tensor | None = None) -> NDArray[np.float32]:
-    """Model inputs as the columns of one array: numeric columns first, then category codes.
+    """Model inputs as the columns of one float32 array, shape (N, F): numeric columns first, then category codes.
 
     Args:
         inputs: shape (N, ...), flattened; for a table the numeric columns, shape (N, M).
         categorical: category codes of a table, shape (N, K), below 2^24, which float32 represents exactly.
-
-    Returns:
-        Shape (N, F), float32.
     """
-    parts = [part.detach().cpu().flatten(1) for part in (inputs, categorical) if part is not None]
-    return np.concatenate([part.numpy().astype(np.float32) for part in parts], axis=1)
+    tensors = [tensor.detach().cpu().flatten(1) for tensor in (inputs, categorical) if tensor is not None]
+    return np.concatenate([tensor.numpy().astype(np.float32) for tensor in tensors], axis=1)
 
 
 def categorical_columns(inputs: InputSpec, *, most: int | None = None) -> list[int]:

@@ -13,7 +13,7 @@ from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from tgeokd.core.losses import logits_from_probs, to_class_logits
-from tgeokd.core.model_call import eval_mode, module_device, random_state, replayed
+from tgeokd.core.model_call import class_probs, eval_mode, module_device, random_state, replayed
 from tgeokd.data.batch import Batch
 from tgeokd.teachers.base import Teacher
 from tgeokd.teachers.formats import read_predictions, write_predictions
@@ -27,16 +27,12 @@ __all__ = ["StoredPredictions"]
 class StoredPredictions(Teacher):
     """A teacher's logits for M samples, looked up by sample id. The inputs of a batch are not used.
 
-    Under random augmentation, the stored logits belong to the samples as they were when they were stored, and not to the
-    augmented inputs that the student sees.
+    Under random augmentation, the stored logits do not belong to the augmented inputs that the student sees.
 
     Args:
-        logits: shape (M, C), (M, 1) or (M,); one logit ``z`` per sample stands for ``(0, z)``. Kept in float32 on the CPU.
+        logits: shape (M, C), (M, 1) or (M,); one logit ``z`` per sample stands for ``(0, z)``. The attribute ``stored_logits``
+            holds them in float32, shape (M, C), on the CPU.
         ids: distinct integers in any order, shape (M,).
-
-    Attributes:
-        ids: int64, shape (M,).
-        stored_logits: float32, shape (M, C).
 
     Raises:
         InputError: for shapes that do not fit, no samples, an id that occurs twice, or a logit that is not finite.
@@ -46,9 +42,7 @@ class StoredPredictions(Teacher):
 
     def __init__(self, logits: Tensor, ids: Tensor) -> None:
         if ids.ndim == 1 and (logits.ndim == 0 or len(logits) != len(ids)):
-            raise InputError(
-                f"the teacher's predictions have shape {tuple(logits.shape)}, but there are {len(ids)} ids"
-            )
+            raise InputError(f"predictions of shape {tuple(logits.shape)} do not fit {len(ids)} ids")
         self._index = IdIndex(ids)
         self.ids = self._index.ids
         self.stored_logits = to_class_logits(logits.detach().to("cpu", torch.float32))
@@ -70,15 +64,10 @@ class StoredPredictions(Teacher):
         return self.lookup(ids_of(batch, "stored teacher predictions are found").cpu()).to(batch.target.device)
 
     def lookup(self, ids: Tensor) -> Tensor:
-        """Stored logits of samples.
-
-        The table stays on the CPU. Ids on an accelerator are copied to the CPU first, which waits for the accelerator.
+        """Stored logits of samples, shape (N, C), float32, on the device of ``ids``.
 
         Args:
-            ids: integers, shape (N,), in any order, repeats allowed.
-
-        Returns:
-            Shape (N, C), float32, on the device of ``ids``.
+            ids: integers, shape (N,), in any order, repeats allowed. Ids on an accelerator are copied to the CPU first.
 
         Raises:
             InputError: for an id that is not stored.
@@ -108,12 +97,7 @@ class StoredPredictions(Teacher):
         ids, kind, values = read_predictions(path)
         try:
             if kind == "probs":
-                if values.ndim == 1 or (values.ndim == 2 and values.shape[-1] == 1):
-                    p = values.reshape(-1)
-                    values = torch.stack([1 - p, p], dim=-1)
-                if values.ndim != 2:
-                    raise InputError(f"probs must have shape (M, C), (M, 1) or (M,), not {tuple(values.shape)}")
-                values = logits_from_probs(values)
+                values = logits_from_probs(class_probs(torch.clone, values))
             stored = cls(values, ids)
             if num_classes is not None and stored.num_classes != num_classes:
                 raise InputError(f"holds predictions for {stored.num_classes} classes, but the task has {num_classes}")
@@ -132,8 +116,8 @@ class StoredPredictions(Teacher):
         Augmentation in a loader is drawn once and then fixed; pass loaders without it.
 
         Args:
-            teacher: whatever :func:`~tgeokd.teachers.network.as_teacher` accepts. A module is in eval mode meanwhile, and
-                inputs are moved to its device.
+            teacher: see :func:`~tgeokd.teachers.network.as_teacher`. A module is in eval mode meanwhile, and inputs are moved
+                to its device.
             *loaders: yield batches with ids. A sample may occur more than once, as in an oversampled training set.
 
         Raises:

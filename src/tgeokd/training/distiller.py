@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from tgeokd.training.loop import History, Loader, TrainingLoop, length_of
 from tgeokd.training.step import DistillationStep
 from tgeokd.training.survey import Survey
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import RunFolder, write_lines
+from tgeokd.utils.files import RunFolder
 
 __all__ = ["Distiller", "History"]
 
@@ -185,6 +185,11 @@ class Distiller:
         return self._step.index
 
     @property
+    def precision(self) -> str:
+        """As in Lightning Fabric."""
+        return self._reader.precision
+
+    @property
     def steps_per_epoch(self) -> int | None:
         """Optimizer steps of an epoch; None where the loader does not know its length."""
         length = length_of(self._loop.train_loader) if self._loop is not None else None
@@ -202,8 +207,8 @@ class Distiller:
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint now; for callbacks of a run with ``out``, also in the middle of an epoch."""
-        if self._loop is None or self._loop.checkpointer is None:
-            raise InputError("a checkpoint is written in the folder of a run: fit(..., out=...)")
+        if self._loop is None:
+            raise InputError("a checkpoint is written during fit(...)")
         self._loop.save()
 
     # ---- training
@@ -257,59 +262,37 @@ class Distiller:
             train_loader = self._cached.viewed(train_loader, epochs)
         try:
             train_loader = self._training_loader(train_loader, val_loader)
-            return self._fit(train_loader, val_loader, epochs, callbacks, checkpoint_every, out, resume)
+            loop = TrainingLoop(self, self._step, train_loader, val_loader, epochs, callbacks, checkpoint_every)
+            self._run(loop, Path(out) if out is not None else None, resume)
         finally:
             if self._cached is not None:
                 self._cached.close()
+        return self.history
 
-    def _fit(
-        self,
-        train_loader: Loader,
-        val_loader: Loader | None,
-        epochs: int,
-        callbacks: Sequence[Callback],
-        checkpoint_every: int,
-        out: str | Path | None,
-        resume: bool,
-    ) -> History:
-        checkpointer = Checkpointer(Path(out)) if out is not None else None
-        state = checkpointer.load() if checkpointer is not None and resume else None
+    def _run(self, loop: TrainingLoop, out: Path | None, resume: bool) -> None:
+        state = Checkpointer(out).load() if out is not None and resume else None
         # Data are checked before anything is written, except a teacher cache, for which the folder is claimed first.
-        claimed = RunFolder(out, resume=resume) if out is not None and self._cached is not None else None
-        set_view(train_loader, 0)
-        self._step.validation = val_loader
-        survey = self._step.prepare(
-            train_loader,
+        if out is not None and self._cached is not None:
+            loop.folder = RunFolder(out, resume=resume)
+        set_view(loop.train_loader, 0)
+        self._step.validation = loop.validation
+        loop.survey = self._step.prepare(
+            loop.train_loader,
             self.teacher if self._uses_teacher else None,
             survey_result=None if state is None else Survey(**state.survey),
-            before_survey=lambda: self._store(train_loader, val_loader),
+            before_survey=lambda: self._store(loop.train_loader, loop.validation),
         )
-        folder = claimed or (RunFolder(out, resume=resume) if out is not None else None)
-        self._loop = TrainingLoop(
-            self,
-            self._step,
-            train_loader,
-            val_loader,
-            epochs,
-            self.scheduler,
-            self.scheduler_every,
-            self.accumulate,
-            callbacks,
-            survey,
-            self._fingerprints(train_loader, val_loader) if folder is not None else {},
-            checkpointer,
-            checkpoint_every,
-            self.history,
-        )
-        if state is not None and folder is not None:
-            self._loop.load(state)
-            self.resumed_at = self._loop.epoch
-            write_lines(folder.path / "metrics.jsonl", self.history)
-        self._loop.run()
-        if folder is not None:
-            write_weights(folder.path, self.student)
-            folder.close()
-        return self.history
+        if out is not None and loop.folder is None:
+            loop.folder = RunFolder(out, resume=resume)
+        self._loop, self.history = loop, loop.history
+        if state is not None and loop.folder is not None:
+            loop.load(state)
+            self.resumed_at = loop.epoch
+            loop.folder.write_lines("metrics.jsonl", self.history)
+        loop.run()
+        if loop.folder is not None:
+            write_weights(loop.folder.path, self.student)
+            loop.folder.close()
 
     def store_teacher(
         self, train_loader: Loader, val_loader: Loader | None = None, *, folder: str | Path, epochs: int
@@ -415,8 +398,7 @@ class Distiller:
     def _new_cache(self, folder: Path | None) -> CachedTeacher:
         assert self.cache_teacher is not None
         assert self.teacher is not None
-        precision, move = self._reader.precision, self._reader.move
-        return CachedTeacher(self.teacher, self.cache_teacher, folder, precision=precision, move=move)
+        return CachedTeacher(self.teacher, self.cache_teacher, folder, precision=self.precision, move=self._reader.move)
 
     def _store(self, train_loader: Loader, val_loader: Loader | None) -> Teacher | None:
         """Store the teacher's logits of all samples whose logits the training needs; returns the teacher to query."""
@@ -429,24 +411,3 @@ class Distiller:
             assert val_loader is not None
             cached.store("held-out", val_loader, self._reader.num_classes)
         return cached.of(train_loader)
-
-    def _fingerprints(self, train_loader: Loader, val_loader: Loader | None) -> dict[str, dict[str, Any]]:
-        """What must be the same when the run is resumed; None where it cannot be known."""
-
-        def samples(loader: Loader | None) -> int | None:
-            dataset = getattr(loader, "dataset", None)
-            return len(dataset) if isinstance(dataset, Sized) else None
-
-        return {
-            "configuration": {
-                "method": self.method.name,
-                "optimizer": type(self.optimizer).__name__,
-                "temperature": self._step.temperature,
-                "clip_norm": self._step.clip_norm,
-                "accumulate": self.accumulate,
-                "batch_size": getattr(train_loader, "batch_size", None),
-                "precision": self._reader.precision,
-            },
-            "data": {"training samples": samples(train_loader), "validation samples": samples(val_loader)},
-            "teacher": {"weights": self.teacher.fingerprint() if self.teacher is not None else None},
-        }

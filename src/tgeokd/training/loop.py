@@ -22,7 +22,7 @@ from tgeokd.training.state import RandomStates, TrainState, differences
 from tgeokd.training.step import DistillationStep
 from tgeokd.training.survey import Survey
 from tgeokd.utils.errors import InputError, first_line
-from tgeokd.utils.files import append_line
+from tgeokd.utils.files import RunFolder
 
 if TYPE_CHECKING:
     from tgeokd.training.distiller import Distiller
@@ -44,19 +44,15 @@ class TrainingLoop:
     """One call of :meth:`Distiller.fit`.
 
     Attributes:
-        distiller: what callbacks are given.
-        step: the distillation step, prepared.
+        distiller: holds optimizer, scheduler and metrics; callbacks are given it.
+        step: the distillation step.
         train_loader: batches that the student trains on.
         validation: batches for the metrics of each epoch, or None.
         epochs: passes over the training data.
-        scheduler: of the learning rate, or None.
-        scheduler_every: ``"epoch"`` or ``"step"``.
-        accumulate: batches that make one optimizer step.
         callbacks: in the order of their calls.
-        survey: what was found in the data.
-        fingerprints: of configuration, data and teacher, for checkpoints.
-        checkpointer: None writes no checkpoints.
         checkpoint_every: epochs between two checkpoints; the first and the last epoch always write one.
+        survey: what was found in the data; set before training.
+        folder: of the run, or None.
         history: records of the finished epochs.
         epoch: finished epochs.
         batch: batches read in the running epoch.
@@ -68,18 +64,15 @@ class TrainingLoop:
     train_loader: Loader
     validation: Loader | None
     epochs: int
-    scheduler: LRScheduler | ReduceLROnPlateau | None
-    scheduler_every: str
-    accumulate: int
     callbacks: Sequence[Callback]
-    survey: Survey
-    fingerprints: dict[str, dict[str, Any]]
-    checkpointer: Checkpointer | None
     checkpoint_every: int
+    survey: Survey | None = None
+    folder: RunFolder | None = None
     history: History = field(default_factory=History)
     epoch: int = 0
     batch: int = 0
     should_stop: bool = False
+    _checkpointer: Checkpointer | None = None
 
     def run(self) -> None:
         """Train until the last epoch or until a callback stops it."""
@@ -92,12 +85,12 @@ class TrainingLoop:
                 self._call(partial(self._end_epoch, record))
                 self.epoch, self.batch = self.epoch + 1, 0
                 self._mark_epoch()
-                if self.checkpointer is not None:
+                if self.folder is not None:
                     # The checkpoint comes first, also after the first epoch: a folder with metrics can always be resumed.
                     last = self.epoch == self.epochs or self.should_stop
                     if last or self.epoch == 1 or self.epoch % self.checkpoint_every == 0:
                         self.save()
-                    append_line(self.checkpointer.run / "metrics.jsonl", record)
+                    self.folder.append_line("metrics.jsonl", record)
             self._call(lambda callback: callback.on_fit_end(self.distiller))
         finally:
             self._call(lambda callback: callback.on_exit(self.distiller))
@@ -122,21 +115,21 @@ class TrainingLoop:
             batches = iter(self.train_loader)
         else:
             batches = self._resumed_batches()
-        for microbatches in _grouped(batches, self.accumulate):
+        for microbatches in _grouped(batches, self.distiller.accumulate):
             forget_gradients(optimizer)
             samples = 0
             for item in microbatches:
                 batch = step.reader.read(item, "training loader")
                 loss = step.loss(batch)
-                if self.accumulate == 1:
+                if self.distiller.accumulate == 1:
                     loss.backward()
                 else:  # the mean over all samples of the step, whose number is not known before the last microbatch
                     (loss * len(batch)).backward()
                     samples += len(batch)
                 self.batch += 1
             self._update(samples)
-            if self.scheduler is not None and self.scheduler_every == "step":
-                step_scheduler(self.scheduler, None)
+            if self.distiller.scheduler is not None and self.distiller.scheduler_every == "step":
+                step_scheduler(self.distiller.scheduler, None)
             self._call(lambda callback: callback.on_step_end(self.distiller))
         if not step.statistics.count:
             raise InputError("the training loader is empty")
@@ -163,8 +156,8 @@ class TrainingLoop:
         metrics = self.distiller.evaluate(self.validation) if self.validation is not None else {}
         optimizer = self.distiller.optimizer
         rate = optimizer.param_groups[0]["lr"]
-        if self.scheduler is not None and self.scheduler_every == "epoch":
-            step_scheduler(self.scheduler, metrics.get("nll"))
+        if self.distiller.scheduler is not None and self.distiller.scheduler_every == "epoch":
+            step_scheduler(self.distiller.scheduler, metrics.get("nll"))
         self.step.method.after_epoch(self.epoch, self.epochs, self.step.student, optimizer, metrics)
         record: dict[str, Any] = {"epoch": self.epoch, "train_loss": statistics.pop("train_loss"), "lr": float(rate)}
         if metrics:
@@ -176,20 +169,28 @@ class TrainingLoop:
     # ---- checkpoints
 
     def save(self) -> None:
-        """Write a checkpoint now, between two optimizer steps."""
-        assert self.checkpointer is not None
-        self.checkpointer.save(self.state())
+        """Write a checkpoint now, between two optimizer steps.
+
+        Raises:
+            InputError: for a run without a folder.
+        """
+        if self.folder is None:
+            raise InputError("a checkpoint is written in the folder of a run: fit(..., out=...)")
+        if self._checkpointer is None:
+            self._checkpointer = Checkpointer(self.folder.path)
+        self._checkpointer.save(self.state())
 
     def state(self) -> TrainState:
         """Everything that a resumed run needs."""
+        assert self.survey is not None
         return TrainState(
             epoch=self.epoch,
             batch=self.batch,
             student=self.step.student.state_dict(),
             optimizer=self.distiller.optimizer.state_dict(),
-            scheduler=None if self.scheduler is None else self.scheduler.state_dict(),
+            scheduler=None if self.distiller.scheduler is None else self.distiller.scheduler.state_dict(),
             step=self.step.state_dict(),
-            survey={"num_classes": self.survey.num_classes, "class_means": self.survey.class_means},
+            survey=vars(self.survey),
             callbacks=[[type(c).__name__, c.state_dict()] for c in self.callbacks if c.state_dict()],
             history=list(self.history),
             should_stop=self.should_stop,
@@ -197,7 +198,7 @@ class TrainingLoop:
             random_at_epoch=self._random_at_epoch,
             order=self._order(),
             order_at_epoch=self._order_at_epoch,
-            fingerprints=self.fingerprints,
+            fingerprints=self._fingerprints(),
         )
 
     def load(self, state: TrainState) -> None:
@@ -206,15 +207,15 @@ class TrainingLoop:
         Raises:
             InputError: where it is of another configuration, data, teacher, student, optimizer or callbacks.
         """
-        different = differences(state.fingerprints, self.fingerprints)
+        different = differences(state.fingerprints, self._fingerprints())
         if different:
             raise InputError(f"the run to resume was started with other settings: {'; '.join(different)}")
         self.epoch, self.batch, self.should_stop = state.epoch, state.batch, state.should_stop
         try:
             self.step.student.load_state_dict(state.student)
             self.distiller.optimizer.load_state_dict(state.optimizer)
-            if self.scheduler is not None:
-                self.scheduler.load_state_dict(state.scheduler or {})
+            if self.distiller.scheduler is not None:
+                self.distiller.scheduler.load_state_dict(state.scheduler or {})
             self.step.epoch, self.step.epochs = self.epoch, self.epochs
             self.step.load_state_dict(self.distiller.fabric.to_device(state.step))
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -228,6 +229,28 @@ class TrainingLoop:
         self._random_at_epoch, self._order_at_epoch = state.random_at_epoch, state.order_at_epoch
         self._state = state
         self._restore_random(state.random, state.order)
+
+    def _fingerprints(self) -> dict[str, dict[str, Any]]:
+        """What must be the same when the run is resumed; None where it cannot be known."""
+
+        def samples(loader: Loader | None) -> int | None:
+            dataset = getattr(loader, "dataset", None)
+            return len(dataset) if isinstance(dataset, Sized) else None
+
+        step, distiller = self.step, self.distiller
+        return {
+            "configuration": {
+                "method": step.method.name,
+                "optimizer": type(distiller.optimizer).__name__,
+                "temperature": step.temperature,
+                "clip_norm": step.clip_norm,
+                "accumulate": distiller.accumulate,
+                "batch_size": getattr(self.train_loader, "batch_size", None),
+                "precision": distiller.precision,
+            },
+            "data": {"training samples": samples(self.train_loader), "validation samples": samples(self.validation)},
+            "teacher": {"weights": None if distiller.teacher is None else distiller.teacher.fingerprint()},
+        }
 
     def _load_callbacks(self, states: list[list[Any]]) -> None:
         waiting = list(self.callbacks)

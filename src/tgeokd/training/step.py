@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +22,7 @@ from tgeokd.methods import ForwardContext, LossInputs, Method, build_method
 from tgeokd.teachers.base import Teacher
 from tgeokd.teachers.network import as_teacher
 from tgeokd.training.batches import BatchReader
+from tgeokd.training.hooks import add_step_hooks
 from tgeokd.training.parallel import ParallelContext, current_context
 from tgeokd.training.statistics import EpochStatistics
 from tgeokd.training.survey import Survey, survey
@@ -107,7 +107,7 @@ class DistillationStep:
         self._alphas: list[Tensor] = []
         self._begun = 0  # microbatches since the last update
         self._ran_backward = False
-        self._add_hooks()
+        self._handles = add_step_hooks(self.optimizer, self)
 
     # ---- before training
 
@@ -152,9 +152,10 @@ class DistillationStep:
                     *(method, self.reader.num_classes, train_loader, self.validation),
                     *(self.teacher, self.reader, self.parallel),
                 )
-            elif before_survey is not None:
-                self._set_teacher(before_survey())
-            self.reader.num_classes = survey_result.num_classes
+            else:
+                self.reader.num_classes = survey_result.num_classes
+                if before_survey is not None:
+                    self._set_teacher(before_survey())
             method.prepare(survey_result.num_classes, survey_result.class_means, self.reader.device)
         if generator is not None and order is not None:
             generator.set_state(order)
@@ -360,37 +361,6 @@ class DistillationStep:
             self.forget()
 
     # ---- hooks, state
-
-    def _add_hooks(self) -> None:
-        step = weakref.ref(self)
-
-        def before(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-            this = step()
-            if this is None:
-                return None
-            closure = args[1] if len(args) > 1 else kwargs.get("closure")
-            if closure is None:
-                this.before_update()
-                return None
-
-            def then_record() -> Any:
-                loss = closure()
-                this.before_update()
-                return loss
-
-            if len(args) > 1:
-                return (args[0], then_record, *args[2:]), kwargs
-            return args, {**kwargs, "closure": then_record}
-
-        def after(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            this = step()
-            if this is not None:
-                this.after_update()
-
-        self._handles = [
-            self.optimizer.register_step_pre_hook(before),
-            self.optimizer.register_step_post_hook(after),
-        ]
 
     def close(self) -> None:
         """Remove the hooks from the optimizer."""

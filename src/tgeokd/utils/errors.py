@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 __all__ = ["DivergenceError", "InputError", "check_names", "first_line", "missing_package", "one_line", "unknown_name"]
 
+LISTED = 40  # names listed in a message at most
+
 # Which extra of this package installs an optional library.
 EXTRAS = {
     "torchvision": "vision",
@@ -44,11 +46,12 @@ def missing_package(what: str, error: ImportError) -> InputError:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that does not exist: the nearest name, and all names."""
+    """The error for a name that does not exist: the nearest name, and all names unless there are many."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return InputError(f"unknown {kind} {name!r}{hint} known: {', '.join(known) or 'none'}")
+    names = ", ".join(known) if len(known) <= LISTED else f"{len(known)} names"
+    return InputError(f"unknown {kind} {name!r}{hint} known: {names or 'none'}")
 
 
 def check_names(kind: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import tempfile
 import weakref
@@ -19,13 +18,13 @@ from filelock import FileLock, Timeout
 
 from tgeokd.utils.errors import InputError
 
-__all__ = ["CHECKPOINTS", "RunFolder", "append_line", "replace_file", "slug", "write_json", "write_lines", "write_yaml"]
+__all__ = ["CHECKPOINTS", "RunFolder", "replace_file", "slug", "write_json"]
 
 CHECKPOINTS = "checkpoints"
 MARKS = ("metrics.jsonl", CHECKPOINTS, "last.ckpt", "student.safetensors", "results.json", "comparison.yaml")
 LOCK = ".lock"
-LOCK_SECONDS = 0.5  # covers a process that only writes one file, or that is ending
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+LOCK_SECONDS = 0.5  # for a process that is ending
+TEMPORARY = ".*.[0-9]*.tmp"
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -50,22 +49,6 @@ def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
     _write_text(path, json.dumps(content, indent=None if compact else 2) + "\n")
 
 
-def write_yaml(path: Path, content: Any) -> None:
-    """Write a YAML file atomically, keys in the order given."""
-    _write_text(path, yaml.safe_dump(content, sort_keys=False))
-
-
-def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write a file with one JSON object per line atomically."""
-    _write_text(path, "".join(json.dumps(record) + "\n" for record in records))
-
-
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one JSON object as a line."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-
-
 def _write_text(path: Path, text: str) -> None:
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
@@ -83,7 +66,7 @@ class RunFolder:
 
     Args:
         path: the folder; created if it does not exist.
-        resume: continue the run in the folder; temporary files of killed processes are removed.
+        resume: continue the run in the folder; temporary files that killed processes left are removed.
         checkpoint_needed: whether there must be a checkpoint to resume from.
 
     Raises:
@@ -103,7 +86,8 @@ class RunFolder:
             raise InputError(f"cannot write to the folder {self.path}: {error.strerror}") from error
         self._refuse(resume, checkpoint_needed)  # another process may have finished a run in the meantime
         if resume:
-            _remove_temporary_files(self.path)
+            for left in self.path.rglob(TEMPORARY):
+                left.unlink(missing_ok=True)
 
     def _refuse(self, resume: bool, checkpoint_needed: bool) -> None:
         found = [mark for mark in MARKS if (self.path / mark).exists()]
@@ -134,16 +118,17 @@ class RunFolder:
         write_json(self.path / name, content, compact=compact)
 
     def write_yaml(self, name: str, content: Any) -> None:
-        """Write a YAML file."""
-        write_yaml(self.path / name, content)
+        """Write a YAML file, keys in the order given."""
+        _write_text(self.path / name, yaml.safe_dump(content, sort_keys=False))
 
     def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Write a file with one JSON object per line."""
-        write_lines(self.path / name, records)
+        _write_text(self.path / name, "".join(json.dumps(record) + "\n" for record in records))
 
     def append_line(self, name: str, record: dict[str, Any]) -> None:
         """Append one JSON object as a line."""
-        append_line(self.path / name, record)
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
 
 class _Lock:
@@ -183,15 +168,6 @@ def _release(lock: FileLock, path: Path, pid: int) -> None:
         with suppress(OSError):  # Windows removes it itself
             path.unlink()
         lock.release()
-
-
-def _remove_temporary_files(folder: Path) -> None:
-    """Remove what processes that were killed in :func:`replace_file` left in a folder and its subfolders."""
-    for path in (*folder.glob(".*.tmp"), *folder.glob("*/.*.tmp")):
-        match = _TEMPORARY.fullmatch(path.name)
-        if match and not _is_running(int(match[1])):
-            with suppress(OSError):
-                path.unlink()
 
 
 def _is_running(pid: int) -> bool:

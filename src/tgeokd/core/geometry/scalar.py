@@ -118,7 +118,8 @@ def scalar_from_logits(
         student_logits: shape (N, C).
         teacher_logits: shape (N, C).
         target: class indices, shape (N,).
-        class_means: a full table of shape (C, C), or a :class:`SparseClassMeans` for the coarsened geometry; None without the triangle
+        class_means: a full table of shape (C, C), or a :class:`SparseClassMeans` for the coarsened geometry;
+            None without the triangle
             across samples, which coarsens to the teacher's largest entries for very many classes.
         features: what is included.
     """

@@ -1,27 +1,30 @@
-"""Random numbers that follow from a sample's id, a seed and a view: the same in any batch, in any order, on any device."""
+"""Random numbers as a function of sample id and seed: the same in any batch, in any order, on any device.
+
+They come from the finaliser of splitmix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014)
+applied to the id and a key.
+"""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["below", "random_bits"]
+__all__ = ["below", "random_bits", "row_uniform"]
 
-_FIELD = 20  # bits that a number below a bound is made of
+_FIELD = 20  # bits used for a number below a bound
 
 
 def random_bits(ids: Tensor, seed: int, view: int) -> Tensor:
     """63 random bits for each sample.
 
-    The finaliser of splitmix64 (Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014) applied to
-    the id and a key, in whole numbers throughout.
-
     Args:
         ids: int64, shape (N,).
-        seed: of all views.
-        view: which one.
+        seed: seed of all views.
+        view: number of the view.
 
     Returns:
         int64 >= 0, shape (N,), on the device of ``ids``.
@@ -30,18 +33,33 @@ def random_bits(ids: Tensor, seed: int, view: int) -> Tensor:
 
 
 def below(bits: Tensor, field: int, bound: int) -> Tensor:
-    """Whole numbers below a bound, uniform up to a share of ``bound / 2^20``, from one of three independent parts of the bits.
+    """Integers below a bound, uniform up to a relative error of ``bound / 2^20``, from one of three independent bit fields.
 
     Args:
-        bits: of :func:`random_bits`, shape (N,).
-        field: which part, 0 to 2.
+        bits: from :func:`random_bits`, shape (N,).
+        field: index of the field, 0 to 2.
         bound: at most 2^20.
 
     Returns:
         int64 in [0, bound), shape (N,).
     """
-    part: Tensor = (bits >> (_FIELD * field)) & (2**_FIELD - 1)
-    return (part * bound) >> _FIELD
+    value: Tensor = (bits >> (_FIELD * field)) & (2**_FIELD - 1)
+    return (value * bound) >> _FIELD
+
+
+def row_uniform(rows: NDArray[np.int64], seed: int, purpose: int) -> NDArray[np.float64]:
+    """A uniform number in [0, 1) for each row number, so that a streamed file needs no list of its rows.
+
+    Args:
+        rows: row numbers, shape (N,).
+        seed: seed of the run.
+        purpose: selects one of several independent sequences, 0 to 63.
+
+    Returns:
+        Shape (N,).
+    """
+    bits = _mix(torch.from_numpy(rows.astype(np.int64)) ^ _mix(torch.tensor(seed * 64 + purpose)))
+    return np.ldexp(((bits >> 11) & (2**53 - 1)).numpy().astype(np.float64), -53)
 
 
 @lru_cache(maxsize=64)
@@ -50,7 +68,7 @@ def _key(seed: int, view: int) -> int:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Multiplication of int64 wraps around, so it is that of unsigned numbers; shifts must be kept from copying the sign."""
+    """int64 multiplication wraps around like unsigned multiplication; the masks undo the sign extension of the shifts."""
     x = x - 0x61C8864680B583EB  # + 0x9E3779B97F4A7C15
     x = (x ^ ((x >> 30) & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)
     x = (x ^ ((x >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)

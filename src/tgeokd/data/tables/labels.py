@@ -28,29 +28,29 @@ def with_label(table: Table, label: str, bad_rows: BadRows) -> Table:
     if known.all():
         return table
     if not known.any():
-        raise InputError(f"column {label!r} of {table.source} holds no label")
+        raise InputError(f"column {label!r} of {table.source} has no label on any row")
     if bad_rows == "error":
         row = int(table.rows[known.argmin()])
-        raise InputError(f"{place(row, table.source, label)}: there is no label; bad_rows=skip leaves such rows out")
+        raise InputError(f"{place(row, table.source, label)}: the label is missing; bad_rows=skip leaves such rows out")
     return table.filter(known)
 
 
 def find_classes(table: Table, label: str, positive: str | None) -> tuple[str, ...]:
-    """Names of the classes: numbers in their order, text by name.
+    """Names of the classes: numbers in increasing order, text in alphabetical order.
 
     Args:
         table: the training file.
         label: its label column.
-        positive: with two classes, the one to be class 1; the last by default.
+        positive: of two classes, the one with index 1; the last by default.
 
     Raises:
-        InputError: for a single class, or a ``positive`` that is none of two classes.
+        InputError: for a single class, or where ``positive`` is not one of exactly two classes.
     """
     values = pl.DataFrame({"value": table.frame[label], "name": as_text(table.frame, label)}).unique("name")
     order = "value" if values["value"].dtype.is_numeric() else "name"
     classes = tuple(values.sort(order)["name"])
     if len(classes) < 2:
-        raise InputError(f"column {label!r} of {table.source} has one class only, {classes[0]!r}")
+        raise InputError(f"column {label!r} of {table.source} has only one class, {classes[0]!r}")
     if positive is None:
         return classes
     if len(classes) > 2:
@@ -63,12 +63,12 @@ def class_indices(table: Table, label: str, classes: Sequence[str]) -> NDArray[n
     """The labels as class indices, shape (N,).
 
     Raises:
-        InputError: for a label that is none of the classes, with its row.
+        InputError: for a label that is not one of the classes, with its row.
     """
     names = as_text(table.frame, label, source=table.source)
     indices = names.replace_strict(list(classes), range(len(classes)), default=-1, return_dtype=pl.Int64).to_numpy()
     if (indices < 0).any():
         row = int((indices < 0).argmax())
         where = place(int(table.rows[row]), table.source, label)
-        raise InputError(f"{where}: {names[row]!r} is no class of the training file, which has {', '.join(classes)}")
+        raise InputError(f"{where}: {names[row]!r} is not a class of the training file, which has {', '.join(classes)}")
     return np.array(indices, dtype=np.int64)

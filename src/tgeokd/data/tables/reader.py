@@ -1,11 +1,12 @@
-"""Tables from csv and parquet files, with the row number every row has in its file."""
+"""Tables from CSV and Parquet files, with the row number of each row in its file."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,35 +19,27 @@ from pyarrow import csv as arrow_csv
 
 from tgeokd.utils.errors import InputError, one_line
 
-__all__ = ["MISSING_TEXT", "Table", "read_table"]
+__all__ = ["MISSING_TEXT", "Table", "read_rows", "read_table"]
 
 MISSING_TEXT = ("", "?", "NA", "N/A", "NaN", "nan", "NULL", "null")
-"""What stands for a missing value in a csv file, blanks around it removed."""
+"""Missing values in a CSV file, after surrounding blanks are removed."""
 
 SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a file.
-
-    Attributes:
-        frame: the rows that could be read.
-        rows: their row numbers in the file, the first one after the header being 0, int64, shape (len(frame),).
-        source: the file as the user named it, for messages.
-        total: rows of the file.
-        sha256: of the file.
-    """
+    """Rows of a file."""
 
     frame: pl.DataFrame
-    rows: NDArray[np.int64]
-    source: str
-    total: int
+    rows: NDArray[np.int64]  # row numbers in the file, counted from 0 after the header, shape (len(frame),)
+    source: str  # name of the file in messages
+    total: int  # rows of the file, including those left out
     sha256: str
 
     def filter(self, keep: NDArray[np.bool_]) -> Table:
-        """The rows of a mask."""
-        return Table(self.frame.filter(pl.Series(keep)), self.rows[keep], self.source, self.total, self.sha256)
+        """The rows where ``keep`` is true."""
+        return dataclasses.replace(self, frame=self.frame.filter(pl.Series(keep)), rows=self.rows[keep])
 
 
 def read_table(
@@ -59,22 +52,22 @@ def read_table(
 ) -> Table:
     """A table from ``.csv``, ``.tsv`` (both also ``.gz``) or ``.parquet``.
 
-    In text files, values lose the blanks around them and :data:`MISSING_TEXT` become null; a column is of integers or floats
-    where all its values are such numbers, without leading zeros (which codes have), and text otherwise.
+    In text files, blanks around values are removed and :data:`MISSING_TEXT` becomes null. A column has integers or floats
+    where all its values are such numbers without leading zeros (which codes have), and text otherwise.
 
     Args:
         path: the file.
         source: its name in messages; the path by default.
-        bad_rows: what to do with a csv row that has too few or too many values: ``error``, or leave it out.
-        header: names of the columns of a csv file without a header line.
-        skip_lines: lines of a csv file before everything else.
+        bad_rows: how to treat a CSV row with too few or too many values: ``error``, or ``skip`` to leave it out.
+        header: names of the columns of a CSV file without a header line.
+        skip_lines: lines to skip at the start of a CSV file.
 
     Raises:
-        InputError: for a file that is not there, not of these kinds, or broken, with the row where there is one.
+        InputError: for a file that does not exist, is of another kind, or cannot be parsed, with the row if there is one.
     """
     source = source or str(path)
     if not path.is_file():
-        raise InputError(f"there is no file {source}")
+        raise InputError(f"the file {source} does not exist")
     kind = next((suffix for suffix in (*SEPARATORS, ".parquet") if path.name.lower().endswith(suffix)), None)
     if kind is None and header is None:
         raise InputError(f"{source} is not a table: expected {', '.join((*SEPARATORS, '.parquet'))}")
@@ -82,12 +75,12 @@ def read_table(
         try:
             frame = pl.read_parquet(path)
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise InputError(f"{source} is not a parquet file: {one_line(error)}") from error
+            raise InputError(f"{source} is not a Parquet file: {one_line(error)}") from error
         skipped: list[int] = []
     else:
         frame, skipped = _read_csv(path, source, bad_rows, SEPARATORS.get(kind or "", ","), header, skip_lines)
     if frame.is_empty():
-        raise InputError(f"{source} has no rows" + (" that can be read" if skipped else ""))
+        raise InputError(f"{source} has no rows" + (" that can be parsed" if skipped else ""))
     total = len(frame) + len(skipped)
     rows = np.delete(np.arange(total, dtype=np.int64), skipped)
     with path.open("rb") as stream:
@@ -95,14 +88,20 @@ def read_table(
     return Table(frame, rows, source, total, digest)
 
 
+def read_rows(path: Path) -> Iterator[tuple[NDArray[np.int64], pl.DataFrame]]:
+    """Row numbers and rows of a table, for prediction."""
+    table = read_table(path)
+    yield table.rows, table.frame
+
+
 def _read_csv(
     path: Path, source: str, bad_rows: str, separator: str, header: Sequence[str] | None, skip_lines: int
 ) -> tuple[pl.DataFrame, list[int]]:
-    """The rows, and the numbers of those left out."""
+    """The rows, and the row numbers of those left out."""
     names = _header(path, source, separator) if header is None else list(header)
     if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"{source} has two columns {min(twice)!r}")
-    before = 1 + skip_lines + (header is None)  # of the first data row, as pyarrow counts
+        raise InputError(f"{source} has two columns named {min(twice)!r}")
+    before = 1 + skip_lines + (header is None)  # pyarrow's number of the first data row
     skipped: list[int] = []
 
     def bad(row: Any) -> str:
@@ -121,7 +120,7 @@ def _read_csv(
     try:
         table = arrow_csv.read_csv(
             path,
-            # one thread: only then are bad rows numbered
+            # pyarrow numbers bad rows with one thread only
             arrow_csv.ReadOptions(use_threads=False, column_names=names, skip_rows=before - 1),
             arrow_csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=bad),
             arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
@@ -148,7 +147,7 @@ def _header(path: Path, source: str, separator: str) -> list[str]:
 
 
 def _typed(text: pl.Series) -> pl.Series:
-    """A column of text as integers or floats where it is nothing else."""
+    """A column of text as integers or floats where all its values are such numbers."""
     text = text.str.strip_chars()
     text = text.set(text.is_in(MISSING_TEXT), None)
     if text.null_count() == len(text) or text.str.contains(r"^[+-]?0\d").any():

@@ -1,1 +1,1 @@
-"""One file per task."""
+"""One file, or folder, per task."""

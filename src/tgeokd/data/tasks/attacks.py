@@ -1,11 +1,11 @@
-"""What the attack detection tasks share: rows with labels from files, and the way from rows to a task."""
+"""Shared by the attack detection tasks: rows with labels from files, and a task from rows."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,16 +14,14 @@ from numpy.typing import NDArray
 
 from tgeokd.core.metrics import Metrics
 from tgeokd.data.base import TaskData
-from tgeokd.data.loaders import ArrayDataset
-from tgeokd.data.noise import symmetric_noise
-from tgeokd.data.split import oversample as oversampled
+from tgeokd.data.split import Rows
 from tgeokd.data.tables.encoder import FeatureEncoder, as_numbers, place
+from tgeokd.data.tables.labels import BadRows
 from tgeokd.data.tables.reader import Table
+from tgeokd.data.tables.splits import table_splits
 from tgeokd.utils.errors import InputError
 
 __all__ = ["NAMES", "attack_task", "found", "labelled"]
-
-Rows = NDArray[np.int64]
 
 NAMES = ("accuracy", "nll", "macro_f1", "macro_auc", "recall", "detection_rate")
 """The metrics of attack detection."""
@@ -31,7 +29,7 @@ _SHOWN = 5  # columns listed in the notes, labels listed in messages
 
 
 def found(data_dir: Path, folders: Iterable[str], names: Iterable[str]) -> Path | None:
-    """The first of some files or folders that is in one of some folders of ``data_dir``, or directly in it."""
+    """The first existing path among ``names`` in ``folders`` of ``data_dir`` or directly in ``data_dir``."""
     names = list(names)
     places = [data_dir / folder / name for folder in (*folders, "") for name in names]
     return next((path for path in places if path.exists()), None)
@@ -43,19 +41,19 @@ def labelled(
     numeric: Sequence[str],
     label: str,
     classes: Mapping[str, int],
-    bad_rows: Literal["error", "skip"] = "error",
+    bad_rows: BadRows = "error",
 ) -> tuple[Table, Rows]:
-    """The rows with numbers where numbers belong and a known label.
+    """The rows with numbers in the numeric columns and a known label.
 
     Args:
         table: rows of a file.
-        numeric: columns of numbers.
-        label: the column of the labels.
-        classes: the class of each label, as text; of labels stored as numbers too.
-        bad_rows: what to do with other rows: ``error``, or leave them out.
+        numeric: numeric columns.
+        label: label column.
+        classes: class index of each label as text; labels may be stored as numbers.
+        bad_rows: how to treat other rows: ``error``, or ``skip`` to leave them out.
 
     Returns:
-        The table with the numeric columns as floats, and the classes of its rows, shape (N,).
+        The table with the numeric columns as floats, and the class indices of its rows, shape (N,).
 
     Raises:
         InputError: for the first faulty row with ``bad_rows="error"``, naming file, row and column.
@@ -78,7 +76,7 @@ def labelled(
     if bad_rows == "error" and not good.all():
         row = int((~good).argmax())
         known = ", ".join(list(classes)[:_SHOWN]) + (", ..." if len(classes) > _SHOWN else "")
-        given = repr(text[row]) if text[row] else "no label"
+        given = repr(text[row]) if text[row] else "label missing"
         raise InputError(f"{place(int(table.rows[row]), table.source, label)}: {given}, expected one of {known}")
     return dataclasses.replace(table, frame=table.frame.with_columns(columns)).filter(good), target[good]
 
@@ -87,7 +85,7 @@ def attack_task(
     frame: pl.DataFrame,
     target: Rows,
     ids: Rows,
-    parts: tuple[Rows, Rows, Rows],
+    splits: tuple[Rows, Rows, Rows],
     *,
     numeric: Sequence[str],
     categorical: Sequence[str] = (),
@@ -101,72 +99,69 @@ def attack_task(
     test_groups: Mapping[str, NDArray[np.bool_]] | None = None,
     choose_by: str = "macro_f1",
 ) -> TaskData:
-    """A task from a table whose rows are split already.
+    """A task from the rows of its splits.
 
-    The encoder is fitted on the training rows, before any is repeated. Labels are made noisy first and classes balanced by the
-    noisy labels, as one would who has only those; held-out and test rows are neither.
+    The encoder is fitted on the training rows before oversampling.
 
     Args:
         frame: all rows.
-        target: their classes, shape (N,).
-        ids: their names, shape (N,).
-        parts: row numbers of the training, the held-out and the test part.
+        target: class indices, shape (N,).
+        ids: sample ids, shape (N,).
+        splits: row numbers of the training, validation and test set.
         numeric: columns to standardise.
-        categorical: columns to code.
-        class_names: of the C classes.
+        categorical: columns to encode as categories.
+        class_names: names of the C classes.
         attack_classes: class indices that are attacks.
-        noise: share of the training labels replaced by a random class.
-        oversample: repeat training rows of the smaller classes until all are as frequent.
-        seed: of the noise and the repetition.
-        tables: what was read, for names and checksums.
-        notes: what else is to be noted.
-        test_groups: masks over the rows of the test part.
+        noise: see :func:`~tgeokd.data.tables.splits.table_splits`.
+        oversample: see there.
+        seed: see there.
+        tables: the tables that were read, for names and checksums in the notes.
+        notes: further notes.
+        test_groups: masks over the rows of the test set.
         choose_by: see :class:`~tgeokd.core.metrics.Metrics`.
     """
     metrics = Metrics(NAMES, "macro_f1", tuple(attack_classes), tuple(class_names), choose_by)
-    train, held_out, test = parts
-    y = torch.from_numpy(target)
-    metrics.check(y[test], len(class_names))
+    train, held_out, test = splits
+    metrics.check(torch.from_numpy(target[test]), len(class_names))
     encoder = FeatureEncoder.fit(frame[train], numeric=numeric, categorical=categorical)
-    labels, corrupted = symmetric_noise(y[train], noise, len(class_names), seed)
-    kept = oversampled(labels.numpy(), seed=seed) if oversample else np.arange(len(train))
-    numbers, codes = encoder.transform(frame)
-    y_of = {"train": y[train], "held_out": y[held_out], "test": y[test]}
-    found_and_done = {
+    data = table_splits(
+        encoder.transform(frame),
+        target,
+        ids,
+        splits,
+        num_classes=len(class_names),
+        noise=noise,
+        oversample=oversample,
+        seed=seed,
+    )
+    names = ("train", "held_out", "test")
+    counts = {
+        name: np.bincount(target[rows], minlength=len(class_names)) for name, rows in zip(names, splits, strict=True)
+    }
+    everything = {
         "files": {Path(table.source).name: table.sha256 for table in tables},
         **notes,
-        "rows": {"train": len(train), "oversampled": len(kept) - len(train)}
+        "rows": {"train": len(train), "oversampled": len(data["train"]) - len(train)}
         | {"held_out": len(held_out), "test": len(test)},
-        "class_counts": {
-            part: {name: int((values == c).sum()) for c, name in enumerate(class_names)}
-            for part, values in y_of.items()
-        },
-        "wrong_training_labels": int(corrupted.sum()),
+        "class_counts": {name: dict(zip(class_names, found.tolist(), strict=True)) for name, found in counts.items()},
+        "wrong_training_labels": int(data["corrupted"][: len(train)].sum()),
         "missing": _most(encoder.missing(frame)),
         "infinite": _most(encoder.infinite(frame)),
         "unseen_in_test": encoder.unseen(frame[test]),
     }
-
-    def dataset(rows: Rows, labels: torch.Tensor) -> ArrayDataset:
-        return ArrayDataset((numbers[rows], codes[rows]), labels, torch.from_numpy(ids[rows]))
-
     return TaskData(
-        dataset(train[kept], labels[kept]),
-        dataset(held_out, y[held_out]),
-        dataset(test, y[test]),
-        len(class_names),
-        encoder.inputs,
-        corrupted[kept],
-        tuple(class_names),
-        metrics,
-        {key: value for key, value in found_and_done.items() if value != {}},
-        {name: torch.from_numpy(mask) for name, mask in (test_groups or {}).items()},
-        encoder,
+        **data,
+        inputs=encoder.inputs,
+        class_names=tuple(class_names),
+        metrics=metrics,
+        notes={key: value for key, value in everything.items() if value != {}},
+        test_groups={name: torch.from_numpy(mask) for name, mask in (test_groups or {}).items()},
+        encoder=encoder,
     )
 
 
 def _most(counts: dict[str, int]) -> dict[str, Any]:
-    """A count by column, shortened to the columns with most; nothing of nothing."""
+    """Counts by column, shortened to the largest ones; empty for no counts."""
     if not counts:
         return {}
     largest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN]

@@ -1,4 +1,4 @@
-"""CIFAR's python archives: found, verified against the official checksums, and unpickled with nothing but arrays let in."""
+"""CIFAR's python archives: found, verified against the official checksums, and unpickled with arrays and plain values only."""
 
 from __future__ import annotations
 
@@ -36,63 +36,43 @@ ALLOWED: dict[tuple[str, str], Any] = {
 
 @dataclass(frozen=True)
 class Archive:
-    """What a python archive of CIFAR is made of.
+    """The layout of a python archive of CIFAR, with the names and official MD5 sums of its members."""
 
-    Attributes:
-        name: of the data set.
-        file: name of the archive.
-        folder: in which its members lie.
-        train: names and official md5 sums of the training members, in order.
-        test: those of the test members.
-        meta: that of the member with the class names.
-        label_key: under which a member holds its labels.
-        names_key: under which ``meta`` holds the class names.
-    """
-
-    name: str
-    file: str
-    folder: str
+    name: str  # of the data set
+    folder: str  # of the members
     train: tuple[tuple[str, str], ...]
     test: tuple[tuple[str, str], ...]
-    meta: tuple[str, str]
-    label_key: str
-    names_key: str
+    meta: tuple[str, str]  # the member with the class names
+    keys: tuple[str, str]  # of the labels of a member, and of the class names
+
+    @property
+    def file(self) -> str:
+        """Name of the archive."""
+        return f"{self.name.lower()}-python.tar.gz"
 
     @property
     def members(self) -> tuple[tuple[str, str], ...]:
-        """All names and official md5 sums."""
+        """Names and official MD5 sums of all members."""
         return (*self.train, *self.test, self.meta)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What was read from an archive.
+    """The contents of an archive."""
 
-    Attributes:
-        images: of the training set, uint8, shape (N, 3, 32, 32).
-        target: class indices, int64, shape (N,).
-        test_images: likewise of the test set.
-        test_target: likewise.
-        class_names: of the C classes.
-        file: name of the archive or folder.
-        sha256: of the archive; None for a folder.
-        md5: of every member.
-        unofficial: members whose md5 is not the official one, with the official one.
-    """
-
-    images: Tensor
-    target: Tensor
+    images: Tensor  # of the training set, uint8, shape (N, 3, 32, 32)
+    target: Tensor  # class indices, int64, shape (N,)
     test_images: Tensor
     test_target: Tensor
     class_names: tuple[str, ...]
-    file: str
-    sha256: str | None
-    md5: dict[str, str]
-    unofficial: dict[str, str]
+    file: str  # name of the archive or folder
+    sha256: str | None  # None for a folder
+    md5: dict[str, str]  # of every member
+    unofficial: dict[str, str]  # official MD5 sums of the members that have another one
 
 
 def find_archive(archive: Archive, data_dir: Path) -> Path | None:
-    """The archive, or the folder with its members, in the user's data folder; None where neither is there."""
+    """The archive, or the folder with its members, in the data folder; None where neither exists."""
     for path in (data_dir / archive.file, data_dir / archive.folder / archive.file):
         if path.is_file():
             return path
@@ -101,20 +81,20 @@ def find_archive(archive: Archive, data_dir: Path) -> Path | None:
 
 
 def read_archive(archive: Archive, source: Path, checksum: Checksum) -> Contents:
-    """Images and labels. The latest archive stays in memory, since a comparison loads its task again for every run.
+    """Images and labels. The latest archive stays in memory, because a comparison loads its task for every run.
 
     Args:
-        archive: what is expected.
-        source: from :func:`find_archive`.
-        checksum: ``official`` refuses members with another md5 than the official one, before they are unpickled.
+        archive: the expected layout.
+        source: the archive or folder, from :func:`find_archive`.
+        checksum: ``official`` refuses members with another MD5 sum than the official one, before they are unpickled.
 
     Raises:
-        InputError: with file and row, where the file is damaged, has another checksum or other contents than expected.
+        InputError: where the file is damaged or has another checksum or other contents, with file and row.
     """
     files = [source] if source.is_file() else [source / name for name, _ in archive.members]
     for file in files:
         if not file.is_file():
-            raise InputError(f"{file} is missing")
+            raise InputError(f"{file} does not exist")
     stamps = tuple((stat.st_mtime_ns, stat.st_size) for stat in (file.stat() for file in files))
     return _read(archive, source, checksum, stamps)
 
@@ -127,7 +107,7 @@ def _read(archive: Archive, source: Path, checksum: Checksum, stamps: tuple[tupl
     if unofficial and checksum == "official":
         name, official = next(iter(unofficial.items()))
         raise InputError(
-            f"{source}: {name!r} has md5 {md5[name]} instead of the official {official}; the file is damaged or another one "
+            f"{source}: {name!r} has md5 {md5[name]} instead of the official {official}; it is damaged or another file "
             "(checksum=any accepts another archive of the same layout)"
         )
     names = _class_names(archive, source, members)
@@ -141,7 +121,7 @@ def _read(archive: Archive, source: Path, checksum: Checksum, stamps: tuple[tupl
 
 
 def _unpack(archive: Archive, source: Path) -> dict[str, bytes]:
-    """The members' bytes, in one pass over the compressed file."""
+    """The bytes of the members, in one pass over the compressed file."""
     wanted = {f"{archive.folder}/{name}": name for name, _ in archive.members}
     members: dict[str, bytes] = {}
     try:
@@ -156,7 +136,7 @@ def _unpack(archive: Archive, source: Path) -> dict[str, bytes]:
         raise InputError(f"{source} is truncated or not a tar archive: {one_line(error)}") from error
     missing = [path for path, name in wanted.items() if name not in members]
     if missing:
-        raise InputError(f"{source} is truncated or not {archive.name}: it holds no {missing[0]}")
+        raise InputError(f"{source} is truncated or not {archive.name}: it has no {missing[0]}")
     return members
 
 
@@ -169,24 +149,24 @@ def _folder(archive: Archive, source: Path) -> dict[str, bytes]:
 
 def _class_names(archive: Archive, source: Path, members: Mapping[str, bytes]) -> tuple[str, ...]:
     where = f"{source}: {archive.meta[0]!r}"
-    names = _content(where, members[archive.meta[0]]).get(archive.names_key)
+    names = _content(where, members[archive.meta[0]]).get(archive.keys[1])
     if not isinstance(names, list) or not names:
-        raise InputError(f"{where} holds no list {archive.names_key!r}")
+        raise InputError(f"{where} has no list {archive.keys[1]!r}")
     return tuple(_text(name) for name in names)
 
 
 def _samples(
-    archive: Archive, source: Path, members: Mapping[str, bytes], parts: tuple[tuple[str, str], ...], num_classes: int
+    archive: Archive, source: Path, members: Mapping[str, bytes], wanted: tuple[tuple[str, str], ...], num_classes: int
 ) -> tuple[Tensor, Tensor]:
     images, targets = [], []
-    for name, _ in parts:
+    for name, _ in wanted:
         where = f"{source}: {name!r}"
         content = _content(where, members[name])
-        data, labels = content.get("data"), content.get(archive.label_key)
+        data, labels = content.get("data"), content.get(archive.keys[0])
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
-            raise InputError(f"{where} must hold 'data' of type uint8 and shape (N, 3072), not {_shape(data)}")
+            raise InputError(f"{where} must have 'data' of type uint8 and shape (N, 3072), not {_shape(data)}")
         if not isinstance(labels, list) or len(labels) != len(data):
-            raise InputError(f"{where} must hold {len(data)} {archive.label_key!r}, one an image, not {_shape(labels)}")
+            raise InputError(f"{where} must have {len(data)} {archive.keys[0]!r}, one per image, not {_shape(labels)}")
         for row, label in enumerate(labels):
             if not isinstance(label, int) or not 0 <= label < num_classes:
                 raise InputError(
@@ -198,25 +178,25 @@ def _samples(
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """An unpickler that makes plain containers, numbers, text and numpy arrays and refuses all else."""
+    """An unpickler that accepts plain containers, numbers, text and NumPy arrays only."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
             return ALLOWED[module, name]
         except KeyError:
-            raise InputError(f"asks for {module}.{name}, which has no place in a file of images") from None
+            raise InputError(f"refers to {module}.{name}, which is not allowed in a file of images") from None
 
 
 def _content(where: str, data: bytes) -> dict[str, Any]:
-    """A member's dictionary; the keys of the official files, written by Python 2, come as bytes."""
+    """The dictionary of a member; the official files were written by Python 2, so their keys are bytes."""
     try:
         content = _ArraysOnly(io.BytesIO(data), encoding="bytes").load()
     except InputError as error:
         raise InputError(f"{where} {error}") from error
-    except Exception as error:  # a damaged pickle fails in any way
+    except Exception as error:  # a damaged pickle can raise any exception
         raise InputError(f"{where} is damaged: {one_line(error)}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{where} must hold a dictionary, not {type(content).__name__}")
+        raise InputError(f"{where} must have a dictionary, not {type(content).__name__}")
     return {_text(key): value for key, value in content.items()}
 
 
@@ -227,4 +207,4 @@ def _text(value: Any) -> str:
 def _shape(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"{value.dtype} of shape {value.shape}"
-    return f"{len(value)} of them" if isinstance(value, list) else "none"
+    return str(len(value)) if isinstance(value, list) else type(value).__name__

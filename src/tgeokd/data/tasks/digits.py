@@ -1,4 +1,4 @@
-"""`digits`: 1,797 real handwritten digits of 8x8 pixels that come with scikit-learn, so nothing is downloaded."""
+"""`digits`: 1,797 handwritten digits of 8x8 pixels that come with scikit-learn."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.base import InputSpec, TaskData
-from tgeokd.data.loaders import ArrayDataset
 from tgeokd.data.noise import symmetric_noise
+from tgeokd.data.tasks.registry import TASKS
 from tgeokd.utils.errors import InputError
 
 __all__ = ["digits"]
@@ -17,17 +18,18 @@ __all__ = ["digits"]
 TOTAL = 1797
 
 
+@TASKS.register("digits")
 def digits(*, seed: int = 0, noise: float = 0.0, train: int = 600, held_out: int = 200) -> TaskData:
-    """The digits, split by class at random; pixels scaled to [0, 1], shape (64,).
+    """The digits in a random stratified split, pixels scaled to [0, 1], shape (64,).
 
     Args:
-        seed: of the split and of the noise.
-        noise: share of the training labels replaced by a random class; held-out and test labels stay clean.
-        train: training samples.
-        held_out: held-out samples; the rest is the test set.
+        seed: seed of the split and of the label noise.
+        noise: share of the training labels replaced by a random class; validation and test labels stay clean.
+        train: size of the training set.
+        held_out: size of the validation set; the rest is the test set.
 
     Raises:
-        InputError: where a split would be too small to hold every class.
+        InputError: where a split would be too small to have every class.
     """
     if min(train, held_out, TOTAL - train - held_out) < 10:
         raise InputError(f"train={train}, held_out={held_out} and the rest of {TOTAL} samples must each be at least 10")

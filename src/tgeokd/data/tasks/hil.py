@@ -1,4 +1,4 @@
-"""`hil`: is a power system under attack, in a natural event, or quiet? From synchrophasor measurements."""
+"""`hil`: attacks and natural events in a power system, from synchrophasor measurements."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from tgeokd.data.base import TaskData
 from tgeokd.data.split import stratified_split
+from tgeokd.data.tables.labels import BadRows
 from tgeokd.data.tables.reader import Table, read_table
 from tgeokd.data.tasks.attacks import attack_task, found, labelled
+from tgeokd.data.tasks.registry import TASKS, provides
 from tgeokd.utils.errors import InputError, one_line, unknown_name
 
 __all__ = ["FEATURES", "hil"]
@@ -21,9 +24,9 @@ __all__ = ["FEATURES", "hil"]
 Classes = Literal["binary", "triple", "multi"]
 
 _LABEL = "marker"
-_IGNORED = ("source_file",)  # where a row of a merged file came from
+_IGNORED = ("source_file",)  # the original file of a row in a merged file
 _FILES = 15
-# The archives unpack to these folders. Scenario numbers tell the event too, so `multiclass` serves all three tasks.
+# The folders of the archives. Scenario numbers determine the event, so `multiclass` serves all three values.
 _FOLDERS: dict[Classes, tuple[str, ...]] = {
     "binary": ("binaryAllNaturalPlusNormalVsAttacks", "binary", "multiclass"),
     "triple": ("triple", "multiclass"),
@@ -35,7 +38,7 @@ _CLASS_NAMES = {"binary": ("Natural", "Attack"), "triple": ("NoEvents", "Natural
 
 
 def _feature_names() -> Iterator[str]:
-    """The published header: 29 measurements of each of 4 relays' phasor measurement units, then 12 logs."""
+    """The published header: 29 measurements of the phasor measurement unit of each of 4 relays, then 12 logs."""
     for relay in ("R1", "R2", "R3", "R4"):
         for i in range(1, 13):
             kind = "V" if i in (1, 2, 3, 7, 8, 9) else "I"
@@ -49,6 +52,13 @@ FEATURES = tuple(_feature_names())
 """The 128 columns of the published files."""
 
 
+def _rows(path: Path) -> Iterator[tuple[NDArray[np.int64], pl.DataFrame]]:
+    table = _read(path, "error")
+    yield table.rows, table.frame
+
+
+@TASKS.register("hil")
+@provides(read_rows=_rows)
 def hil(
     *,
     data_dir: Path,
@@ -59,42 +69,43 @@ def hil(
     test: float = 0.25,
     oversample: bool = False,
     noise: float = 0.0,
-    bad_rows: Literal["error", "skip"] = "error",
+    bad_rows: BadRows = "error",
 ) -> TaskData:
-    """Power System Attack Datasets: rows of 128 synchrophasor measurements and logs, labelled by what went on.
+    """Power System Attack Datasets: rows of 128 synchrophasor measurements and logs, labelled by the event.
 
     Source: Adhikari, Pan, Morris, Borges, Beaver, "Industrial Control System (ICS) Cyber Attack Datasets", Mississippi State
     University and Oak Ridge National Laboratory; Pan, Morris, Adhikari, "Developing a Hybrid Intrusion Detection System Using
-    Data Mining for Power Systems", IEEE Transactions on Smart Grid, 2015. The 15 files of one archive, unpacked to
-    ``data_dir/hil/FOLDER`` (or ``data_dir/FOLDER``), CSV, ARFF or Parquet: ``data1`` to ``data15`` in
-    ``binaryAllNaturalPlusNormalVsAttacks``, ``triple`` or ``multiclass``. The first folder there of those that fit ``classes``
-    is read; ``multiclass`` fits all, because its scenario numbers tell the event: 1 to 6, 13 and 14 are natural, 41 is no
-    event, 7 to 12, 15 to 30 and 35 to 40 are attacks.
+    Data Mining for Power Systems", IEEE Transactions on Smart Grid, 2015.
 
-    A row is a moment, and neighbouring rows of a file are neighbouring moments. A random split, as here and in the TGeo-KD
-    paper, spreads neighbours over training, held-out and test part, which makes the task easier than to detect attacks of
-    another day; compare methods by it, do not read its accuracy as that of a deployed detector.
+    Reads the 15 files ``data1`` to ``data15`` (CSV, ARFF or Parquet) of one archive, unpacked to ``data_dir/hil/FOLDER`` or
+    ``data_dir/FOLDER``, where FOLDER is ``binaryAllNaturalPlusNormalVsAttacks``, ``triple`` or ``multiclass``: the first
+    existing one that fits ``classes``. ``multiclass`` fits all, because its scenario numbers determine the event: 1 to 6, 13
+    and 14 are natural, 41 is no event, 7 to 12, 15 to 30 and 35 to 40 are attacks.
+
+    Neighbouring rows of a file are neighbouring moments. A random split, as here and in the TGeo-KD paper, separates
+    neighbours, which is easier than to detect attacks of another day: use it to compare methods, not to estimate the accuracy
+    of a deployed detector.
 
     Infinite values (impedances without a current) and missing ones are both "missing" to the model, with an indicator; the
-    notes count them. Sample ids are row numbers in the files one after another, ``data1`` first, faulty rows counted too. For
-    the detection rate natural and quiet rows are both normal, and the score is the probability of an attack.
+    notes count them. Sample ids are row numbers in the files one after another, skipped rows included. For the detection rate,
+    natural events and no event are normal, and the score is the probability of an attack.
 
     Args:
-        data_dir: the folder with the data.
-        seed: of the split, the noise and the repetition of rows.
-        classes: ``binary``: Natural (quiet rows among them) or Attack. ``triple``: NoEvents, Natural or Attack. ``multi``: the
-            scenarios found, 37 in the full set.
-        file: read this one file in ``data_dir/hil`` or ``data_dir`` instead of the 15; it may hold a part of the columns.
-        held_out: share of the rows held out, split by class.
-        test: share of the rows to test on, split by class.
-        oversample: repeat training rows of the smaller classes until all are as frequent; never held-out or test rows.
+        data_dir: the data folder.
+        seed: seed of the split, the label noise and the oversampling.
+        classes: ``binary``: Natural (including no event) or Attack. ``triple``: NoEvents, Natural or Attack. ``multi``: the
+            scenarios, 37 in the full data.
+        file: a single file in ``data_dir/hil`` or ``data_dir`` to read instead; it may have a part of the columns.
+        held_out: share of the rows in the validation set, split by class.
+        test: share of the rows in the test set, split by class.
+        oversample: repeat training rows of the rarer classes until all classes are equally frequent.
         noise: share of the training labels replaced by a random class.
         bad_rows: ``error`` stops at a row with a value that is not a number, an unknown label, or a wrong number of values;
             ``skip`` leaves such rows out and counts them in the notes.
 
     Raises:
-        InputError: for files that are not there or incomplete, columns that are not the published ones, faulty rows with
-            ``bad_rows="error"``, a class without rows, and shares that leave a part without a class.
+        InputError: for missing files or columns, unknown columns, bad rows with ``bad_rows="error"``, a class without rows,
+            and shares that leave a split without a class.
     """
     paths = [_single(Path(data_dir), file)] if file is not None else _all_files(Path(data_dir), classes)
     tables = [_read(path, bad_rows) for path in paths]
@@ -114,7 +125,7 @@ def hil(
             skipped[Path(table.source).name] = table.total - len(labels)
     target = np.concatenate(targets)
     if not len(target):
-        raise InputError(f"{_where(paths)} has no usable row; {sum(skipped.values())} were skipped")
+        raise InputError(f"{_where(paths)} has no valid row; {sum(skipped.values())} were skipped")
     found_classes = np.unique(target)
     if classes == "multi":
         scenarios = found_classes.tolist()
@@ -127,12 +138,12 @@ def hil(
         absent = [name for c, name in enumerate(names) if c not in found_classes]
         if absent:
             raise InputError(f"{_where(paths)} has no row of class {absent[0]!r}, which classes={classes} needs")
-    parts = stratified_split(target, held_out=held_out, test=test, seed=seed, class_names=names)
+    splits = stratified_split(target, held_out=held_out, test=test, seed=seed, class_names=names)
     return attack_task(
         pl.concat(frames),
         target,
         np.concatenate(ids),
-        parts,
+        splits,
         numeric=features,
         class_names=names,
         attack_classes=attacks,
@@ -144,8 +155,8 @@ def hil(
     )
 
 
-def _read(path: Path, bad_rows: Literal["error", "skip"]) -> Table:
-    """A CSV, Parquet or ARFF file. The data of ARFF are CSV after a header, whose types are not needed."""
+def _read(path: Path, bad_rows: BadRows) -> Table:
+    """A CSV, Parquet or ARFF file. The data section of ARFF is CSV; the types in its header are not needed."""
     if path.suffix.lower() != ".arff":
         return read_table(path, bad_rows=bad_rows)
     names: list[str] = []
@@ -160,13 +171,13 @@ def _read(path: Path, bad_rows: Literal["error", "skip"]) -> Table:
                     names.append(rest[0][1:].partition(quote)[0] if quote else rest[0].split()[0])
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {one_line(error)}") from error
-    raise InputError(f"{path} has no line @data, so it is not an ARFF file")
+    raise InputError(f"{path} has no line @data; it is not an ARFF file")
 
 
 def _single(data_dir: Path, name: str) -> Path:
     path = found(data_dir, ["hil"], [name])
     if path is None:
-        raise InputError(f"no file {data_dir / 'hil' / name} or {data_dir / name}")
+        raise InputError(f"neither {data_dir / 'hil' / name} nor {data_dir / name} exists")
     return path
 
 
@@ -175,7 +186,7 @@ def _all_files(data_dir: Path, classes: Classes) -> list[Path]:
     folder = found(data_dir, ["hil"], _FOLDERS[classes])
     if folder is None:
         raise InputError(
-            f"no folder {' or '.join(_FOLDERS[classes])} in {data_dir / 'hil'} or {data_dir}, and no file=... was given"
+            f"no folder {' or '.join(_FOLDERS[classes])} in {data_dir / 'hil'} or {data_dir}; give one file by data.file=FILE"
         )
     paths: dict[int, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -183,32 +194,34 @@ def _all_files(data_dir: Path, classes: Classes) -> list[Path]:
         if match:
             number = int(match[1])
             if number in paths:
-                raise InputError(f"{folder} holds part {number} twice: {paths[number].name} and {path.name}")
+                raise InputError(f"{folder} has data{number} twice: {paths[number].name} and {path.name}")
             paths[number] = path
     expected = range(1, _FILES + 1)
     if sorted(paths) != list(expected):
         lacking = ", ".join(f"data{i}" for i in expected if i not in paths) or "none"
         surplus = ", ".join(path.name for i, path in sorted(paths.items()) if i not in expected)
         raise InputError(
-            f"{folder} must hold data1 to data{_FILES} as .csv, .arff or .parquet; missing: {lacking}"
-            + (f"; not among them: {surplus}" if surplus else "")
+            f"{folder} must have data1 to data{_FILES} as .csv, .arff or .parquet; missing: {lacking}"
+            + (f"; unexpected: {surplus}" if surplus else "")
         )
     return [paths[i] for i in expected]
 
 
 def _features(tables: list[Table], *, complete: bool) -> list[str]:
-    """The feature columns, the same in all files, in the order of the first."""
+    """The feature columns, in the order of the first file; all files must have the same."""
     first: list[str] = []
     for table in tables:
         columns = table.frame.columns
         if _LABEL not in columns:
             raise InputError(
-                f"{table.source}: no column {_LABEL!r} with the labels; its last column is {columns[-1]!r}"
+                f"{table.source}: the label column {_LABEL!r} is missing; the last column is {columns[-1]!r}"
             )
         features = [name for name in columns if name != _LABEL and name not in _IGNORED]
         for name in features:
             if name not in FEATURES:
-                what, *_ = re.split(";? known:", str(unknown_name("column", name, FEATURES)))  # not all 128 names
+                what, *_ = re.split(
+                    ";? known:", str(unknown_name("column", name, FEATURES))
+                )  # without the list of 128 names
                 raise InputError(f"{table.source}: {what}")
         expected = FEATURES if complete else first
         lacking = [name for name in expected if name not in features]
@@ -217,13 +230,13 @@ def _features(tables: list[Table], *, complete: bool) -> list[str]:
                 f"{table.source}: {len(lacking)} of {len(expected)} columns are missing, first {lacking[0]!r}"
             )
         if not features:
-            raise InputError(f"{table.source}: no column but {_LABEL!r}")
+            raise InputError(f"{table.source}: there is no column besides {_LABEL!r}")
         first = first or features
     return first
 
 
 def _class_by_label(classes: Classes) -> dict[str, int]:
-    """The class of every label a file may hold; of ``multi``, the scenario's number."""
+    """The class index of every label that may occur in a file; for ``multi`` the scenario number."""
     events = {"NoEvents": _QUIET, "Natural": _NATURAL, "Attack": _ATTACKS}
     if classes == "multi":
         return {str(scenario): scenario for scenario in sorted(sum(events.values(), ()))}

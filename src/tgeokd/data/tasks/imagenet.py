@@ -1,12 +1,11 @@
-"""`imagenet`: images in folders, one folder a class, under ``train/`` and ``val/``; ImageNet and anything laid out like it."""
+"""`imagenet`: images in one folder per class under ``train/`` and ``val/``; ImageNet and data sets of the same layout."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,22 +17,24 @@ from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
 from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader  # type: ignore[import-untyped]
 
 from tgeokd.data.base import InputSpec, TaskData
+from tgeokd.data.datasets import Identified, Joinable
 from tgeokd.data.split import stratified_split
+from tgeokd.data.tasks.registry import TASKS
 from tgeokd.utils.errors import InputError, one_line
 
 __all__ = ["ImageFiles", "UnreadableImageError", "imagenet"]
 
-MEAN = (0.485, 0.456, 0.406)  # what the pretrained models of torchvision and timm were trained with
+MEAN = (0.485, 0.456, 0.406)  # of the pretrained models of torchvision and timm
 STD = (0.229, 0.224, 0.225)
 
 Strings = NDArray[np.bytes_]
 
 
 class UnreadableImageError(InputError):
-    """An image file does not decode.
+    """An image file cannot be decoded.
 
-    A ``DataLoader`` hands on an error of a worker process with the whole traceback as its message; only the last line of that,
-    which is this error's own, is kept.
+    A ``DataLoader`` raises an error of a worker process again with the whole traceback as its message; only the last line, the
+    original message, is kept.
     """
 
     def __init__(self, message: str) -> None:
@@ -41,18 +42,19 @@ class UnreadableImageError(InputError):
         super().__init__(last.removeprefix(f"{type(self).__module__}.{type(self).__qualname__}: "))
 
 
-class ImageFiles(Dataset[Any]):
+class ImageFiles(Dataset[Any], Identified, Joinable):
     """Image files, read and decoded one by one: ``(image, target, id)``.
 
     Args:
-        paths: of the files. Kept as one array: worker processes would come to copy a list of as many objects.
+        paths: of the files, as one array: a list of objects would be copied into every worker process.
         target: class indices, int64, shape (N,).
         ids: int64, shape (N,).
-        transform: from a PIL image in RGB to what a model sees.
+        transform: from a PIL image in RGB to the input of a model.
     """
 
     def __init__(self, paths: Strings, target: Tensor, ids: Tensor, transform: Callable[[Any], Tensor]):
-        self.paths, self.target, self.ids, self.transform = paths, target, ids, transform
+        self.paths, self.target, self.transform = paths, target, transform
+        self.ids: Tensor = ids
 
     def __len__(self) -> int:
         return len(self.target)
@@ -61,20 +63,19 @@ class ImageFiles(Dataset[Any]):
         path = os.fsdecode(self.paths[index])
         try:
             image = default_loader(path)
-        except Exception as error:  # decoders fail in any way on a damaged file
-            raise UnreadableImageError(f"{path} does not decode as an image: {one_line(error)}") from error
+        except Exception as error:  # decoders can raise any exception on a damaged file
+            raise UnreadableImageError(f"{path} cannot be decoded as an image: {one_line(error)}") from error
         return self.transform(image), self.target[index], self.ids[index]
 
     def join(self, other: Dataset[Any]) -> Dataset[Any]:
-        """These files and then those of ``other``, all with this data set's transform."""
+        """These files followed by those of ``other``, all with this data set's transform."""
         if not isinstance(other, ImageFiles):
             return ConcatDataset([self, other])
-        paths = np.concatenate([self.paths, other.paths])
-        return ImageFiles(
-            paths, torch.cat([self.target, other.target]), torch.cat([self.ids, other.ids]), self.transform
-        )
+        target, ids = torch.cat([self.target, other.target]), torch.cat([self.ids, other.ids])
+        return ImageFiles(np.concatenate([self.paths, other.paths]), target, ids, self.transform)
 
 
+@TASKS.register("imagenet")
 def imagenet(
     *,
     data_dir: Path,
@@ -87,22 +88,22 @@ def imagenet(
 ) -> TaskData:
     """Images from ``train/CLASS/*`` and ``val/CLASS/*``. ``val`` is the test set, as is usual for ImageNet.
 
-    Training: a random part of 8 to 100 % of the image scaled to the crop, and mirroring. Evaluation: the shorter side scaled
-    to ``resize``, the centre cut out. Both normalised with ImageNet's mean and deviation. An id is the file's place in the
-    order of classes and names; ``val`` is counted on after ``train``.
+    Training: a random area of 8 to 100 % of the image scaled to ``crop``, and mirroring. Evaluation: the shorter side scaled
+    to ``resize``, then a centre crop. Both are normalised with ImageNet's mean and standard deviation. An id is the position
+    of the file in the order of classes and names; ``val`` follows ``train``.
 
     Args:
-        data_dir: holds ``train`` and ``val``, or a folder ``imagenet`` that does.
-        seed: of the held-out split.
-        held_out: held-out images, taken from ``train`` class by class.
-        classes: use only the first so many classes, by name; null for all.
-        crop: pixels a side that a model sees.
-        resize: pixels of the shorter side before the centre is cut out.
-        workers: processes that read images.
+        data_dir: contains ``train`` and ``val``, or a folder ``imagenet`` that does.
+        seed: seed of the validation split.
+        held_out: size of the validation set, taken from ``train`` class by class.
+        classes: number of classes to use, the first ones by name; null for all.
+        crop: input size of the model, in pixels.
+        resize: shorter side before the centre crop, in pixels.
+        workers: worker processes that read images.
 
     Raises:
-        InputError: for missing or empty folders and for classes that differ between ``train`` and ``val``; while running, for
-            an image that does not decode, with its file.
+        InputError: for missing or empty folders and for classes that differ between ``train`` and ``val``; during training,
+            for an image that cannot be decoded, with its file.
     """
     if not 1 <= crop <= resize:
         raise InputError(f"crop must lie in [1, resize], not {crop} with resize={resize}")
@@ -120,7 +121,7 @@ def imagenet(
     if not 2 <= count <= len(images.names):
         raise InputError(f"classes={count} must lie in [2, {len(images.names)}], the class folders of {root / 'train'}")
     names = images.names[:count]
-    used = images.target[images.target < count]  # the first rows, since files come class by class
+    used = images.target[images.target < count]  # the first rows, because files are in the order of classes
     fit, held, _ = stratified_split(used, held_out=held_out, test=None, seed=seed, class_names=names)
     tested = np.flatnonzero(val.target < count)
 
@@ -128,9 +129,9 @@ def imagenet(
     random = T.Compose([T.RandomResizedCrop(crop), T.RandomHorizontalFlip(), *normalise])
     plain = T.Compose([T.Resize(resize), T.CenterCrop(crop), *normalise])
     return TaskData(
-        images.part(fit, random),
-        images.part(held, plain),
-        val.part(tested, plain, first_id=len(images.target)),
+        images.select(fit, random),
+        images.select(held, plain),
+        val.select(tested, plain, first_id=len(images.target)),
         count,
         InputSpec("array", (3, crop, crop)),
         class_names=names,
@@ -143,20 +144,18 @@ def imagenet(
     )
 
 
-@dataclass(frozen=True)
-class _Folder:
-    """The files of a folder of class folders, class by class."""
-
+class _Folder(NamedTuple):
     names: tuple[str, ...]
     paths: Strings
     target: NDArray[np.int64]
 
-    def part(self, rows: NDArray[np.int64], transform: Callable[[Any], Tensor], first_id: int = 0) -> ImageFiles:
+    def select(self, rows: NDArray[np.int64], transform: Callable[[Any], Tensor], first_id: int = 0) -> ImageFiles:
         target, ids = torch.from_numpy(self.target[rows]), torch.from_numpy(rows + first_id)
         return ImageFiles(self.paths[rows], target, ids, transform)
 
 
 def _folder(folder: Path) -> _Folder:
+    """The files in a folder of class folders, class by class."""
     try:
         found = ImageFolder(str(folder), allow_empty=True)
     except OSError as error:
@@ -164,6 +163,6 @@ def _folder(folder: Path) -> _Folder:
     target = np.asarray(found.targets, dtype=np.int64)
     empty = np.flatnonzero(np.bincount(target, minlength=len(found.classes)) == 0)
     if len(empty):
-        raise InputError(f"{folder / found.classes[empty[0]]} holds no image ({', '.join(IMG_EXTENSIONS)})")
+        raise InputError(f"{folder / found.classes[empty[0]]} has no image ({', '.join(IMG_EXTENSIONS)})")
     paths = np.array([os.fsencode(path) for path, _ in found.samples])
     return _Folder(tuple(found.classes), paths, target)

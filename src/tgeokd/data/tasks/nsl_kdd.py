@@ -1,9 +1,9 @@
-"""`nsl_kdd`: network connections, normal or one of 39 kinds of attack, 17 of which only the test set has."""
+"""`nsl_kdd`: network connections, normal or one of 39 kinds of attack, 17 of which occur in the test set only."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ from tgeokd.data.split import stratified_split
 from tgeokd.data.tables.encoder import as_numbers, place
 from tgeokd.data.tables.reader import Table, read_table
 from tgeokd.data.tasks.attacks import attack_task, found, labelled
+from tgeokd.data.tasks.registry import TASKS, provides
 from tgeokd.utils.errors import InputError, check_names
 
 __all__ = ["CATEGORIES", "nsl_kdd", "read_features"]
@@ -52,9 +53,29 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
     ),
     "U2R": ("buffer_overflow", "httptunnel", "loadmodule", "perl", "ps", "rootkit", "sqlattack", "xterm"),
 }
-"""The kinds of each class."""
+"""The kinds of connection of each class."""
 
 
+def read_features(path: Path) -> Table:
+    """The features of a file as the encoder takes them. Kinds and difficulty may be missing, and kinds may be unknown.
+
+    Raises:
+        InputError: for a missing column or an invalid value, with its row.
+    """
+    table = read_table(path, header=_COLUMNS if path.suffix == ".txt" else None)
+    check_names(f"column of {path}", (*_NUMERIC, *_CATEGORICAL), table.frame.columns)
+    numbers = [as_numbers(table.frame, name, source=table.source, rows=table.rows) for name in _HEAVY_TAILED]
+    table = dataclasses.replace(table, frame=table.frame.with_columns(numbers))
+    return _with_logs(table, (*_NUMERIC, *_CATEGORICAL))
+
+
+def _rows(path: Path) -> Iterator[tuple[NDArray[np.int64], pl.DataFrame]]:
+    table = read_features(path)
+    yield table.rows, table.frame
+
+
+@TASKS.register("nsl_kdd")
+@provides(read_rows=_rows)
 def nsl_kdd(
     *,
     data_dir: Path,
@@ -66,35 +87,35 @@ def nsl_kdd(
     oversample: bool = False,
     noise: float = 0.0,
 ) -> TaskData:
-    """NSL-KDD: connections described by 38 numbers and 3 categories, with the published split into training and test file.
+    """NSL-KDD: connections described by 38 numbers and 3 categories, with the published training and test file.
 
     Source: Tavallaee, Bagheri, Lu, Ghorbani, "A Detailed Analysis of the KDD CUP 99 Data Set", CISDA 2009. Files, in
     ``data_dir/nsl-kdd``, ``data_dir/NSL-KDD`` or ``data_dir``: ``KDDTrain+.txt`` or ``KDDTrain+_20Percent.txt``, and
     ``KDDTest+.txt``, as published (CSV without a header, 41 features, kind, difficulty); or Parquet with named columns:
     ``train.parquet``, ``train_20percent.parquet``, ``test.parquet``.
 
-    The test file has kinds of attack that the training file lacks, so ``test_groups`` splits it into ``normal``, ``seen
-    attack`` and ``unseen attack``; kinds count as seen if a row of the training or held-out part has them. The held-out part
+    The test file has kinds of attack that the training file does not have, so ``test_groups`` divides it into ``normal``,
+    ``seen attack`` and ``unseen attack``; a kind is seen if a row of the training or validation set has it. The validation set
     comes from the training file and does not show that shift.
 
-    Publications differ in where ``httptunnel`` and ``worm`` belong. Here they are U2R and R2L, which gives the test file's
-    usual counts: 7,458 DoS, 2,421 Probe, 2,754 R2L, 200 U2R. ``difficulty`` is no feature. ``duration``, ``src_bytes`` and
-    ``dst_bytes``, whose values spread over nine orders of magnitude, enter as ``log(1 + x)``. Sample ids are row numbers of
-    the training file, then of the test file.
+    Publications differ in the classes of ``httptunnel`` and ``worm``. Here they are U2R and R2L, which gives the usual counts
+    of the test file: 7,458 DoS, 2,421 Probe, 2,754 R2L, 200 U2R. ``difficulty`` is not a feature. ``duration``, ``src_bytes``
+    and ``dst_bytes``, which span nine orders of magnitude, become ``log(1 + x)``. Sample ids are row numbers of the training
+    file, followed by those of the test file.
 
     Args:
-        data_dir: the folder with the data.
-        seed: of the split, the noise and the repetition of rows.
+        data_dir: the data folder.
+        seed: seed of the split, the label noise and the oversampling.
         classes: ``five``: normal, DoS, Probe, R2L, U2R. ``binary``: normal or attack.
-        part: which training file: all of it, or the published 20 %.
-        held_out: share of the training file held out, split by class.
-        train: training rows to use, chosen by class from those not held out; None uses all.
-        oversample: repeat training rows of the smaller classes until all are as frequent; never held-out or test rows.
+        part: the training file: ``full``, or the published 20 %.
+        held_out: share of the training file in the validation set, split by class.
+        train: number of the other training rows to use, chosen by class; null for all.
+        oversample: repeat training rows of the rarer classes until all classes are equally frequent.
         noise: share of the training labels replaced by a random class.
 
     Raises:
-        InputError: for files that are not there, other columns, a value that is not a number, an unknown kind of attack, and
-            shares that leave a part without a class.
+        InputError: for missing files, other columns, a value that is not a number, an unknown kind, and shares that leave a
+            split without a class.
     """
     names = tuple(CATEGORIES) if classes == "five" else ("normal", "attack")
     index = {kind: min(c, len(names) - 1) for c, kinds in enumerate(CATEGORIES.values()) for kind in kinds}
@@ -105,9 +126,7 @@ def nsl_kdd(
     rest, held, _ = stratified_split(y_fit, held_out=held_out, test=None, seed=seed, class_names=names)
     if train is not None:
         if not 0 < train < len(rest):
-            raise InputError(
-                f"train must lie in 1 to {len(rest) - 1}, the rows of {paths[0].name} not held out, not {train}"
-            )
+            raise InputError(f"train must lie in [1, {len(rest) - 1}], the other rows of {paths[0].name}, not {train}")
         _, chosen, _ = stratified_split(y_fit[rest], held_out=train, test=None, seed=seed, class_names=names)
         rest = rest[chosen]
     seen = set(fit["attack"][np.concatenate([rest, held])].unique())
@@ -130,7 +149,7 @@ def nsl_kdd(
         seed=seed,
         tables=[fitted, tested],
         notes={"unseen_attacks": sorted(set(kinds.unique()) - seen)},
-        choose_by="nll",  # of U2R a held-out part has a handful of rows: one of them would decide macro F1
+        choose_by="nll",  # a validation set has a few rows of U2R, so macro F1 would depend on single rows
         test_groups={"normal": normal, "seen attack": known & ~normal, "unseen attack": ~known & ~normal},
     )
 
@@ -139,12 +158,12 @@ def _file(data_dir: Path, which: str) -> Path:
     path = found(data_dir, _FOLDERS, _FILES[which])
     if path is None:
         published, *_, parquet = _FILES[which]
-        raise InputError(f"no file {published} or {parquet} in {data_dir / _FOLDERS[0]} or {data_dir}")
+        raise InputError(f"neither {published} nor {parquet} is in {data_dir / _FOLDERS[0]} or {data_dir}")
     return path
 
 
 def _read(path: Path, index: dict[str, int]) -> tuple[Table, NDArray[np.int64]]:
-    """A file's features and kinds, with the logarithms, and its classes."""
+    """Features, with their logarithms, and kinds of a file, and its class indices."""
     table = read_table(path, header=None if path.suffix == ".parquet" else _COLUMNS)
     lacking = [name for name in _COLUMNS[:-1] if name not in table.frame.columns]
     if lacking:
@@ -153,21 +172,8 @@ def _read(path: Path, index: dict[str, int]) -> tuple[Table, NDArray[np.int64]]:
     return _with_logs(table, _COLUMNS[:-1]), target
 
 
-def read_features(path: Path) -> Table:
-    """The features of a file as the encoder reads them; it may lack kinds and difficulty, and hold unknown kinds.
-
-    Raises:
-        InputError: for a missing column, or a value that does not fit, with its row.
-    """
-    table = read_table(path, header=_COLUMNS if path.suffix == ".txt" else None)
-    check_names(f"column of {path}", (*_NUMERIC, *_CATEGORICAL), table.frame.columns)
-    numbers = [as_numbers(table.frame, name, source=table.source, rows=table.rows) for name in _HEAVY_TAILED]
-    table = dataclasses.replace(table, frame=table.frame.with_columns(numbers))
-    return _with_logs(table, (*_NUMERIC, *_CATEGORICAL))
-
-
 def _with_logs(table: Table, columns: Sequence[str]) -> Table:
-    """Some columns, those with heavy tails as ``log(1 + x)``."""
+    """Some columns, those with heavy tails transformed by ``log(1 + x)``."""
     for name in _HEAVY_TAILED:
         negative = (table.frame[name] < 0).arg_true()
         if len(negative):

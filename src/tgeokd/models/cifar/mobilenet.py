@@ -1,12 +1,14 @@
-"""MobileNetV2 (Sandler et al. 2018) at half width with strides for small images; elsewhere called mobile_half."""
+"""MobileNetV2 (Sandler et al. 2018) at half width with strides for small images; mobile_half in RepDistiller."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tgeokd.models.cifar._parts import conv1x1, conv3x3, global_average, he_init, image_model
+from tgeokd.data.base import InputSpec
+from tgeokd.models.cifar.layers import check_images, conv1x1, conv3x3, global_average, he_init
+from tgeokd.models.registry import MODELS
 
-__all__ = ["MODELS", "MobileNetV2"]
+__all__ = ["MobileNetV2"]
 
 # expansion, channels, blocks, stride of the first block
 STAGES = ((1, 8, 1, 1), (6, 12, 2, 1), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2), (6, 160, 1, 1))
@@ -14,7 +16,7 @@ STEM, LAST = 16, 1280
 
 
 class _InvertedResidual(nn.Module):
-    """Widen by a 1x1, a depthwise 3x3, narrow by a linear 1x1 convolution; added to the input where the shape stays."""
+    """A widening 1x1, a depthwise 3x3 and a narrowing linear 1x1 convolution; added to an input of the same shape."""
 
     def __init__(self, width_in: int, width: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -63,4 +65,8 @@ def _active(convolution: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU())
 
 
-MODELS = {"MobileNetV2": image_model("MobileNetV2", MobileNetV2)}
+@MODELS.register("MobileNetV2")
+def mobilenet_v2(*, inputs: InputSpec, num_classes: int) -> nn.Module:
+    """A :class:`MobileNetV2` for images of shape (3, H, W)."""
+    check_images("MobileNetV2", inputs)
+    return MobileNetV2(num_classes)

@@ -1,39 +1,24 @@
-"""Residual networks for CIFAR with three stages (He et al. 2016, section 4.2), plain and four times as wide."""
+"""Residual networks for CIFAR with three stages (He et al. 2016, section 4.2), and those four times as wide."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tgeokd.models.cifar._parts import conv3x3, global_average, he_init, image_model, projection
+from tgeokd.data.base import InputSpec
+from tgeokd.models.cifar.layers import BasicBlock, check_images, conv3x3, global_average, he_init
+from tgeokd.models.registry import MODELS
 
-__all__ = ["MODELS", "ResNet"]
+__all__ = ["ResNet"]
 
 NARROW, WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
-
-
-class _Block(nn.Module):
-    """Two 3x3 convolutions and a way around them; ReLU after the sum."""
-
-    def __init__(self, width_in: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = conv3x3(width_in, width, stride), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = conv3x3(width, width), nn.BatchNorm2d(width)
-        self.downsample = projection(width_in, width, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes (N, width_in, H, W) to (N, width, H / stride, W / stride)."""
-        out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self.downsample(x))
 
 
 class ResNet(nn.Module):
     """A 3x3 stem and three stages of basic blocks.
 
     Args:
-        depth: 6n + 2, for n blocks a stage.
+        depth: 6n + 2, for n blocks per stage.
         widths: channels of the stem and of each stage.
         num_classes: C.
     """
@@ -56,13 +41,20 @@ class ResNet(nn.Module):
 
 
 def _stage(blocks: int, width_in: int, width: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(_Block(width_in, width, stride), *(_Block(width, width, 1) for _ in range(blocks - 1)))
+    rest = (BasicBlock(width, width, 1, "downsample") for _ in range(blocks - 1))
+    return nn.Sequential(BasicBlock(width_in, width, stride, "downsample"), *rest)
 
 
-MODELS = {
-    name: image_model(name, partial(ResNet, depth, widths))
-    for name, depth, widths in [
-        *((f"resnet{depth}", depth, NARROW) for depth in (8, 14, 20, 32, 44, 56, 110)),
-        *((f"resnet{depth}x4", depth, WIDE) for depth in (8, 32)),
-    ]
-}
+@MODELS.register("resnet8", 8, NARROW)
+@MODELS.register("resnet14", 14, NARROW)
+@MODELS.register("resnet20", 20, NARROW)
+@MODELS.register("resnet32", 32, NARROW)
+@MODELS.register("resnet44", 44, NARROW)
+@MODELS.register("resnet56", 56, NARROW)
+@MODELS.register("resnet110", 110, NARROW)
+@MODELS.register("resnet8x4", 8, WIDE)
+@MODELS.register("resnet32x4", 32, WIDE)
+def resnet(depth: int, widths: tuple[int, int, int, int], *, inputs: InputSpec, num_classes: int) -> nn.Module:
+    """A :class:`ResNet` for images of shape (3, H, W)."""
+    check_images("ResNet", inputs)
+    return ResNet(depth, widths, num_classes)

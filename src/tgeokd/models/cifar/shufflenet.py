@@ -6,23 +6,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tgeokd.models.cifar._parts import conv1x1, conv3x3, global_average, image_model
+from tgeokd.data.base import InputSpec
+from tgeokd.models.cifar.layers import check_images, conv1x1, conv3x3, global_average
+from tgeokd.models.registry import MODELS
 
-__all__ = ["MODELS", "ShuffleNet", "ShuffleNetV2"]
+__all__ = ["ShuffleNet", "ShuffleNetV2"]
 
 STEM, GROUPS = 24, 3
 
 
 def _shuffle(x: Tensor, groups: int) -> Tensor:
-    """Deal the channels of each group out over all groups."""
+    """Distribute the channels of each group over all groups."""
     grouped: Tensor = x.unflatten(1, (groups, -1))
     return grouped.transpose(1, 2).flatten(1, 2)
 
 
 class _Unit(nn.Module):
-    """Version 1: grouped 1x1, depthwise 3x3 and grouped 1x1 convolution; at stride 2 the pooled input is appended, else added.
-
-    Channels out: ``width``, of which those appended are the input's.
+    """Version 1: grouped 1x1, depthwise 3x3 and grouped 1x1 convolution; at stride 2 concatenated with the pooled
+    input, else added to the input.
     """
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
@@ -72,7 +73,7 @@ class ShuffleNet(nn.Module):
 
 
 class _Split(nn.Module):
-    """Version 2 at stride 1: one half of the channels passes untouched, the other through three convolutions."""
+    """Version 2 at stride 1: the identity on one half of the channels, three convolutions on the other."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -83,15 +84,15 @@ class _Split(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (N, width, H, W) to the same."""
-        untouched, out = x.chunk(2, dim=1)
+        identity, out = x.chunk(2, dim=1)
         out = F.relu(self.bn1(self.conv1(out)))
         out = self.bn2(self.conv2(out))
         out = F.relu(self.bn3(self.conv3(out)))
-        return _shuffle(torch.cat([untouched, out], dim=1), 2)
+        return _shuffle(torch.cat([identity, out], dim=1), 2)
 
 
 class _Down(nn.Module):
-    """Version 2 at stride 2: both branches see all channels and each makes half of the new ones."""
+    """Version 2 at stride 2: two branches, each from all channels to half of the new ones."""
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
@@ -140,4 +141,9 @@ class ShuffleNetV2(nn.Module):
         return nn.Sequential(_Down(width_in, width), *(_Split(width) for _ in range(splits)))
 
 
-MODELS = {"ShuffleV1": image_model("ShuffleV1", ShuffleNet), "ShuffleV2": image_model("ShuffleV2", ShuffleNetV2)}
+@MODELS.register("ShuffleV1", ShuffleNet)
+@MODELS.register("ShuffleV2", ShuffleNetV2)
+def shufflenet(version: type[ShuffleNet] | type[ShuffleNetV2], *, inputs: InputSpec, num_classes: int) -> nn.Module:
+    """A :class:`ShuffleNet` or :class:`ShuffleNetV2` for images of shape (3, H, W)."""
+    check_images("ShuffleNet", inputs)
+    return version(num_classes)

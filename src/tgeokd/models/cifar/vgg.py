@@ -1,15 +1,15 @@
-"""VGG with batch norm for small images (Simonyan and Zisserman 2015): one linear layer in place of the three."""
+"""VGG with batch norm for small images (Simonyan and Zisserman 2015): one linear layer instead of three."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tgeokd.models.cifar._parts import global_average, he_init, image_model
+from tgeokd.data.base import InputSpec
+from tgeokd.models.cifar.layers import check_images, global_average, he_init
+from tgeokd.models.registry import MODELS
 
-__all__ = ["MODELS", "VGG"]
+__all__ = ["VGG"]
 
 WIDTHS = (64, 128, 256, 512, 512)
 
@@ -17,10 +17,10 @@ WIDTHS = (64, 128, 256, 512, 512)
 class VGG(nn.Module):
     """Five blocks of 3x3 convolutions with max pooling between them.
 
-    Small images are pooled after the first three blocks; from 64 pixels on also after the fourth.
+    Pooling follows the first three blocks, and the fourth for images of 64 pixels and more.
 
     Args:
-        convolutions: how many there are in each block.
+        convolutions: their number in each block.
         num_classes: C.
     """
 
@@ -46,20 +46,19 @@ class VGG(nn.Module):
 
 
 def _block(number: int, width_in: int, width: int) -> nn.Sequential:
-    """Convolution, batch norm and ReLU, ``number`` times; the last ReLU is left to the caller."""
+    """Convolution, batch norm and ReLU, ``number`` times; without the last ReLU."""
     layers: list[nn.Module] = []
     for index in range(number):
         layers += [nn.Conv2d(width if index else width_in, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
-MODELS = {
-    name: image_model(name, partial(VGG, convolutions), smallest=8)
-    for name, convolutions in {
-        "vgg8": (1, 1, 1, 1, 1),
-        "vgg11": (1, 1, 2, 2, 2),
-        "vgg13": (2, 2, 2, 2, 2),
-        "vgg16": (2, 2, 3, 3, 3),
-        "vgg19": (2, 2, 4, 4, 4),
-    }.items()
-}
+@MODELS.register("vgg8", (1, 1, 1, 1, 1))
+@MODELS.register("vgg11", (1, 1, 2, 2, 2))
+@MODELS.register("vgg13", (2, 2, 2, 2, 2))
+@MODELS.register("vgg16", (2, 2, 3, 3, 3))
+@MODELS.register("vgg19", (2, 2, 4, 4, 4))
+def vgg(convolutions: tuple[int, int, int, int, int], *, inputs: InputSpec, num_classes: int) -> nn.Module:
+    """A :class:`VGG` for images of shape (3, H, W)."""
+    check_images("VGG", inputs, smallest=8)
+    return VGG(convolutions, num_classes)

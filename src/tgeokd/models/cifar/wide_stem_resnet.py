@@ -1,36 +1,19 @@
-"""ImageNet's residual networks (He et al. 2016) with a 3x3 stem of 64 channels and no pooling before the stages."""
+"""Residual networks of ImageNet (He et al. 2016) with a 3x3 stem of 64 channels and no pooling before the stages."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tgeokd.models.cifar._parts import conv1x1, conv3x3, global_average, he_init, image_model, projection
+from tgeokd.data.base import InputSpec
+from tgeokd.models.cifar.layers import BasicBlock, check_images, conv1x1, conv3x3, global_average, he_init, projection
+from tgeokd.models.registry import MODELS
 
-__all__ = ["MODELS", "Basic", "Bottleneck", "WideStemResNet"]
-
-
-class Basic(nn.Module):
-    """Two 3x3 convolutions and a way around them; ReLU after the sum."""
-
-    expansion = 1
-
-    def __init__(self, width_in: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = conv3x3(width_in, width, stride), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = conv3x3(width, width), nn.BatchNorm2d(width)
-        self.shortcut = projection(width_in, width, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Shapes (N, width_in, H, W) to (N, width, H / stride, W / stride)."""
-        out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+__all__ = ["Bottleneck", "WideStemResNet"]
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution, the last to four times the width, and a way around them; ReLU after the sum."""
+    """1x1, 3x3 and 1x1 convolution, the last to four times the width, with a shortcut; ReLU after the sum."""
 
     expansion = 4
 
@@ -52,13 +35,13 @@ class WideStemResNet(nn.Module):
     """A 3x3 stem and four stages.
 
     Args:
-        block: the kind of residual block.
-        blocks: how many there are in each stage.
+        block: class of the residual blocks.
+        blocks: their number in each stage.
         num_classes: C.
     """
 
     def __init__(
-        self, block: type[Basic] | type[Bottleneck], blocks: tuple[int, int, int, int], num_classes: int
+        self, block: type[BasicBlock] | type[Bottleneck], blocks: tuple[int, int, int, int], num_classes: int
     ) -> None:
         super().__init__()
         self.conv1, self.bn1 = conv3x3(3, 64), nn.BatchNorm2d(64)
@@ -78,14 +61,24 @@ class WideStemResNet(nn.Module):
         return logits
 
 
-def _stage(block: type[Basic] | type[Bottleneck], number: int, width_in: int, width: int, stride: int) -> nn.Sequential:
+def _stage(
+    block: type[BasicBlock] | type[Bottleneck], number: int, width_in: int, width: int, stride: int
+) -> nn.Sequential:
     rest = (block(width * block.expansion, width, 1) for _ in range(number - 1))
     return nn.Sequential(block(width_in, width, stride), *rest)
 
 
-MODELS = {
-    "ResNet18": image_model("ResNet18", partial(WideStemResNet, Basic, (2, 2, 2, 2))),
-    "ResNet34": image_model("ResNet34", partial(WideStemResNet, Basic, (3, 4, 6, 3))),
-    "ResNet50": image_model("ResNet50", partial(WideStemResNet, Bottleneck, (3, 4, 6, 3))),
-    "ResNet101": image_model("ResNet101", partial(WideStemResNet, Bottleneck, (3, 4, 23, 3))),
-}
+@MODELS.register("ResNet18", BasicBlock, (2, 2, 2, 2))
+@MODELS.register("ResNet34", BasicBlock, (3, 4, 6, 3))
+@MODELS.register("ResNet50", Bottleneck, (3, 4, 6, 3))
+@MODELS.register("ResNet101", Bottleneck, (3, 4, 23, 3))
+def wide_stem_resnet(
+    block: type[BasicBlock] | type[Bottleneck],
+    blocks: tuple[int, int, int, int],
+    *,
+    inputs: InputSpec,
+    num_classes: int,
+) -> nn.Module:
+    """A :class:`WideStemResNet` for images of shape (3, H, W)."""
+    check_images("WideStemResNet", inputs)
+    return WideStemResNet(block, blocks, num_classes)

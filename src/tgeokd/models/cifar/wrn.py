@@ -1,20 +1,21 @@
-"""Wide residual networks (Zagoruyko and Komodakis 2016): batch norm and ReLU come before each convolution."""
+"""Wide residual networks (Zagoruyko and Komodakis 2016), with batch norm and ReLU before each convolution."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tgeokd.models.cifar._parts import conv1x1, conv3x3, global_average, he_init, image_model
+from tgeokd.data.base import InputSpec
+from tgeokd.models.cifar.layers import check_images, conv1x1, conv3x3, global_average, he_init
+from tgeokd.models.registry import MODELS
 
-__all__ = ["MODELS", "WideResNet"]
+__all__ = ["WideResNet"]
 
 
 class _Block(nn.Module):
-    """Two pre-activated 3x3 convolutions; where the width changes, the way around starts after the first activation."""
+    """Two pre-activated 3x3 convolutions; where the width changes, the shortcut starts after the first activation."""
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
@@ -25,8 +26,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shapes (N, width_in, H, W) to (N, width, H / stride, W / stride)."""
         active = F.relu(self.bn1(x))
-        around = x if self.convShortcut is None else self.convShortcut(active)
-        out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active)))) + around
+        shortcut = x if self.convShortcut is None else self.convShortcut(active)
+        out: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active)))) + shortcut
         return out
 
 
@@ -34,7 +35,7 @@ class WideResNet(nn.Module):
     """A 3x3 stem of 16 channels and three stages.
 
     Args:
-        depth: 6n + 4, for n blocks a stage.
+        depth: 6n + 4, for n blocks per stage.
         widen: the stages have 16, 32 and 64 times as many channels.
         num_classes: C.
     """
@@ -60,10 +61,14 @@ class WideResNet(nn.Module):
 
 def _stage(blocks: int, width_in: int, width: int, stride: int) -> nn.Sequential:
     layers = nn.Sequential(_Block(width_in, width, stride), *(_Block(width, width, 1) for _ in range(blocks - 1)))
-    return nn.Sequential(OrderedDict(layer=layers))  # published names read block1.layer.0...
+    return nn.Sequential(OrderedDict(layer=layers))  # as in published weights: block1.layer.0...
 
 
-MODELS = {
-    name: image_model(name, partial(WideResNet, depth, widen))
-    for name, depth, widen in [(f"wrn_{depth}_{widen}", depth, widen) for depth in (16, 40) for widen in (1, 2)]
-}
+@MODELS.register("wrn_16_1", 16, 1)
+@MODELS.register("wrn_16_2", 16, 2)
+@MODELS.register("wrn_40_1", 40, 1)
+@MODELS.register("wrn_40_2", 40, 2)
+def wrn(depth: int, widen: int, *, inputs: InputSpec, num_classes: int) -> nn.Module:
+    """A :class:`WideResNet` for images of shape (3, H, W)."""
+    check_images("WideResNet", inputs)
+    return WideResNet(depth, widen, num_classes)

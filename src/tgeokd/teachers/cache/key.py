@@ -1,16 +1,19 @@
-"""What a teacher's stored predictions depend on, in a form that can be compared with what it was when they were made."""
+"""What stored logits depend on, as hashes and text that a later run can compare."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Subset
 
-from tgeokd.data.loaders import ArrayDataset
+from tgeokd.data.arrays import ArrayDataset
+from tgeokd.teachers.ids import first_rows
+from tgeokd.utils.errors import InputError
 
 __all__ = ["Samples", "row_digests", "samples_of", "teacher_digest", "transforms_of"]
 
@@ -18,26 +21,43 @@ CHUNK = 1 << 21  # words of 8 bytes hashed at a time
 
 
 class Samples(NamedTuple):
-    """What is known of a data set's samples without fetching them.
+    """What is known of the samples of a data set without fetching them.
 
     Attributes:
         ids: int64, shape (N,).
-        digests: of the inputs of each, before any transform, int64, shape (N,); None where only the whole is known.
-        whole: the data set's own ``fingerprint()``, where samples have no digests; None where it has none either.
+        digests: hashes of the inputs before any transform, int64, shape (N,); None where unknown.
+        whole: the ``fingerprint()`` of a data set without digests; None where it has none.
     """
 
     ids: Tensor
     digests: Tensor | None
     whole: str | None
 
+    def distinct(self) -> tuple[Samples, list[int] | None]:
+        """Each id once, and the rows to fetch: those where an id occurs first if equal ids have equal digests, else None.
+
+        Raises:
+            InputError: where samples of one id have different digests.
+        """
+        rows, first = first_rows(self.ids)
+        if len(rows) == len(self.ids):
+            return self, None
+        if self.digests is None:
+            return Samples(self.ids[rows], None, self.whole), None
+        wrong = (self.digests != self.digests[first]).nonzero()
+        if len(wrong):
+            twice = int(self.ids[int(wrong[0])])
+            raise InputError(f"two samples with different inputs have the id {twice}; each sample needs its own id")
+        return Samples(self.ids[rows], self.digests[rows], None), rows.tolist()
+
 
 def samples_of(dataset: Any) -> Samples | None:
-    """The samples of a data set in its order; None where it does not tell their ids."""
+    """The samples of a data set in its order; None where their ids are unknown."""
     if isinstance(dataset, ArrayDataset):
         if dataset.ids is None:
             return None
-        parts = dataset.inputs if isinstance(dataset.inputs, tuple) else (dataset.inputs,)
-        return Samples(dataset.ids.cpu(), row_digests(parts), None)
+        tensors = dataset.inputs if isinstance(dataset.inputs, tuple) else (dataset.inputs,)
+        return Samples(dataset.ids.cpu(), row_digests(tensors), None)
     if isinstance(dataset, Subset):
         parent = samples_of(dataset.dataset)
         if parent is None:
@@ -45,13 +65,13 @@ def samples_of(dataset: Any) -> Samples | None:
         rows = torch.as_tensor(dataset.indices, dtype=torch.int64)
         return Samples(parent.ids[rows], None if parent.digests is None else parent.digests[rows], None)
     if isinstance(dataset, ConcatDataset):
-        found = [samples_of(part) for part in dataset.datasets]
+        found = [samples_of(each) for each in dataset.datasets]
         known = [samples for samples in found if samples is not None]
         if not known or len(known) < len(found):
             return None
         digests = [samples.digests for samples in known if samples.digests is not None]
-        complete = torch.cat(digests) if len(digests) == len(known) else None
-        return Samples(torch.cat([samples.ids for samples in known]), complete, None)
+        every = torch.cat(digests) if len(digests) == len(known) else None
+        return Samples(torch.cat([samples.ids for samples in known]), every, None)
     ids = getattr(dataset, "ids", None)
     if not isinstance(ids, Tensor) or len(ids) != len(dataset):
         return None
@@ -60,31 +80,31 @@ def samples_of(dataset: Any) -> Samples | None:
 
 
 def transforms_of(dataset: Any) -> tuple[list[str], list[str]]:
-    """What is done to the inputs as they are fetched: the fixed transforms and the random ones, each as its ``repr``."""
+    """The fixed and the random transforms of the inputs, each as its ``repr``."""
     if isinstance(dataset, Subset):
         return transforms_of(dataset.dataset)
     if isinstance(dataset, ConcatDataset):
-        pairs = [transforms_of(part) for part in dataset.datasets]
-        return tuple(list(dict.fromkeys(one for pair in pairs for one in pair[k])) for k in (0, 1))  # type: ignore[return-value]
+        fixed, random = zip(*(transforms_of(each) for each in dataset.datasets), strict=True)
+        return list(dict.fromkeys(chain(*fixed))), list(dict.fromkeys(chain(*random)))
     transform = getattr(dataset, "transform", None)
     if transform is None:
         return [], []
     return ([], [repr(transform)]) if getattr(transform, "random", False) else ([repr(transform)], [])
 
 
-def row_digests(parts: Sequence[Tensor]) -> Tensor:
-    """A hash of 64 bits of each row, against confusion rather than forgery. No Python per row.
+def row_digests(tensors: Sequence[Tensor]) -> Tensor:
+    """A 64-bit hash of each row, not cryptographic. Equal rows have equal hashes, whatever the other rows are.
 
     Args:
-        parts: tensors of shape (N, ...) of any types.
+        tensors: shape (N, ...), of any types.
 
     Returns:
         int64, shape (N,), on the CPU.
     """
-    n = len(parts[0])
+    n = len(tensors[0])
     total = torch.zeros(n, dtype=torch.int64)
-    for place, part in enumerate(parts):
-        flat = part.detach().reshape(n, -1)
+    for place, tensor in enumerate(tensors):
+        flat = tensor.detach().reshape(n, -1)
         if not flat.shape[1]:
             continue
         step = max(1, CHUNK * 8 // (flat.shape[1] * flat.element_size()))
@@ -97,14 +117,14 @@ def row_digests(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _mixed(words: Tensor) -> Tensor:
-    """Each word hashed: multiplied twice, the high half folded into the low one before each (wrapping on purpose)."""
+    """A hash of each word: two rounds of folding the high half into the low one and multiplying, modulo 2^64."""
     for factor in (-7046029254386353131, -4417276706812531889):
         words = (words ^ ((words >> 32) & 0xFFFFFFFF)) * factor
     return words ^ ((words >> 32) & 0xFFFFFFFF)
 
 
 def teacher_digest(teacher: Any) -> str | None:
-    """A hash of a module's structure, parameters and buffers; None for any other callable, whose answers may be anything."""
+    """A hash of a module's structure, parameters and buffers; None for any other callable."""
     if not isinstance(teacher, nn.Module):
         return None
     digest = hashlib.sha256(repr(teacher).encode())

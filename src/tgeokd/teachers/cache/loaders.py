@@ -21,11 +21,7 @@ BATCH = 256  # samples per query of the teacher, where the loader has no batch s
 
 
 def cached_ids(batch: Batch) -> Tensor:
-    """The sample ids of a batch.
-
-    Raises:
-        InputError: where it has none.
-    """
+    """The sample ids of a batch; see :func:`~tgeokd.teachers.ids.ids_of`."""
     return ids_of(batch, "cached teacher predictions are found", "; or set cache_teacher=False")
 
 
@@ -62,8 +58,8 @@ def _with_views(dataset: Dataset[Any], views: int) -> Dataset[Any]:
         return dataset
     if not hasattr(dataset, "with_views"):
         raise InputError(
-            f"the data set {type(dataset).__name__} augments at random and has no with_views(views), so the stored logits "
-            "would belong to other inputs than the student's; use ArrayDataset, or cache_teacher=False"
+            f"the data set {type(dataset).__name__} augments at random and has no with_views(views), so stored logits would "
+            "not match its inputs; use ArrayDataset, or cache_teacher=False"
         )
     other: Dataset[Any] = dataset.with_views(views)
     return other
@@ -87,17 +83,15 @@ def check_deterministic(loader: Iterable[Any]) -> None:
     Raises:
         InputError: where they differ, or where there is no batch.
     """
-    first, second = (next(iter(loader), None) for _ in range(2))
-    if first is None or second is None:
+    items = [next(iter(loader), None) for _ in range(2)]
+    if items[0] is None or items[1] is None:
         raise InputError("the training loader is empty, or can be read only once")
-    first, second = Batch.parse(first), Batch.parse(second)
-    if not torch.equal(cached_ids(first).cpu(), cached_ids(second).cpu()):
-        return  # shuffled, by a loader whose data set cannot be fetched by row
-    if not _equal(first.inputs, second.inputs):
+    first, second = (Batch.parse(item) for item in items)
+    same_samples = torch.equal(cached_ids(first).cpu(), cached_ids(second).cpu())  # else the loader shuffles
+    if same_samples and not _equal(first.inputs, second.inputs):
         raise InputError(
-            "the loader yields other inputs for the same samples on each pass, so the stored logits would belong to other "
-            "inputs than the student's; use ArrayDataset with a transform that has view(inputs, ids, view), or "
-            "cache_teacher=False"
+            "the loader yields other inputs for the same samples on each pass, so stored logits would not match them; use "
+            "ArrayDataset with a transform that has view(inputs, ids, view), or cache_teacher=False"
         )
 
 

@@ -21,13 +21,6 @@ __all__ = ["DESCRIPTION", "DTYPES", "FORMAT", "TeacherCache"]
 FORMAT = 1
 DESCRIPTION = "cache.json"
 DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-KEY_FIELDS = {  # and their names in messages
-    "teacher": "teacher weights",
-    "precision": "precision",
-    "preprocessing": "preprocessing",
-    "augmentation": "augmentation",
-    "samples": "samples",
-}
 
 
 class TeacherCache:
@@ -39,16 +32,12 @@ class TeacherCache:
     temperature 1. At higher temperatures these classes become too probable (Jensen's inequality), and the total variation
     distance from the teacher's probabilities is at most the total probability that they get.
 
-    Args:
-        folder: the cache.
-
     Attributes:
         key: what the logits depend on.
         ids: of the samples, int64, shape (N,).
-        digests: of their inputs, int64, shape (N,); None where these are unknown.
-        num_classes: C.
-        views: V.
-        dtype: of the stored logits.
+        digests: of their inputs, int64, shape (N,); None where unknown.
+        num_classes, views: C and V.
+        dtype: ``fp16``, ``bf16`` or ``fp32``.
         top_k: K, or None where all logits are stored.
 
     Raises:
@@ -83,14 +72,11 @@ class TeacherCache:
         return len(self.ids)
 
     def lookup(self, ids: Tensor, view: int = 0) -> Tensor:
-        """Logits of samples.
+        """Logits of samples in a view, shape (n, C), float32, on the CPU.
 
         Args:
             ids: integers, shape (n,), in any order, repeats allowed; preferably on the CPU, as loaders yield them.
-            view: which of the V views.
-
-        Returns:
-            Shape (n, C), float32, on the CPU.
+            view: below V.
 
         Raises:
             InputError: for an id or a view that is not stored.
@@ -129,31 +115,25 @@ class TeacherCache:
         Raises:
             InputError: naming what differs, its stored and its present value.
         """
-        for field, name in KEY_FIELDS.items():
-            if self.key[field] != key[field]:
-                length = 16 if field in ("teacher", "samples") else None
-                self._refuse(f"other {name}: {self.key[field][:length]} then, {key[field][:length]} now")
-        wanted = {"classes": num_classes, "views": views, "dtype": options.dtype, "top_k": options.top_k}
+        for field, now in key.items():
+            if self.key[field] != now:
+                name = "teacher weights" if field == "teacher" else field
+                length = 16 if field in ("teacher", "samples") else None  # of a hash
+                self._refuse(f"other {name}: {self.key[field][:length]} then, {now[:length]} now")
         stored = {"classes": self.num_classes, "views": self.views, "dtype": self.dtype, "top_k": self.top_k}
+        wanted = {"classes": num_classes, "views": views, "dtype": options.dtype, "top_k": options.top_k}
         for name, value in wanted.items():
-            if value is not None and value != stored[name]:
+            if value not in (None, stored[name]):
                 self._refuse(f"other {name}: {stored[name]} then, {value} now")
 
     def check_samples(self, samples: Samples) -> None:
-        """Check that these samples are stored and that their inputs have not changed since.
-
-        Raises:
-            InputError: naming the first sample for which this does not hold.
-        """
-        reason = self._missing(samples)
+        """Raise :class:`InputError` for the first sample that is :meth:`missing`."""
+        reason = self.missing(samples)
         if reason is not None:
             self._refuse(f"other samples: {reason}")
 
-    def holds(self, samples: Samples) -> bool:
-        """Whether these samples are stored and their inputs have not changed since."""
-        return self._missing(samples) is None
-
-    def _missing(self, samples: Samples) -> str | None:
+    def missing(self, samples: Samples) -> str | None:
+        """The first sample that is not stored, or whose inputs have changed since, in words; None where there is none."""
         unknown = ~torch.isin(samples.ids, self.ids)
         if bool(unknown.any()):
             return f"it holds {len(self)} samples, and no sample {int(samples.ids[unknown][0])}"

@@ -1,4 +1,4 @@
-"""How often each value of a column occurs, in bounded memory."""
+"""Counts of the values of a column in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ PENDING = 1 << 16
 
 
 class ValueCounts:
-    """Counts of the values of one column, exact until there are more than ``max_tracked`` of them.
+    """Counts of the values of one column, exact up to ``max_tracked`` distinct values.
 
-    Then the rarest are dropped until at most half are left: lossy counting (Manku and Motwani, "Approximate Frequency Counts
-    over Data Streams", VLDB 2002) with a cap on the entries instead of on the error. An entry knows how often its value may
-    have been seen before the entry was made. With ``e`` = :attr:`undercount`, for every value ``true - e <= count <= true``
-    holds (``count`` is 0 for a value that is not tracked). So with a minimum count ``m`` no value below ``m`` gets a code, and
-    every value with at least ``m + e`` does.
+    Beyond that the rarest are dropped until at most half are left: lossy counting (Manku and Motwani, "Approximate Frequency
+    Counts over Data Streams", VLDB 2002) with a bound on the entries instead of the error. An entry stores how often its value
+    may have occurred before the entry was created. With ``e`` = :attr:`undercount`, ``true - e <= count <= true`` holds for
+    every value (``count`` is 0 for a value that is not tracked). So with a minimum count ``m`` no value below ``m`` gets a
+    code, and every value with at least ``m + e`` gets one.
 
     Args:
-        max_tracked: distinct values held between two blocks, at most; while adding, twice as many and those of a block.
+        max_tracked: largest number of entries between two blocks; while adding, twice as many plus those of a block.
 
     Attributes:
         undercount: ``e``; 0 while the counts are exact.
-        held: the largest number of entries held so far.
+        held: the largest number of entries so far.
     """
 
     def __init__(self, max_tracked: int) -> None:
@@ -39,16 +39,16 @@ class ValueCounts:
         self._pending_size = 0
 
     def add(self, values: pl.Series) -> None:
-        """Count the values of a block of rows; nulls are left out."""
+        """Count the values of a block of rows, except nulls."""
         block = _table(values.drop_nulls(), self.undercount)
         self._pending.append(block)
         self._pending_size += len(block)
         self.held = max(self.held, len(self._table) + self._pending_size)
-        if self._pending_size > max(len(self._table), min(PENDING, self.max_tracked)):  # so merging costs O(1) a value
+        if self._pending_size > max(len(self._table), min(PENDING, self.max_tracked)):  # amortised O(1) per value
             self._merge()
 
     def counts(self) -> pl.DataFrame:
-        """Columns ``value`` and ``count``, by decreasing count, equal ones by value."""
+        """Columns ``value`` and ``count``, by decreasing count, ties by value."""
         self._merge()
         return self._table.select("value", "count").sort("count", "value", descending=[True, False])
 

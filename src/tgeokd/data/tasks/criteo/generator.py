@@ -1,28 +1,27 @@
-"""Rows in the raw format of the Criteo challenge whose click probabilities are known.
+"""Generated rows in the raw format of the Criteo challenge with known click probabilities.
 
-The real rows may not be passed on, so the pipeline is proven on generated ones. What is like the real file: the format to the
-byte; roughly, the numbers of values of the columns (the largest are capped at 200,000), with power-law frequencies, and the
-shares of missing values, which are missing together in groups of columns; heavy-tailed integers; about a quarter of clicks.
+The real rows may not be redistributed, so the pipeline is tested on generated ones. They have the exact format of the real
+file, and roughly its numbers of values per column (at most 200,000) with power-law frequencies, its shares of missing values,
+which are missing together in groups of columns, heavy-tailed integers, and about a quarter of clicks.
 
 The model: a click has the probability ``sigmoid(b + first + pairs + numbers)`` where
 
-- ``first`` adds an effect of every category, drawn once a value from ``N(0, 1)`` and divided by
-  ``log(values of the column) sqrt(1 + rank / 10)``: if rare values said as much as frequent ones, most could not be learned;
-- ``pairs`` adds ``<v_i, v_j>`` over all pairs of four columns with few values, ``v`` of dimension 2 drawn once a value
-  (a factorisation machine, Rendle 2010): a sum of single effects cannot express it;
-- ``numbers`` adds, for every integer column, a line and a parabola in ``log(v + 4)``.
+- ``first`` is the sum of one effect per category, drawn from ``N(0, 1)`` and divided by
+  ``log(values of the column) sqrt(1 + rank / 10)``, because large effects of rare values could not be learned;
+- ``pairs`` is the sum of ``<v_i, v_j>`` over all pairs of four columns with few values, with one vector ``v`` of dimension 2
+  per value (a factorisation machine, Rendle 2010), which a sum of single effects cannot express;
+- ``numbers`` is the sum, over the integer columns, of a linear and a quadratic function of ``log(v + 4)``.
 
-The three parts are scaled to fixed deviations, ``b`` to a quarter of clicks. A missing cell adds nothing.
+The three terms are scaled to fixed standard deviations, and ``b`` is set for a quarter of clicks. A missing cell adds 0.
 
-Rows are drawn in chunks of 65,536, each from its own stream of the seed: a longer file starts with the rows of a shorter one.
+Rows are drawn in chunks of 65,536, each from its own random stream: a longer file starts with the rows of a shorter one.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +33,16 @@ from scipy.optimize import brentq
 from scipy.special import expit
 
 from tgeokd.data.tasks.criteo.reader import CATEGORIES, INTEGERS
+from tgeokd.utils.files import replace_file
 
 __all__ = ["GENERATOR_VERSION", "ClickModel", "generate", "probability_file"]
 
-GENERATOR_VERSION = 1  # of the rows that a seed gives
+GENERATOR_VERSION = 1  # of the rows generated from a seed
 CHUNK = 1 << 16
 CLICKS = 0.25
-DEVIATIONS = {"first": 0.85, "pairs": 0.9, "numbers": 0.6}  # of the parts of the logit
+DEVIATIONS = {"first": 0.85, "pairs": 0.9, "numbers": 0.6}  # standard deviations of the terms of the logit
 
-# About as many distinct values as C1..C26 have in the challenge's train.txt, capped at 200,000.
+# Approximate numbers of distinct values of C1..C26 in the challenge's train.txt, at most 200,000.
 SIZES = (
     *(1460, 583, 200_000, 200_000, 305, 24, 12517, 633, 3, 93145, 5683, 200_000, 3194),
     *(27, 14992, 200_000, 10, 5652, 2173, 4, 200_000, 18, 15, 200_000, 105, 142572),
@@ -50,14 +50,14 @@ SIZES = (
 EXPONENT = 1.1
 PAIRED = ("C6", "C14", "C17", "C23")
 LATENT = 2
-FREQUENT = 10  # ranks from which on effects fade
+FREQUENT = 10  # rank above which effects decrease
 
-# Log-mean and log-deviation of I1..I13, and how far below zero they reach (only I2 does).
+# Log-mean and log-deviation of I1..I13, and the shift below zero (of I2 only).
 INTEGER_LOG_MEAN = (0.9, 1.6, 1.9, 1.5, 8.0, 3.5, 1.4, 2.0, 3.7, 0.4, 0.8, 0.3, 1.5)
 INTEGER_LOG_SD = (1.5, 2.0, 1.2, 1.0, 2.0, 1.7, 1.5, 1.1, 1.6, 0.4, 0.8, 0.6, 1.1)
 SHIFTS = tuple(3 if name == "I2" else 0 for name in INTEGERS)
 
-# Columns that are missing together, and in which share of the rows.
+# Shares of the rows in which some columns are missing together.
 MISSING = (
     (0.453, ("I1", "I10")),
     (0.215, ("I3", "I4", "I13")),
@@ -78,16 +78,16 @@ Cells = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ClickModel:
-    """Draws rows, and knows the probability of a click on each.
+    """Draws rows and computes their click probabilities.
 
     Args:
-        seed: of the effects and of the rows.
+        seed: seed of the effects and of the rows.
     """
 
     seed: int = 0
 
     def chunks(self, rows: int) -> Iterator[tuple[pa.Table, Floats]]:
-        """The file in pieces: a table of ``label``, ``I1``..``C26``, and the click probability of each row, shape (n,)."""
+        """Chunks of rows: a table of ``label``, ``I1``..``C26``, and the click probabilities, shape (n,)."""
         for chunk, start in enumerate(range(0, rows, CHUNK)):
             size = min(CHUNK, rows - start)
             random = np.random.default_rng([self.seed, 1, chunk])
@@ -103,7 +103,7 @@ class ClickModel:
 
     @cached_property
     def bias(self) -> float:
-        """``b``, from the rows that also set the scales."""
+        """``b``, from the same sample as the scales."""
         score = self._score(*self._sample)
         return float(brentq(lambda b: expit(b + score).mean() - CLICKS, -20, 20))
 
@@ -119,7 +119,7 @@ class ClickModel:
 
     @cached_property
     def _curves(self) -> Floats:
-        """Line and parabola of each integer column, shape (13, 2)."""
+        """Linear and quadratic coefficient of each integer column, shape (13, 2)."""
         return np.random.default_rng([self.seed, 4]).standard_normal((len(INTEGERS), 2)) * [1.0, 0.5]
 
     @cached_property
@@ -128,16 +128,16 @@ class ClickModel:
 
     @cached_property
     def _scales(self) -> dict[str, float]:
-        return {name: DEVIATIONS[name] / float(part.std()) for name, part in self._parts(*self._sample).items()}
+        return {name: DEVIATIONS[name] / float(term.std()) for name, term in self._terms(*self._sample).items()}
 
     def _score(self, integers: Cells, ranks: Cells, missing: dict[str, NDArray[np.bool_]]) -> Floats:
         score = np.zeros(len(ranks))
-        for name, part in self._parts(integers, ranks, missing).items():
-            score += self._scales[name] * part
+        for name, term in self._terms(integers, ranks, missing).items():
+            score += self._scales[name] * term
         return score
 
-    def _parts(self, integers: Cells, ranks: Cells, missing: dict[str, NDArray[np.bool_]]) -> dict[str, Floats]:
-        """The three parts of the logit before they are scaled, each of shape (n,)."""
+    def _terms(self, integers: Cells, ranks: Cells, missing: dict[str, NDArray[np.bool_]]) -> dict[str, Floats]:
+        """The three unscaled terms of the logit, each of shape (n,)."""
         first = np.zeros(len(ranks))
         total, squares = np.zeros((len(ranks), LATENT)), np.zeros(len(ranks))
         for i, name in enumerate(CATEGORIES):
@@ -150,8 +150,8 @@ class ClickModel:
         numbers = np.zeros(len(ranks))
         for i, name in enumerate(INTEGERS):
             x = (np.log(integers[:, i] + 4) - max(INTEGER_LOG_MEAN[i], 1.5)) / INTEGER_LOG_SD[i]
-            line, parabola = self._curves[i]
-            numbers += ~missing[name] * (line * x + parabola * (np.minimum(x * x, 9) - 1))
+            linear, quadratic = self._curves[i]
+            numbers += ~missing[name] * (linear * x + quadratic * (np.minimum(x * x, 9) - 1))
         # sum over pairs <v_i, v_j> = (|sum v|^2 - sum |v|^2) / 2
         return {"first": first, "pairs": (np.square(total).sum(axis=1) - squares) / 2, "numbers": numbers}
 
@@ -159,33 +159,34 @@ class ClickModel:
 def generate(path: Path, rows: int, seed: int = 0) -> None:
     """Write a file in the format of ``train.txt``, and beside it the click probabilities.
 
-    Both are renamed into place, the raw file last, so the raw file is either whole or not there.
+    Both are written to temporary files and renamed, the raw file last, so an existing raw file is complete.
 
     Args:
-        path: of the raw file.
-        rows: to write.
-        seed: of the :class:`ClickModel`.
+        path: the raw file.
+        rows: number of rows.
+        seed: seed of the :class:`ClickModel`.
     """
-    parts = [p.with_name(f".{p.name}.{os.getpid()}.tmp") for p in (probability_file(path), path)]
-    probabilities: list[Floats] = []
-    try:
-        kinds = {"label": pa.int8(), **dict.fromkeys(INTEGERS, pa.int64()), **dict.fromkeys(CATEGORIES, pa.string())}
-        options = pa.csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
-        with pa.csv.CSVWriter(str(parts[1]), pa.schema(kinds), write_options=options) as writer:
+    kinds = {"label": pa.int8(), **dict.fromkeys(INTEGERS, pa.int64()), **dict.fromkeys(CATEGORIES, pa.string())}
+    options = pa.csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
+
+    def write(file: Path) -> None:
+        probabilities: list[Floats] = []
+        with pa.csv.CSVWriter(str(file), pa.schema(kinds), write_options=options) as writer:
             for table, probability in ClickModel(seed).chunks(rows):
                 writer.write_table(table)
                 probabilities.append(probability)
-        with parts[0].open("wb") as file:
-            np.save(file, np.concatenate(probabilities))
-        parts[0].replace(probability_file(path))
-        parts[1].replace(path)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+        replace_file(probability_file(path), partial(_save, np.concatenate(probabilities)))
+
+    replace_file(path, write)
+
+
+def _save(array: Floats, path: Path) -> None:
+    with path.open("wb") as file:  # np.save changes the suffix of a path
+        np.save(file, array)
 
 
 def probability_file(path: Path) -> Path:
-    """Where the click probabilities of a generated file are: float64, one a row."""
+    """Path of the click probabilities of a generated file: float64, one per row."""
     return path.with_name(path.name + ".probability.npy")
 
 
@@ -195,7 +196,7 @@ def _cells(random: np.random.Generator) -> tuple[Cells, Cells, dict[str, NDArray
     uniform = random.random((CHUNK, len(CATEGORIES)))
     together = random.random((CHUNK, len(MISSING)))
     integers = np.floor(np.exp(INTEGER_LOG_MEAN + np.asarray(INTEGER_LOG_SD) * np.clip(normal, -4, 4)))
-    # A power law P(rank) ~ rank^-EXPONENT on 1..size, by inverting its continuous form.
+    # A power law P(rank) ~ rank^-EXPONENT on 1..size, by inversion of its continuous form.
     power = 1 - EXPONENT
     ends = (np.asarray(SIZES, dtype=np.float64) + 1) ** power - 1
     ranks = np.floor((1 + ends * uniform) ** (1 / power)).astype(np.int64) - 1
@@ -207,7 +208,7 @@ def _cells(random: np.random.Generator) -> tuple[Cells, Cells, dict[str, NDArray
 
 
 def _token(column: int, ranks: Cells) -> NDArray[np.uint32]:
-    """A 32-bit name for each value, a different one for each rank of a column (every step can be undone)."""
+    """A 32-bit name for each value; the map is invertible, so the ranks of a column have distinct names."""
     x = (ranks + (column << 24)).astype(np.uint32)
     for multiplier in (0x85EBCA6B, 0xC2B2AE35):  # the finaliser of MurmurHash3
         x = (x ^ (x >> np.uint32(15))) * np.uint32(multiplier)

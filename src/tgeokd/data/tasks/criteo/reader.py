@@ -1,8 +1,8 @@
 """The raw formats of the Criteo click logs, read block by block.
 
-Two formats are told apart by the first line: 40 tab-separated fields without a header (the challenge's ``train.txt``, a
-``day_N`` of the terabyte logs), and comma-separated values with a header that names at least ``Label``, ``I1``..``I13`` and
-``C1``..``C26`` (the challenge's csv, Criteo_x4). Either may be compressed (``.gz``, ``.bz2``, ``.zst``).
+The first line determines the format: 40 tab-separated fields without a header (the challenge's ``train.txt``, a ``day_N`` of
+the terabyte logs), or comma-separated values with a header that has at least ``Label``, ``I1``..``I13`` and
+``C1``..``C26`` (the challenge's CSV, Criteo_x4). Either may be compressed (``.gz``, ``.bz2``, ``.zst``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -21,16 +20,16 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.csv  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from tgeokd.data.tables.labels import BadRows
 from tgeokd.utils.errors import InputError
 
-__all__ = ["CATEGORIES", "COLUMNS", "INTEGERS", "BadRows", "Block", "RawFile"]
+__all__ = ["CATEGORIES", "COLUMNS", "INTEGERS", "Block", "RawFile"]
 
 INTEGERS = tuple(f"I{i}" for i in range(1, 14))
 CATEGORIES = tuple(f"C{i}" for i in range(1, 27))
 COLUMNS = (*INTEGERS, *CATEGORIES)
 LABEL = "label"
 
-BadRows = Literal["error", "skip"]
 BLOCK_BYTES = 8 << 20
 LONGEST_FIRST_LINE = 1 << 16
 EXPECTED = (
@@ -42,35 +41,29 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Block:
-    """Some consecutive good rows of a file.
+    """Consecutive valid rows of a file."""
 
-    Attributes:
-        rows: their numbers among the data rows of the file, from 0, bad rows counted; shape (n,), int64.
-        label: 0 or 1, shape (n,), uint8.
-        frame: :data:`COLUMNS`, the integers as floats, the categories as text, null where there is no value.
-    """
-
-    rows: NDArray[np.int64]
-    label: NDArray[np.uint8]
-    frame: pl.DataFrame
+    rows: NDArray[np.int64]  # row numbers among all data rows of the file, from 0, shape (n,)
+    label: NDArray[np.uint8]  # 0 or 1, shape (n,)
+    frame: pl.DataFrame  # COLUMNS: integers as floats, categories as text, null for missing values
 
 
 class RawFile:
-    """A raw file, to be read any number of times.
+    """A raw file; every iteration reads it from the start.
 
-    A row is bad where it has another number of fields than the others, a label that is not 0 or 1, or an integer column that
-    is not a finite number. Memory is that of a few blocks, whatever the size of the file.
+    A row is bad if it has a wrong number of fields, a label other than 0 or 1, or an integer column that is not a finite
+    number. The memory needed is that of a few blocks, whatever the size of the file.
 
     Args:
         path: the file.
-        bad_rows: ``error``: the first bad row ends the reading with an InputError. ``skip``: they are left out and counted.
-        rows: read the first so many data rows; None reads all.
-        labels: False for a file to predict: it may lack the label (39 tab-separated fields as in the challenge's ``test.txt``,
-            or no ``Label`` in the header), and a label that is there is not looked at. Labels are then 0.
-        block_bytes: of text in a block. A line must fit.
+        bad_rows: ``error``: the first bad row raises an InputError. ``skip``: bad rows are left out and counted.
+        rows: number of data rows to read from the start; None for all.
+        labels: False for a file to predict: the label may be missing (39 tab-separated fields as in the challenge's
+            ``test.txt``, or no ``Label`` in the header) and is ignored otherwise. Labels are then 0.
+        block_bytes: size of a block of text. A line must fit.
 
     Attributes:
-        skipped: of the last complete reading, how many rows were left out, by what was wrong.
+        skipped: number of rows left out in the last complete iteration, by reason.
 
     Raises:
         InputError: where the file cannot be read or has neither format.
@@ -96,9 +89,8 @@ class RawFile:
 
     def __iter__(self) -> Iterator[Block]:
         self.skipped = Counter()
-        short: deque[tuple[int, int]] = (
-            deque()
-        )  # line and number of fields of rows the parser left out, not yet counted
+        # Line and number of fields of the rows that the parser left out and that are not counted yet.
+        short: deque[tuple[int, int]] = deque()
         next_row = 0
         for batch in self._batches(short):
             rows, next_row = _numbered(len(batch), next_row, [self._row(line) for line, _ in short])
@@ -115,12 +107,12 @@ class RawFile:
             self._skip(line)
 
     def _skip(self, line: int) -> None:
-        """Count a row that the parser left out."""
+        """Count a row left out by the parser."""
         if self.limit is None or self._row(line) < self.limit:
             self.skipped["wrong number of fields"] += 1
 
     def _batches(self, short: deque[tuple[int, int]]) -> Iterator[pl.DataFrame]:
-        """Frames of text, the label first; what the parser leaves out is noted in ``short``."""
+        """Frames of text, the label first; rows that the parser leaves out are appended to ``short``."""
 
         def wrong_number(row: pa.csv.InvalidRow) -> str:
             short.append((row.number, row.actual_columns))
@@ -132,7 +124,7 @@ class RawFile:
                 reader = pa.csv.open_csv(
                     stream,
                     pa.csv.ReadOptions(
-                        use_threads=False,  # or rows would have no numbers
+                        use_threads=False,  # else pyarrow does not number rows
                         block_size=self.block_bytes,
                         column_names=self.names,
                         skip_rows=1 if self.header else 0,
@@ -140,7 +132,7 @@ class RawFile:
                     pa.csv.ParseOptions(
                         delimiter="," if self.header else "\t",
                         quote_char='"' if self.header else False,
-                        ignore_empty_lines=False,  # or the rows after one would be misnumbered
+                        ignore_empty_lines=False,  # else the rows after one have wrong numbers
                         invalid_row_handler=wrong_number,
                     ),
                     pa.csv.ConvertOptions(
@@ -161,7 +153,7 @@ class RawFile:
             raise InputError(f"cannot read {self.path}: {str(error).splitlines()[0]}") from error
 
     def _checked(self, text: pl.DataFrame, rows: NDArray[np.int64]) -> Block:
-        """The block without its bad rows, or an error for the first of them."""
+        """The block without its bad rows; with ``bad_rows="error"`` an error for the first of them."""
         given = text.select(INTEGERS)
         numbers = given.with_columns(pl.all().cast(pl.Float64, strict=False))
         unreadable = given.with_columns(pl.all().is_not_null()).to_numpy() & ~np.isfinite(
@@ -185,12 +177,12 @@ class RawFile:
             for fault, where in faults.items():
                 self.skipped[fault] += int((where & ~before).sum())
                 before |= where
-            self.skipped = +self.skipped  # drops what is 0
+            self.skipped = +self.skipped  # drops zeros
             text, numbers, label, rows = text.filter(~bad), numbers.filter(~bad), label.filter(~bad), rows[~bad]
         return Block(rows, label.cast(pl.UInt8).to_numpy(), numbers.with_columns(text.select(CATEGORIES)))
 
     def _row(self, line: int) -> int:
-        """Number of a data row from the number of its line."""
+        """The number of the data row on a line."""
         return line - (2 if self.header else 1)
 
     def _line(self, row: int) -> int:
@@ -198,12 +190,12 @@ class RawFile:
 
 
 def _numbered(size: int, start: int, left_out: list[int]) -> tuple[NDArray[np.int64], int]:
-    """Row numbers of the next ``size`` rows that the parser kept, and the number after them.
+    """Row numbers of the next ``size`` rows that the parser kept, and the next row number.
 
-    The parser may be ahead: ``left_out`` may hold rows behind these.
+    The parser reads ahead, so ``left_out`` may contain rows after these.
     """
     gaps = np.array([row for row in left_out if row >= start], dtype=np.int64)
-    # Row k of those kept lies behind every gap that has at most k kept rows between the start and itself.
+    # Row k of those kept follows every gap with at most k kept rows between the start and the gap.
     kept = np.arange(size)
     rows = start + kept + np.searchsorted(gaps - start - np.arange(len(gaps)), kept, side="right")
     return rows, int(rows[-1]) + 1 if size else start
@@ -222,7 +214,7 @@ def _first_line(path: Path) -> str:
 
 
 def _names(path: Path, line: str, labels: bool) -> tuple[bool, list[str]]:
-    """Whether there is a header, and the names of the fields, the known ones as they are spelt here."""
+    """Whether there is a header, and the names of the fields in the spelling of :data:`COLUMNS`."""
     needed = (LABEL, *COLUMNS) if labels else COLUMNS
     tabs = line.count("\t") + 1
     if tabs == 1 + len(COLUMNS):
@@ -231,7 +223,7 @@ def _names(path: Path, line: str, labels: bool) -> tuple[bool, list[str]]:
         return False, list(COLUMNS)
     given = next(csv.reader([line.removeprefix("\ufeff")]))
     if tabs > 1 or len(given) < 2:
-        hint = "; a file without labels cannot be learned from" if tabs == len(COLUMNS) else ""
+        hint = "; a file without labels cannot be used for training" if tabs == len(COLUMNS) else ""
         found = f"{tabs} tab-separated fields" if tabs > 1 else "one field"
         raise InputError(f"{path}, line 1: {found}; expected {EXPECTED}{hint}")
     spelt = {name.lower(): name for name in (LABEL, *COLUMNS)}

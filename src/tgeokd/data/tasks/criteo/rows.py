@@ -1,4 +1,4 @@
-"""Encoded rows as a data set that fits in no memory."""
+"""Encoded rows on disk as a data set larger than memory."""
 
 from __future__ import annotations
 
@@ -12,43 +12,37 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
-from tgeokd.data.loaders import WholeBatch
-from tgeokd.data.tasks.criteo.rowhash import row_uniform
+from tgeokd.data.arrays import WholeBatch
+from tgeokd.data.datasets import FetchesBatches, Joinable, StoredInBlocks
+from tgeokd.data.tables.counter import row_uniform
 from tgeokd.data.tasks.criteo.store import Store
 from tgeokd.utils.errors import InputError
 
 __all__ = ["StoredRows", "StoredSplit"]
 
-FLIP = 1  # purpose of the random number that decides whether a label is flipped
+FLIP = 1  # purpose of the random numbers that select flipped labels
 AT_A_TIME = 1 << 20
 
 
 @dataclass(frozen=True)
 class StoredSplit:
-    """One split of a store.
-
-    Attributes:
-        store: that holds it.
-        name: of the split.
-        noise: probability that a row's label is flipped.
-        seed: of the flips.
-    """
+    """One split of a store."""
 
     store: Store
     name: str
-    noise: float = 0.0
-    seed: int = 0
+    noise: float = 0.0  # probability that the label of a row is flipped
+    seed: int = 0  # of the flips
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise <= 1:
             raise InputError(f"noise must lie in [0, 1], not {self.noise}")
 
     def flipped(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of the rows with these numbers have a flipped label; the same every time."""
+        """Mask of the row numbers with a flipped label."""
         return row_uniform(rows, self.seed, FLIP) < self.noise
 
     def all_flipped(self) -> Tensor | None:
-        """The same of all rows of the split, shape (n,), bool; None without noise."""
+        """Mask of the flipped labels of the split, shape (n,), bool; None without noise."""
         if not self.noise:
             return None
         rows = self.store.array(self.name, "row")
@@ -56,16 +50,16 @@ class StoredSplit:
         return torch.from_numpy(np.concatenate(parts))
 
 
-class StoredRows(Dataset[Any]):
-    """Samples ``((numeric (0,), categorical (39,)), target, id)`` of one or more splits, read from disk as they are asked for.
+class StoredRows(Dataset[Any], FetchesBatches, StoredInBlocks, Joinable):
+    """Samples ``((numeric (0,), categorical (39,)), target, id)`` of one or more splits, read from disk on access.
 
-    A loader fetches a whole batch by one indexing of the memory map. The id is the row's number in the raw file.
+    A loader fetches a whole batch by one indexing operation on the memory map. The id is the row number in the raw file.
 
     Args:
-        splits: one after the other.
+        splits: the splits, one after the other.
 
     Attributes:
-        block_size: rows that lie together on disk; a shuffle that wants local reads keeps to such blocks.
+        block_size: rows of a block for shuffling with local reads.
     """
 
     block_size = 1 << 14
@@ -76,7 +70,7 @@ class StoredRows(Dataset[Any]):
         self._ends = np.cumsum([len(label) for _, label, _ in self._arrays])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StoredRows, (self.splits,)  # a worker process maps the files itself
+        return StoredRows, (self.splits,)  # a worker process opens the memory maps itself
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -89,7 +83,7 @@ class StoredRows(Dataset[Any]):
         return [WholeBatch(self.fetch(indices))]
 
     def fetch(self, rows: Sequence[int] | Tensor) -> tuple[Any, ...]:
-        """The samples of some rows, as one batch."""
+        """The samples of some row numbers as one batch."""
         wanted = np.asarray(rows, dtype=np.int64)
         codes = np.empty((len(wanted), self._arrays[0][0].shape[1]), dtype=np.int64)
         target = np.empty(len(wanted), dtype=np.int64)
@@ -106,7 +100,7 @@ class StoredRows(Dataset[Any]):
         return inputs, torch.from_numpy(target), torch.from_numpy(ids)
 
     def join(self, other: Dataset[Any]) -> Dataset[Any]:
-        """These samples and then those of ``other``."""
+        """These samples followed by those of ``other``."""
         if not isinstance(other, StoredRows):
             return ConcatDataset([self, other])
         return StoredRows((*self.splits, *other.splits))

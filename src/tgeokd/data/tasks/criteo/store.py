@@ -1,7 +1,7 @@
-"""Encoded rows on disk: made once a file and setting, then read through memory maps.
+"""Encoded rows on disk: written once per file and settings, then read through memory maps.
 
-Two passes over the text: the first counts the values of the training rows, the second encodes. A store is a folder with an
-array of codes, labels and row numbers a split, each memory-mapped, the encoder, and a report of what was found.
+Encoding takes two passes over the text: the first counts the values of the training rows, the second encodes. A store is a
+folder with memory-mapped arrays of codes, labels and row numbers for each split, the encoder, and a report.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from tgeokd.data.tables.counter import row_uniform
 from tgeokd.data.tables.encoder import MISSING, UNKNOWN
+from tgeokd.data.tables.labels import BadRows
 from tgeokd.data.tasks.criteo.encoder import CriteoEncoder
-from tgeokd.data.tasks.criteo.reader import COLUMNS, BadRows, Block, RawFile
-from tgeokd.data.tasks.criteo.rowhash import row_uniform
+from tgeokd.data.tasks.criteo.reader import COLUMNS, RawFile
 from tgeokd.utils.errors import InputError
 
 __all__ = ["SPLITS", "Store", "StoreSettings", "open_store"]
 
 SPLITS = ("train", "held_out", "test")
-VERSION = 1  # of what the files hold: a store of another version is not read
-SPLIT = 0  # purpose of the random number that decides a row's split
+VERSION = 1  # of the file format; stores of other versions are not used
+SPLIT = 0  # purpose of the random numbers that assign rows to splits
 ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
     "codes": ("<i4", (len(COLUMNS),)),
     "label": ("|u1", ()),
@@ -45,17 +46,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """All that decides what a store of a given file holds.
+    """Everything besides the file that determines the contents of a store; see :func:`~tgeokd.data.tasks.criteo.task.criteo`.
 
-    Attributes:
-        seed: of the split. A row's split follows from its number in the file and the seed alone, so it can be decided while
-            the file streams by; classes have the same shares in all splits up to chance.
-        held_out: share of the rows.
-        test: share of the rows.
-        min_count: training rows a value needs for a code of its own.
-        max_tracked: distinct values of a column to count at a time.
-        rows: the first so many rows of the file; None takes all.
-        bad_rows: what to do with them, see :class:`~tgeokd.data.tasks.criteo.reader.RawFile`.
+    The split of a row is a function of its number and the seed, so it is known while the file is streamed; class frequencies
+    are equal in all splits up to chance.
     """
 
     seed: int = 0
@@ -71,20 +65,20 @@ class StoreSettings:
             raise InputError(f"held_out={self.held_out} and test={self.test} must be shares > 0 with a sum below 1")
 
     def split(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Index into :data:`SPLITS` of each row, shape (N,)."""
+        """Index into :data:`SPLITS` for each row number, shape (N,)."""
         draw = row_uniform(rows, self.seed, SPLIT)
         return np.where(draw < self.test, 2, np.where(draw < self.test + self.held_out, 1, 0))
 
 
 class Store:
-    """A store to read from.
+    """An existing store.
 
     Args:
-        folder: of the store.
+        folder: folder of the store.
 
     Attributes:
-        encoder: that made the codes.
-        report: what was found, as plain JSON.
+        encoder: encoder of the codes.
+        report: counts of rows, labels, codes and missing values, as plain JSON.
 
     Raises:
         InputError: where the files are damaged.
@@ -99,7 +93,9 @@ class Store:
                 for name in ARRAYS:
                     self.array(split, name)
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"the encoded rows in {folder} are damaged; delete that folder to make it anew") from error
+            raise InputError(
+                f"the encoded rows in {folder} are damaged; delete that folder to encode them again"
+            ) from error
 
     def array(self, split: str, name: str) -> NDArray[Any]:
         """A memory map: ``codes`` int32 (n, 39), ``label`` uint8 (n,) or ``row`` int64 (n,)."""
@@ -108,55 +104,49 @@ class Store:
 
 
 def open_store(path: Path, settings: StoreSettings, cache: Path) -> Store:
-    """The store of a file, made where there is none of the file as it is now under these settings.
+    """The store of a file under some settings, written if there is none for the current state of the file.
 
-    It is made in a folder of its own and renamed into place, so another process sees all of it or nothing, and two that make
-    the same one at the same time end up with one.
+    It is written to a temporary folder and renamed, so other processes see a complete store or none; of several processes that
+    write the same store at the same time, one wins.
 
     Args:
         path: raw file.
-        settings: of the store.
-        cache: folder of the stores, made where it does not exist.
+        settings: settings of the store.
+        cache: folder of the stores, created if it does not exist.
 
     Raises:
         InputError: for a file that cannot be read, a bad row, too few rows, or a cache that cannot be written.
     """
-    raw = RawFile(
-        path, bad_rows=settings.bad_rows, rows=settings.rows
-    )  # a wrong format is told before anything is written
+    raw = RawFile(path, bad_rows=settings.bad_rows, rows=settings.rows)  # checks the format before anything is written
     state = _state(path)
     key = json.dumps([VERSION, path.name, state, dataclasses.asdict(settings)])
     target = cache / f"{path.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if target.is_dir():
         logger.info("using the encoded rows in %s", target)
         return Store(target)
+    making = cache / f".{target.name}.{uuid.uuid4().hex}.tmp"
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        making = cache / f".{target.name}.{uuid.uuid4().hex}.tmp"
-        making.mkdir()
-    except OSError as error:
-        raise InputError(
-            f"cannot write encoded rows to {cache}: {error.strerror}; give another folder as cache"
-        ) from error
-    try:
+        making.mkdir(parents=True)
         logger.info("encoding %s into %s", path, target)
         _make(raw, settings, making)
         if _state(path) != state:
-            raise InputError(f"{path} changed while it was read")
+            raise InputError(f"{path} changed while it was being read")
         try:
             making.rename(target)
         except OSError:
-            if not target.is_dir():  # else another process was faster, with the same content
+            if not target.is_dir():  # else another process has written the same content
                 raise
     except OSError as error:
-        raise InputError(f"cannot write encoded rows to {cache}: {error.strerror}") from error
+        raise InputError(
+            f"cannot write encoded rows to {cache}: {error.strerror}; data.cache sets another folder"
+        ) from error
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return Store(target)
 
 
 def _state(path: Path) -> tuple[int, int]:
-    """Size and time of the last change: another state is another file."""
+    """Size and modification time, which identify the contents of the file."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
 
@@ -179,7 +169,7 @@ def _make(raw: RawFile, settings: StoreSettings, folder: Path) -> None:
     for name in SPLITS:
         if not 0 < clicks[name] < size[name]:
             raise InputError(
-                f"{raw.path}: too few rows: {size[name]} {name} rows with {clicks[name]} clicks, and every split needs rows "
+                f"{raw.path}: too few rows: {size[name]} {name} rows with {clicks[name]} clicks; every split needs rows "
                 "with and without a click"
             )
     report = {
@@ -198,7 +188,7 @@ def _make(raw: RawFile, settings: StoreSettings, folder: Path) -> None:
 def _encode(
     raw: RawFile, encoder: CriteoEncoder, settings: StoreSettings, folder: Path, size: Counter[str]
 ) -> dict[str, Any]:
-    """Write the arrays; returns how many cells of a column are missing, and how many of a split have no code of their own."""
+    """Write the arrays; returns counts of missing values, and of values without a code, by column."""
     missing = np.zeros(len(COLUMNS), dtype=np.int64)
     unknown = {split: np.zeros(len(COLUMNS), dtype=np.int64) for split in SPLITS}
     with ExitStack() as stack:
@@ -215,10 +205,10 @@ def _encode(
                 here = in_split == i
                 written[split] += int(here.sum())
                 unknown[split] += (codes[here] == UNKNOWN).sum(axis=0)
-                for name, content in _arrays(block, codes).items():
+                for name, content in (("codes", codes), ("label", block.label), ("row", block.rows)):
                     files[split, name].write(np.ascontiguousarray(content[here], dtype=ARRAYS[name][0]).data)
     if written != size:
-        raise InputError(f"{raw.path} changed while it was read")
+        raise InputError(f"{raw.path} changed while it was being read")
     return {
         "missing_values": _by_column(missing),
         "values_without_a_code": {split: _by_column(counts) for split, counts in unknown.items()},
@@ -229,12 +219,8 @@ def _by_column(counts: NDArray[np.int64]) -> dict[str, int]:
     return {column: int(n) for column, n in zip(COLUMNS, counts, strict=True) if n}
 
 
-def _arrays(block: Block, codes: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
-    return {"codes": codes, "label": block.label, "row": block.rows}
-
-
 def _array_file(stack: ExitStack, path: Path, kind: str, shape: tuple[int, ...]) -> BinaryIO:
-    """An open ``.npy`` file behind its header; the values are appended block by block."""
+    """A new ``.npy`` file, open after its header; the values are appended block by block."""
     file = stack.enter_context(path.open("wb"))
     np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
     return file

@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
+from numpy.typing import NDArray
 
 from tgeokd.core.metrics import Metrics
 from tgeokd.data.base import TaskData
+from tgeokd.data.tables.labels import BadRows
 from tgeokd.data.tasks.criteo.generator import GENERATOR_VERSION, generate, probability_file
-from tgeokd.data.tasks.criteo.reader import BadRows
+from tgeokd.data.tasks.criteo.reader import RawFile
 from tgeokd.data.tasks.criteo.rows import StoredRows, StoredSplit
 from tgeokd.data.tasks.criteo.store import Store, StoreSettings, open_store
+from tgeokd.data.tasks.registry import TASKS, provides
 from tgeokd.utils.errors import InputError
 
 __all__ = ["criteo"]
 
 METRICS = Metrics(names=("auc", "nll", "accuracy", "calibration"), primary="auc", class_names=("no click", "click"))
-GENERATOR_SEED = 0  # not the run's: all runs see the same file
+GENERATOR_SEED = 0  # independent of the run, so that all runs use the same file
 
 logger = logging.getLogger(__name__)
 
 
+def _rows(path: Path) -> Iterator[tuple[NDArray[np.int64], pl.DataFrame]]:
+    for block in RawFile(path, labels=False):
+        yield block.rows, block.frame
+
+
+@TASKS.register("criteo")
+@provides(read_rows=_rows)
 def criteo(
     *,
     data_dir: Path | None = None,
@@ -41,30 +53,30 @@ def criteo(
     generated: int | None = None,
     cache: str | None = None,
 ) -> TaskData:
-    """Click prediction: 13 integer and 26 categorical columns, all 39 as categories, streamed in bounded memory.
+    """Click prediction: 13 integer and 26 categorical columns, all encoded as categories, streamed in bounded memory.
 
-    The text is encoded once a file and setting into a store on disk (about 170 bytes a row), which later runs use again.
-    Delete the store to have the space back. Its ``report.json`` tells column by column what the notes sum up.
+    The text is encoded once per file and setting into a store on disk (about 170 bytes per row), which later runs use again.
+    The store can be deleted at any time. Its ``report.json`` has the figures of the notes column by column.
 
     Args:
-        data_dir: where the file is, directly or in a folder ``criteo``.
-        seed: of the split and of the noise.
+        data_dir: contains the file, directly or in a folder ``criteo``.
+        seed: seed of the split and of the label noise.
         file: in any of the raw formats, see :mod:`tgeokd.data.tasks.criteo.reader`.
-        rows: take the first so many rows; None takes all.
-        held_out: share of the rows, drawn at random by row number.
-        test: share of the rows, likewise.
-        min_count: training rows a value needs for a code of its own; rarer ones share the code 1.
-        max_tracked: distinct values of a column that are counted at a time, at roughly 100 bytes each; this, not the number
-            of rows, bounds the memory. With more values counts may be a little too low, by at most what the notes say.
-        noise: probability that the label of a training row is flipped; held-out and test labels stay clean.
+        rows: number of rows to read from the start; null for all.
+        held_out: share of the rows in the validation set, drawn at random by row number.
+        test: share of the rows in the test set, drawn in the same way.
+        min_count: training rows on which a value must occur to get a code of its own; rarer ones share the code 1.
+        max_tracked: distinct values per column that are counted at a time, at roughly 100 bytes each. This bounds the memory,
+            not the number of rows. With more values, counts may be too low by at most the amount in the notes.
+        noise: probability that the label of a training row is flipped; validation and test labels stay clean.
         bad_rows: ``error``, or ``skip`` to leave them out and count them in the notes.
-        generated: instead of a file of your own, make and read one with so many rows whose click probabilities are known
-            (:mod:`tgeokd.data.tasks.criteo.generator`). The notes hold the best AUC and log loss that a model could reach.
+        generated: generate a file with so many rows whose click probabilities are known, and read that one
+            (:mod:`tgeokd.data.tasks.criteo.generator`). The notes have the best possible AUC and log loss.
         cache: folder for stores and generated files. By default ``.tgeokd-cache`` beside the file, and for generated files
             the user's cache folder.
 
     Raises:
-        InputError: for a missing file, a wrong format, a bad row (with file and line), or an impossible option.
+        InputError: for a missing file, a wrong format, a bad row (with file and line), or an invalid option.
     """
     settings = StoreSettings(seed, held_out, test, min_count, max_tracked, rows, bad_rows)
     if generated is not None:
@@ -94,18 +106,18 @@ def criteo(
 
 def _found(data_dir: Path | None, file: str) -> Path:
     if data_dir is None:
-        raise InputError("criteo needs the data folder with your file, or generated=N for made-up rows")
+        raise InputError("task 'criteo' needs data_dir, the folder of your file, or generated=N for generated rows")
     places = [Path(data_dir) / "criteo" / file, Path(data_dir) / file]
     for place in places:
         if place.is_file():
             return place
     raise InputError(
-        f"found neither {places[0]} nor {places[1]}; the task criteo reads your own copy of the click logs"
+        f"neither {places[0]} nor {places[1]} exists; the task 'criteo' reads your own copy of the click logs"
     )
 
 
 def _generated(folder: Path, rows: int) -> Path:
-    """The generated file, made where it is not there yet."""
+    """The generated file, written if it does not exist."""
     if rows < 1:
         raise InputError(f"generated must be >= 1 or null, not {rows}")
     path = folder / f"generated-{rows}-v{GENERATOR_VERSION}.txt"
@@ -120,7 +132,7 @@ def _generated(folder: Path, rows: int) -> Path:
 
 
 def _totals(report: dict[str, Any]) -> dict[str, Any]:
-    """The report of a store without what it says column by column."""
+    """The report of a store with sums over the columns."""
     sums = {key: sum(report[key].values()) for key in ("codes", "missing_values")}
     unknown = {split: sum(columns.values()) for split, columns in report["values_without_a_code"].items()}
     return report | sums | {"values_without_a_code": unknown}
@@ -130,7 +142,7 @@ def _user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tgeokd" / "criteo"
 
 
-def _best(store: Store, probability: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, float]:
+def _best(store: Store, probability: NDArray[np.float64]) -> dict[str, float]:
     """AUC and log loss of the true click probabilities on the test rows."""
     p = torch.from_numpy(probability[store.array("test", "row")])
     logits = torch.stack([torch.log1p(-p), p.log()], dim=1)

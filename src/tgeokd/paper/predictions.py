@@ -1,4 +1,4 @@
-"""Teacher, student and what both predict, for the analyses that look inside a run."""
+"""Training and predictions inside an analysis."""
 
 from __future__ import annotations
 
@@ -17,29 +17,20 @@ from tgeokd.data.loaders import subset
 from tgeokd.methods import build_method
 from tgeokd.runs.build import build_distiller, build_student, fit, method_of
 from tgeokd.runs.config import RunConfig
-from tgeokd.runs.teacher import load_teacher, make_teacher
-from tgeokd.teachers import CLASSIFIERS, StoredPredictions
+from tgeokd.runs.teacher import build_teacher, is_network, load_teacher
+from tgeokd.teachers import StoredPredictions
 from tgeokd.training.callbacks import Callback
 from tgeokd.training.distiller import Distiller
 from tgeokd.utils.errors import InputError
 
-__all__ = [
-    "check_teacher_sees",
-    "discrepancy",
-    "drawn",
-    "new_teacher",
-    "probs",
-    "some_batches",
-    "teacher_probs",
-    "trained",
-]
+__all__ = ["check_network", "discrepancy", "new_teacher", "probs", "sample", "teacher_probs", "trained"]
 
 
 def new_teacher(config: RunConfig, data: TaskData) -> Any:
-    """The run's teacher, made here and not kept."""
+    """The run's teacher, trained or loaded, without writing it to the run's folder."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "teacher.safetensors"
-        make_teacher(config, data, path)
+        build_teacher(config, data, path)
         return load_teacher(config, data, path)
 
 
@@ -62,33 +53,32 @@ def teacher_probs(config: RunConfig, data: TaskData, teacher: Any, batches: Iter
     if isinstance(teacher, StoredPredictions):
         logits = torch.cat([teacher.lookup(batch[2]) for batch in batches])
         return logits.cpu().double().softmax(dim=-1)
-    # the same loop evaluates a teacher as the student of nobody
+    # The evaluation loop of a student is used, with the teacher as the model.
     distiller = build_distiller(teacher, None, build_method("ce"), config, config.teacher, data, progress=False)
     return probs(distiller, batches)
 
 
 def discrepancy(student: Tensor, teacher: Tensor) -> Tensor:
-    """Euclidean distance of the two predictions, the length of the edge S-T: shape (N,), in [0, sqrt(2)]."""
+    """Euclidean distance of two predictions, the length of the edge S-T: shape (N,), in [0, sqrt(2)]."""
     distance: Tensor = (student - teacher).norm(dim=-1)
     return distance
 
 
-def drawn(size: int, most: int, seed: int) -> list[int]:
-    """All rows of a data set, or as many as ``most`` drawn at random, in ascending order."""
-    if size <= most:
-        return list(range(size))
-    rows = np.random.default_rng(seed).choice(size, most, replace=False)
-    return sorted(rows.tolist())
+def sample(data: TaskData, dataset: Dataset[Any], most: int, seed: int) -> tuple[list[int], list[Any]]:
+    """At most ``most`` random rows of a data set.
+
+    Returns:
+        The rows in ascending order, and their batches. The batches are fetched once: where the data set augments at random,
+        every pass over them sees the same inputs.
+    """
+    size = len(dataset)  # type: ignore[arg-type]
+    rows = np.arange(size)
+    if size > most:
+        rows = np.sort(np.random.default_rng(seed).choice(size, most, replace=False))
+    return rows.tolist(), list(data.ordered_loader(subset(dataset, rows.tolist())))
 
 
-def some_batches(data: TaskData, dataset: Dataset[Any], rows: list[int]) -> list[Any]:
-    """The batches of some rows, fetched once: where the data set augments at random, the same for every pass."""
-    return list(data.ordered_loader(subset(dataset, rows)))
-
-
-def check_teacher_sees(config: RunConfig, what: str) -> None:
-    """Refuse a teacher that is a list of predictions: it cannot say anything of inputs that are changed."""
-    if config.teacher.predictions is not None or config.teacher.model.get("name") in CLASSIFIERS:
-        raise InputError(
-            f"{what} shows the teacher changed inputs and needs a network, not predictions or a classifier"
-        )
+def check_network(config: RunConfig, name: str) -> None:
+    """Refuse a teacher that is not a network: stored predictions do not exist for changed inputs."""
+    if not is_network(config):
+        raise InputError(f"{name} queries the teacher on changed inputs, so the teacher must be a network")

@@ -1,0 +1,53 @@
+"""`calibration`: expected calibration error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from tgeokd.core.metrics.base import Metric
+from tgeokd.core.metrics.collection import Metrics
+from tgeokd.core.metrics.registry import METRICS
+
+if TYPE_CHECKING:
+    from tgeokd.core.metrics.base import Bools, Floats
+
+__all__ = ["BINS", "Calibration", "calibration_error"]
+
+BINS = 15
+
+
+@METRICS.register("calibration")
+class Calibration(Metric):
+    """:func:`calibration_error` of the probability of class 1 with two classes, of the largest probability with more."""
+
+    title, higher_is_better = "calibration error", False
+
+    def compute(self, logits: Tensor, target: Tensor, settings: Metrics) -> float:
+        """The error; with more than two classes, the event is that the prediction is correct."""
+        p = logits.softmax(dim=1)
+        if logits.shape[1] == 2:
+            confidence, outcome = p[:, 1], target == 1
+        else:
+            confidence, outcome = p.max(dim=1).values, logits.argmax(dim=1) == target
+        return calibration_error(confidence.numpy(), outcome.numpy())
+
+
+def calibration_error(confidence: Floats, outcome: Bools, bins: int = BINS) -> float:
+    """Expected calibration error: ``sum_b n_b / N |mean confidence - share of outcomes|`` over bins of equal count.
+
+    Samples of equal confidence share a bin: bins have equal counts (to within one) only where the confidences differ, and the
+    order of the samples does not matter. Equal-count bins: Nguyen and O'Connor, "Posterior calibration and exploratory
+    analysis for natural language processing models", EMNLP 2015.
+
+    Args:
+        confidence: probability given to the event, shape (N,).
+        outcome: whether it happened, shape (N,), bool.
+        bins: number of bins.
+    """
+    rank = np.searchsorted(np.sort(confidence), confidence, side="left")
+    index = rank * bins // len(confidence)
+    gap = np.bincount(index, weights=confidence - outcome, minlength=bins)
+    return float(np.abs(gap).sum() / len(confidence))

@@ -1,0 +1,67 @@
+"""`detection_rate`: share of attacks detected at a bounded rate of false alarms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tgeokd.core.metrics.base import Percent, log_odds
+from tgeokd.core.metrics.collection import Metrics
+from tgeokd.core.metrics.registry import METRICS
+from tgeokd.core.validation import validate_labels
+from tgeokd.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from tgeokd.core.metrics.base import Bools, Floats
+
+__all__ = ["FALSE_ALARMS", "DetectionRate", "detection_rate"]
+
+FALSE_ALARMS = 0.01
+"""Share of the normal samples that may be flagged."""
+
+
+@METRICS.register("detection_rate")
+class DetectionRate(Percent):
+    """See :func:`detection_rate`; the score is the summed probability of ``attack_classes``."""
+
+    title = "found at 1 % false alarms, %"
+
+    def compute(self, logits: Tensor, target: Tensor, settings: Metrics) -> float:
+        """The share of the attacks."""
+        classes = sorted(set(settings.attack_classes))
+        return detection_rate(log_odds(logits, classes), torch.isin(target, torch.tensor(classes)).numpy())
+
+    def check(self, target: Tensor, num_classes: int, settings: Metrics) -> None:
+        """Refuse attack classes that do not exist, and labels without attacks or without normal samples."""
+        validate_labels(torch.tensor(settings.attack_classes), num_classes, "attack_classes")
+        attacks = sorted(set(settings.attack_classes))
+        for kind, classes in (("attack", attacks), ("normal", [c for c in range(num_classes) if c not in attacks])):
+            if not set(classes) & set(target.unique().tolist()):
+                among = ", ".join(map(settings.class_name, classes)) or "no class"
+                raise InputError(f"metric 'detection_rate' needs {kind} samples ({among}), and the labels have none")
+
+    def check_settings(self, settings: Metrics) -> None:
+        """Refuse settings without attack classes."""
+        if not settings.attack_classes:
+            raise InputError("metric 'detection_rate' needs attack_classes, the class indices that are attacks")
+
+
+def detection_rate(score: Floats, attack: Bools, false_alarms: float = FALSE_ALARMS) -> float:
+    """Largest share of attacks flagged by any threshold that flags at most a given share of the normal samples.
+
+    A threshold ``t`` flags the samples with ``score >= t``; samples of equal score are flagged together. This is the highest
+    point of the empirical ROC curve at or left of ``false_alarms``, without interpolation; 0 where the highest scores belong
+    to too many normal samples.
+
+    Args:
+        score: higher is more like an attack, shape (N,).
+        attack: which samples are attacks, shape (N,), bool; both kinds must occur.
+        false_alarms: share of normal samples that may be flagged.
+    """
+    from sklearn.metrics import roc_curve
+
+    # by default sklearn drops collinear corners of the curve, which may include the last allowed one
+    fpr, tpr, _ = roc_curve(attack, score, drop_intermediate=False)
+    return float(tpr[fpr <= false_alarms].max())

@@ -1,0 +1,21 @@
+"""`recall`: recall of each class."""
+
+from torch import Tensor
+
+from tgeokd.core.metrics.base import Percent
+from tgeokd.core.metrics.collection import Metrics
+from tgeokd.core.metrics.registry import METRICS
+
+__all__ = ["Recall"]
+
+
+@METRICS.register("recall")
+class Recall(Percent):
+    """Share of the samples of a class that are classified correctly, for each class that occurs in the labels."""
+
+    title, per_class = "recall of {}, %", True
+
+    def compute(self, logits: Tensor, target: Tensor, settings: Metrics) -> dict[int, float]:
+        """The share of each class."""
+        correct = (logits.argmax(dim=1) == target).double()
+        return {c: float(correct[target == c].mean()) for c in target.unique().tolist()}

@@ -1,0 +1,67 @@
+"""The registry of tasks, and what a task's file uses to describe itself. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tgeokd.utils.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Confusion = Callable[[Mapping[str, Any], Path, int], Tensor | None]
+    RowReader = Callable[[Path], Iterator[tuple[NDArray[np.int64], pl.DataFrame]]]
+
+__all__ = ["TASKS", "provides", "same_options"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+TASKS: Registry[Any] = Registry("task", "tgeokd.data.tasks", group="tgeokd.tasks")
+"""Functions that take the options of a task as keyword arguments and return its :class:`~tgeokd.data.base.TaskData`."""
+
+
+def provides(*, read_rows: RowReader | None = None, confusion: Confusion | None = None) -> Callable[[F], F]:
+    """A decorator that stores what a task has besides its data, as attributes of its function.
+
+    Args:
+        read_rows: for tasks that ``tgeokd predict`` supports: yields, for a file in the format of the task, row numbers and
+            rows as the task's encoder takes them. Labels may be missing.
+        confusion: returns, for the options, the data folder and C, how often people label a sample of class ``row`` as class
+            ``column``, int64, shape (C, C); None where that is not known.
+    """
+
+    def add(task: F) -> F:
+        task.read_rows, task.confusion = read_rows, confusion  # type: ignore[attr-defined]
+        return task
+
+    return add
+
+
+def same_options(other: Callable[..., Any]) -> Callable[[F], F]:
+    """A decorator that replaces ``**options`` in a signature by the keyword-only options with defaults of another function.
+
+    Options are checked against the signature, so it must list them; two tasks that share an implementation need not repeat it.
+
+    Args:
+        other: the function in the same module that ``**options`` are passed on to.
+    """
+
+    def add(task: F) -> F:
+        signature = inspect.signature(task)
+        own = {name: p for name, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD}
+        shared = {
+            name: p
+            for name, p in inspect.signature(other).parameters.items()
+            if p.kind is p.KEYWORD_ONLY and p.default is not p.empty and name not in own
+        }
+        task.__signature__ = signature.replace(parameters=[*own.values(), *shared.values()])  # type: ignore[attr-defined]
+        task.__annotations__ |= {name: p.annotation for name, p in shared.items()}
+        return task
+
+    return add

@@ -1,0 +1,60 @@
+"""Means, paired differences and their intervals over the seeds, and how they are printed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+
+from tgeokd.core.metrics import METRICS
+from tgeokd.runs.statistics import PairedTest, paired
+
+__all__ = ["difference", "interval", "mean", "metric_interval", "number", "subtract", "verdict"]
+
+
+def difference(values: Iterable[float | None]) -> PairedTest | None:
+    """Mean and 95 % interval of one difference per seed. Seeds without a value (None) are left out; None without any."""
+    known = [value for value in values if value is not None]
+    return paired(known) if known else None
+
+
+def subtract(first: Iterable[float | None], second: Iterable[float | None]) -> list[float | None]:
+    """``first - second`` by seed, None where either is."""
+    return [None if a is None or b is None else a - b for a, b in zip(first, second, strict=True)]
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are not None."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def number(value: float | None) -> str:
+    """A value with two digits, or ``-``."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def interval(d: PairedTest | None, *, factor: float = 1.0, digits: int = 2, unit: str = "") -> str:
+    """``+1.20 points (95 % interval +0.30 to +2.10)``, or why there is no interval."""
+    if d is None:
+        return "- (no samples)"
+    value = f"{factor * d.mean:+.{digits}f}{unit}"
+    if d.low is None or d.high is None:
+        return f"{value} ({'one seed' if d.n == 1 else 'equal in all seeds'}, no interval)"
+    return f"{value} (95 % interval {factor * d.low:+.{digits}f} to {factor * d.high:+.{digits}f})"
+
+
+def metric_interval(d: PairedTest | None, metric: str) -> str:
+    """The interval of a difference in a metric, in percentage points or in the metric's own unit."""
+    shown = METRICS[metric.partition("/")[0]]
+    return interval(d, factor=shown.factor, digits=shown.digits, unit="" if shown.factor == 1 else " points")
+
+
+def verdict(d: PairedTest | None, above: str, below: str) -> str:
+    """The conclusion that an interval allows: ``above`` 0, ``below`` 0, or none."""
+    if d is None:
+        return "no conclusion"
+    if d.low is None or d.high is None:
+        return "no difference in any seed" if d.n > 1 and d.mean == 0 else "no conclusion without an interval"
+    if d.low <= 0 <= d.high:
+        return "no clear difference (the interval includes 0)"
+    return above if d.mean > 0 else below
