@@ -458,14 +458,21 @@ def recorder_of(
     return StepRecorder(case.student, case.optimizer, estimator, **settings)
 
 
-def backward_passes(case: Case, recorder: StepRecorder, factors: Sequence[float] = (1.0,)) -> None:
-    """The recorded forward passes of a step, one for each factor, and their backward passes with the loss times the factor."""
+def backward_passes(
+    case: Case, recorder: StepRecorder, factors: Sequence[float] = (1.0,), *, zero_grad: bool = False
+) -> None:
+    """The recorded forward passes of a step, one for each factor, and their backward passes with the loss times the factor.
+
+    With ``zero_grad`` the gradients are zeroed between the first forward and backward pass, as many loops do.
+    """
     for index, factor in zip(pieces(len(case.target), len(factors)), factors, strict=True):
         inputs = rows(case.inputs, index)
         with recorder.forward_pass(inputs):
             z = call(case.student, inputs)
         loss = loss_of(case, z, index)
-        recorder.complete(z, case.target[index], case.teacher_logits[index], loss)
+        recorder.complete(z, case.target[index], case.teacher_logits[index], case.alpha[index], loss)
+        if zero_grad and not index.start:
+            case.optimizer.zero_grad()
         (loss * factor).backward()
 
 
@@ -475,7 +482,6 @@ def recorded_step(case: Case, recorder: StepRecorder, *, accumulate: int = 1) ->
     backward_passes(case, recorder, [1 / accumulate] * accumulate)
     clip_gradients(case, recorder.clip_norm)
     record = recorder.finish()
-    record.alpha = case.alpha
     case.optimizer.step()
     return record
 

@@ -32,10 +32,9 @@ def autocast_step(case, recorder):
         with recorder.forward_pass(case.inputs):
             logits = case.student(case.inputs).float()
         loss = loss_of(case, logits, slice(None))
-        recorder.complete(logits, case.target, case.teacher_logits, loss)
+        recorder.complete(logits, case.target, case.teacher_logits, case.alpha, loss)
     loss.backward()
     record = recorder.finish()
-    record.alpha = case.alpha
     case.optimizer.step()
     torch.clear_autocast_cache()
     return record
@@ -105,12 +104,12 @@ TRAINED = {
 }
 
 
-def of_trained_size(kind, method, *, autocast, samples=48, held_out=32, classes=10, tau=4.0):
+def of_trained_size(kind, method, *, autocast, samples=48, val_samples=32, classes=10, tau=4.0):
     torch.manual_seed(0)
     name, shape, options = TRAINED[kind]
     student = build_model(name, inputs=InputSpec("array", shape), num_classes=classes, **options)
-    x, val_x = torch.randn(samples, *shape), torch.randn(held_out, *shape)
-    y, val_y = torch.randint(classes, (samples,)), torch.randint(classes, (held_out,))
+    x, val_x = torch.randn(samples, *shape), torch.randn(val_samples, *shape)
+    y, val_y = torch.randint(classes, (samples,)), torch.randint(classes, (val_samples,))
     teacher, alpha = 2 * torch.randn(samples, classes), torch.rand(samples)
     optimizer = SGD(student.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     settings = {"temperature": tau, "clip_norm": None, "assume_sgd": False}
@@ -120,12 +119,11 @@ def of_trained_size(kind, method, *, autocast, samples=48, held_out=32, classes=
             logits = student(x)
         logits = logits.float()
         loss = fuse(kd_loss(logits, teacher, tau), gt_loss(logits, y), alpha).mean()
-        recorder.complete(logits, y, teacher, loss)
+        recorder.complete(logits, y, teacher, alpha, loss)
         optimizer.zero_grad()
         loss.backward()
         record = recorder.finish()
         optimizer.step()
-    record.alpha = alpha
     found = recorder.estimator.estimate(record, (val_x, val_y))
     assert found.dtype == torch.float32
     return found

@@ -159,7 +159,6 @@ def test_a_common_factor_of_the_losses_does_not_matter(method):
         param.grad /= 1024.0
     clip_gradients(case, bound)
     record = recorder.finish()
-    record.alpha = case.alpha
     case.optimizer.step()
     assert relative_error(estimate(case, recorder, record), expected) <= 1e-10
 
@@ -185,26 +184,74 @@ def test_microbatches_with_other_factors(method):
     case.optimizer.zero_grad()
     backward_passes(case, recorder, factors)
     record = recorder.finish()
-    record.alpha = case.alpha
     case.optimizer.step()
     found = estimate(case, recorder, record)
     assert relative_error(found, torch.tensor(expected, dtype=torch.float64)) <= 1e-6
 
 
-@pytest.mark.parametrize("skip", ["forget", "zero_grad"])
-def test_a_step_that_was_not_taken_is_dropped(skip):
-    case = make_case("mlp", "momentum", steps=1)
-    recorder = recorder_of(case)
+def test_one_backward_pass_of_several_losses():
+    case = make_case("mlp", "momentum", steps=2)
+    bound = clip_bound(case, "bites")
+    expected = ratio_gradient(case.student, case.optimizer, **case.data, clip_norm=bound, accumulate=3)
+    recorder = recorder_of(case, clip_norm=bound)
+    losses = []
+    for index in pieces(len(case.target), 3):
+        with recorder.forward_pass(case.inputs[index]):
+            z = call(case.student, case.inputs[index])
+        losses.append(loss_of(case, z, index))
+        recorder.complete(z, case.target[index], case.teacher_logits[index], case.alpha[index], losses[-1])
     case.optimizer.zero_grad()
-    backward_passes(case, recorder)
-    if skip == "forget":
-        recorder.forget()
-    else:
+    (sum(losses) / 3).backward()
+    clip_gradients(case, bound)
+    record = recorder.finish()
+    case.optimizer.step()
+    assert relative_error(estimate(case, recorder, record), expected) <= 1e-10
+
+
+@pytest.mark.parametrize("zero_grad", ["before_forward", "after_forward"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_that_was_skipped_is_dropped(accumulate, zero_grad):
+    """A GradScaler skips a step without a word; the next backward pass begins without gradients."""
+    case = make_case("mlp", "momentum", steps=1)
+    bound = clip_bound(case, "bites")
+    recorder = recorder_of(case, clip_norm=bound)
+    factors = [1 / accumulate] * accumulate
+    case.optimizer.zero_grad()
+    backward_passes(case, recorder, factors)
+    settings = {"clip_norm": bound, "accumulate": accumulate}
+    expected = ratio_gradient(case.student, case.optimizer, **case.data, **settings)
+    if zero_grad == "before_forward":
         case.optimizer.zero_grad()
-    expected = ratio_gradient(case.student, case.optimizer, **case.data)
-    record = recorded_step(case, recorder)
+    backward_passes(case, recorder, factors, zero_grad=zero_grad == "after_forward")
+    clip_gradients(case, bound)
+    record = recorder.finish()
+    case.optimizer.step()
     assert record.size == len(case.target)
     assert relative_error(estimate(case, recorder, record), expected) <= 1e-10
+
+
+def test_a_step_can_be_forgotten():
+    case = make_case("mlp", "momentum", steps=1)
+    recorder = recorder_of(case)
+    with recorder.forward_pass(case.inputs):
+        case.student(case.inputs)
+    recorder.forget()
+    expected = ratio_gradient(case.student, case.optimizer, **case.data)
+    assert relative_error(estimate(case, recorder, recorded_step(case, recorder)), expected) <= 1e-10
+
+
+def test_the_norm_is_that_after_everything_that_happens_at_the_end_of_the_backward_pass():
+    """Data-parallel training reduces the gradients in such a callback, queued when the last gradient is there."""
+    case = make_case("mlp", "sgd", steps=1)
+    first = next(case.student.parameters())  # gets its gradient last
+    queue = torch.autograd.Variable._execution_engine.queue_callback
+    handle = first.register_post_accumulate_grad_hook(lambda p: queue(lambda: p.grad.mul_(5.0)))
+    recorder = recorder_of(case, clip_norm=0.1)
+    case.optimizer.zero_grad()
+    backward_passes(case, recorder)
+    handle.remove()
+    expected = torch.nn.utils.get_total_norm([p.grad for p in case.student.parameters()])
+    torch.testing.assert_close(recorder.finish().vjp.clip.norm, expected)
 
 
 def test_clip_norm_needs_the_backward_pass_of_the_recorded_loss():
@@ -212,7 +259,7 @@ def test_clip_norm_needs_the_backward_pass_of_the_recorded_loss():
     recorder = recorder_of(case, clip_norm=1.0)
     with recorder.forward_pass(case.inputs):
         logits = case.student(case.inputs)
-    recorder.complete(logits, case.target, case.teacher_logits, logits.square().mean())
+    recorder.complete(logits, case.target, case.teacher_logits, case.alpha, logits.square().mean())
     gt_loss(logits, case.target).mean().backward()  # another loss
     with pytest.raises(InputError, match="clip_norm"):
         recorder.finish()
