@@ -47,6 +47,25 @@ def test_streamed_class_means_are_those_of_the_whole_however_it_is_cut(seed, cut
     assert means.counts.tolist() == [10, 10, 10]
 
 
+def test_reduce_sums_over_processes():
+    rng = np.random.default_rng(0)
+    probs, target = torch.from_numpy(rng.dirichlet(np.ones(3), 20)), torch.from_numpy(rng.integers(0, 3, 20))
+    here, there, elsewhere = ClassMeans(3), ClassMeans(3), []
+    here.update(probs[:8], target[:8])
+    there.update(probs[8:], target[8:])
+    there.reduce(lambda values: elsewhere.append(values) or values)
+    here.reduce(lambda values: values + elsewhere.pop(0))
+    torch.testing.assert_close(here.compute(), class_means(probs, target, 3))
+    assert here.counts.tolist() == target.bincount(minlength=3).tolist()
+
+
+def test_a_sparse_table_cannot_be_reduced():
+    means = ClassMeans(10, 3)
+    means.reduce(lambda values: values)  # one process
+    with pytest.raises(InputError, match="10 classes"):
+        means.reduce(lambda values: 2 * values)
+
+
 def test_many_small_batches_do_not_drift():
     means = ClassMeans(2)
     row = torch.tensor([[0.1, 0.9]])
