@@ -41,7 +41,7 @@ def loader(
     return DataLoader(TensorDataset(*data(n, seed, classes)), batch_size, **options)
 
 
-def validation(n: int = 12) -> DataLoader[Any]:
+def validation_loader(n: int = 12) -> DataLoader[Any]:
     return loader(n, 6, seed=7)
 
 

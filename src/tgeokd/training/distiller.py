@@ -164,6 +164,7 @@ class Distiller:
             self.cache_teacher = None
         self._cached: CachedTeacher | None = None
         self._loop: TrainingLoop | None = None
+        self._folder: RunFolder | None = None
         self.history = History()
         self.resumed_at = 0
 
@@ -251,7 +252,7 @@ class Distiller:
             self.student.train()
         self._step.forget()
         self._step.index, self._step.seed = 0, seed
-        self.resumed_at, self.history, self._loop = 0, History(), None
+        self.resumed_at, self.history, self._loop, self._folder = 0, History(), None, None
         if self.cache_teacher is not None and self._uses_teacher:
             self._cached = self._new_cache(Path(out) / "teacher-cache" if out is not None else None)
             train_loader = self._cached.viewed(train_loader, epochs)
@@ -259,6 +260,8 @@ class Distiller:
             train_loader = self._training_loader(train_loader, val_loader)
             return self._fit(train_loader, val_loader, epochs, callbacks, checkpoint_every, out, resume)
         finally:
+            if self._folder is not None:
+                self._folder.close()
             if self._cached is not None:
                 self._cached.close()
 
@@ -275,7 +278,8 @@ class Distiller:
         checkpointer = Checkpointer(Path(out)) if out is not None else None
         state = checkpointer.load() if checkpointer is not None and resume else None
         # Data are checked before anything is written, except a teacher cache, for which the folder is claimed first.
-        claimed = RunFolder(out, resume=resume) if out is not None and self._cached is not None else None
+        if out is not None and self._cached is not None:
+            self._folder = RunFolder(out, resume=resume)
         set_view(train_loader, 0)
         self._step.validation = val_loader
         survey = self._step.prepare(
@@ -284,7 +288,9 @@ class Distiller:
             survey_result=None if state is None else Survey(**state.survey),
             before_survey=lambda: self._store(train_loader, val_loader),
         )
-        folder = claimed or (RunFolder(out, resume=resume) if out is not None else None)
+        if out is not None and self._folder is None:
+            self._folder = RunFolder(out, resume=resume)
+        folder = self._folder
         self._loop = TrainingLoop(
             self,
             self._step,
@@ -308,7 +314,6 @@ class Distiller:
         self._loop.run()
         if folder is not None:
             write_weights(folder.path, self.student)
-            folder.close()
         return self.history
 
     def store_teacher(
