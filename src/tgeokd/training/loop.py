@@ -80,10 +80,10 @@ class TrainingLoop:
     epoch: int = 0
     batch: int = 0
     should_stop: bool = False
+    _save_after_epoch: bool = False
 
     def run(self) -> None:
         """Train until the last epoch or until a callback stops it."""
-        self._mark_epoch()
         try:
             self._call(lambda callback: callback.on_fit_start(self.distiller))
             while self.epoch < self.epochs and not self.should_stop:
@@ -91,11 +91,10 @@ class TrainingLoop:
                 self.history.append(record)
                 self._call(partial(self._end_epoch, record))
                 self.epoch, self.batch = self.epoch + 1, 0
-                self._mark_epoch()
                 if self.checkpointer is not None:
                     # The checkpoint comes first, also after the first epoch: a folder with metrics can always be resumed.
-                    last = self.epoch == self.epochs or self.should_stop
-                    if last or self.epoch == 1 or self.epoch % self.checkpoint_every == 0:
+                    due = self._save_after_epoch or self.epoch in (1, self.epochs) or self.should_stop
+                    if due or self.epoch % self.checkpoint_every == 0:
                         self.save()
                     append_line(self.checkpointer.run / "metrics.jsonl", record)
             self._call(lambda callback: callback.on_fit_end(self.distiller))
@@ -118,6 +117,7 @@ class TrainingLoop:
         started = time.perf_counter()
         step, optimizer = self.step, self.distiller.optimizer
         if self.batch == 0:
+            self._mark_epoch()
             self._start_epoch()
             batches = iter(self.train_loader)
         else:
@@ -176,12 +176,16 @@ class TrainingLoop:
     # ---- checkpoints
 
     def save(self) -> None:
-        """Write a checkpoint now, between two optimizer steps."""
+        """Write a checkpoint now, between two optimizer steps; at the end of an epoch after all callbacks."""
         assert self.checkpointer is not None
-        self.checkpointer.save(self.state())
+        self._save_after_epoch = len(self.history) > self.epoch
+        if not self._save_after_epoch:
+            self.checkpointer.save(self.state())
 
     def state(self) -> TrainState:
         """Everything that a resumed run needs."""
+        if self.batch == 0:
+            self._mark_epoch()
         return TrainState(
             epoch=self.epoch,
             batch=self.batch,

@@ -152,9 +152,10 @@ class DistillationStep:
                     *(method, self.reader.num_classes, train_loader, self.validation),
                     *(self.teacher, self.reader, self.parallel),
                 )
-            elif before_survey is not None:
-                self._set_teacher(before_survey())
-            self.reader.num_classes = survey_result.num_classes
+            else:
+                self.reader.num_classes = survey_result.num_classes
+                if before_survey is not None:
+                    self._set_teacher(before_survey())
             method.prepare(survey_result.num_classes, survey_result.class_means, self.reader.device)
         if generator is not None and order is not None:
             generator.set_state(order)
