@@ -276,7 +276,10 @@ class Distiller:
         resume: bool,
     ) -> History:
         checkpointer = Checkpointer(Path(out)) if out is not None else None
+        fingerprints = self._fingerprints(train_loader, val_loader) if checkpointer is not None else {}
         state = checkpointer.load() if checkpointer is not None and resume else None
+        if state is not None:
+            state.check_fingerprints(fingerprints)
         # Data are checked before anything is written, except a teacher cache, for which the folder is claimed first.
         if out is not None and self._cached is not None:
             self._folder = RunFolder(out, resume=resume)
@@ -302,7 +305,7 @@ class Distiller:
             self.accumulate,
             callbacks,
             survey,
-            self._fingerprints(train_loader, val_loader) if folder is not None else {},
+            fingerprints,
             checkpointer,
             checkpoint_every,
             self.history,
@@ -446,6 +449,7 @@ class Distiller:
             "configuration": {
                 "method": self.method.name,
                 "optimizer": type(self.optimizer).__name__,
+                "scheduler": "none" if self.scheduler is None else type(self.scheduler).__name__,
                 "temperature": self._step.temperature,
                 "clip_norm": self._step.clip_norm,
                 "accumulate": self.accumulate,

@@ -18,7 +18,7 @@ from tgeokd.bilevel.functional import trainable
 from tgeokd.data.loaders import order_of, set_view, views_of
 from tgeokd.training.callbacks import Callback
 from tgeokd.training.checkpoint import Checkpointer
-from tgeokd.training.state import RandomStates, TrainState, differences
+from tgeokd.training.state import RandomStates, TrainState
 from tgeokd.training.step import DistillationStep
 from tgeokd.training.survey import Survey
 from tgeokd.utils.errors import InputError, first_line
@@ -208,11 +208,8 @@ class TrainingLoop:
         """Continue from a checkpoint.
 
         Raises:
-            InputError: where it is of another configuration, data, teacher, student, optimizer or callbacks.
+            InputError: where it is of another student, optimizer, scheduler, method or callbacks.
         """
-        different = differences(state.fingerprints, self.fingerprints)
-        if different:
-            raise InputError(f"the run to resume was started with other settings: {'; '.join(different)}")
         self.epoch, self.batch, self.should_stop = state.epoch, state.batch, state.should_stop
         try:
             self.step.student.load_state_dict(state.student)
