@@ -21,7 +21,7 @@ from tgeokd.training.callbacks import Callback
 from tgeokd.training.survey import Survey
 
 META = torch.device("meta")
-N, C, STEPS = 8, 3, 5
+N, C, STEPS = 8, 3, 2
 
 
 class Watch(TorchDispatchMode):
@@ -117,8 +117,20 @@ def batch():
 
 OPTIONS = [
     *((name, {}) for name in METHODS if name != "tgeo"),
-    *(("tgeo", {"hypergradient": name, "outer": "holdout"}) for name in ("forward", "finite_difference", "last_layer")),
-    ("tgeo", {"hypergradient": "unrolled", "outer": "holdout", "ema_decay": 0.0, "project_out_step_length": False}),
+    *(
+        ("tgeo", {"hypergradient": name, "outer": "holdout", "update_interval": 2})
+        for name in ("forward", "finite_difference", "last_layer")
+    ),
+    (
+        "tgeo",
+        {
+            "hypergradient": "unrolled",
+            "outer": "holdout",
+            "update_interval": 2,
+            "ema_decay": 0.0,
+            "project_out_step_length": False,
+        },
+    ),
 ]
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1),
@@ -131,7 +143,7 @@ OPTIMIZERS = {
     ("method", "options"), OPTIONS, ids=lambda v: v if isinstance(v, str) else v.get("hypergradient", "")
 )
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize(("clip_norm", "accumulate"), [(None, 1), (None, 2), (1.0, 2)])
+@pytest.mark.parametrize(("clip_norm", "accumulate"), [(None, 1), (1.0, 2)])
 def test_no_step_of_any_method_reads_anything_back(method, options, optimizer, clip_norm, accumulate, made):
     student, steps = network(), WatchedSteps(made)
     distiller = Distiller(
