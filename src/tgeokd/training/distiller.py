@@ -198,7 +198,7 @@ class Distiller:
     def save_checkpoint(self) -> None:
         """Write a checkpoint now; for callbacks of a run with ``out``, also in the middle of an epoch."""
         if self._loop is None:
-            raise InputError("a checkpoint is written during fit(...)")
+            raise InputError("a checkpoint is written during fit(..., out=...)")
         self._loop.save()
 
     # ---- training
