@@ -45,18 +45,10 @@ class TrainingLoop:
 
     Attributes:
         distiller: holds optimizer, scheduler and metrics; callbacks are given it.
-        step: the distillation step.
-        train_loader: batches that the student trains on.
-        validation: batches for the metrics of each epoch, or None.
-        epochs: passes over the training data.
-        callbacks: in the order of their calls.
-        checkpoint_every: epochs between two checkpoints; the first and the last epoch always write one.
         survey: what was found in the data; set before training.
         folder: of the run, or None.
-        history: records of the finished epochs.
         epoch: finished epochs.
         batch: batches read in the running epoch.
-        should_stop: stop after the running epoch.
     """
 
     distiller: Distiller
