@@ -13,15 +13,13 @@ from tgeokd.paper.formatting import difference, mean, number
 from tgeokd.runs.config import RunConfig
 from tgeokd.runs.results import MethodSpec, RunRecord
 
-__all__ = ["COSTS", "INTERVAL", "VARIANTS", "Cost"]
+__all__ = ["COSTS", "VARIANTS", "Cost"]
 
-INTERVAL = "every"
-"""The option of ``tgeo`` for the number of steps between two updates of the ratio network."""
 COSTS = ("seconds", "peak_memory_mb")
 
 
 def _tgeo(hypergradient: str, interval: int) -> MethodSpec:
-    return MethodSpec("tgeo", {"hypergradient": hypergradient, INTERVAL: interval})
+    return MethodSpec("tgeo", {"hypergradient": hypergradient, "update_interval": interval})
 
 
 VARIANTS = {

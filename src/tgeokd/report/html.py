@@ -16,7 +16,7 @@ from tgeokd.report.figures import alpha_by_group, alpha_by_label, metric_by_row
 from tgeokd.report.tables import Table, comparison_table, paired_differences
 from tgeokd.runs.results import DEFAULT_METHOD, ComparisonResults, RunResults, read
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import replace_file, slug
+from tgeokd.utils.files import slug, write_text
 
 __all__ = ["build_report"]
 
@@ -58,7 +58,7 @@ def build_report(folder: Path) -> Path:
     settings = config.read_text(encoding="utf-8") if config.exists() else ""
     page = template.render(title=f"{results.task}: {title}", sections=sections, config=settings)
     path = folder / "report.html"
-    replace_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_text(path, page)
     return path
 
 
