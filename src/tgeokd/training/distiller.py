@@ -263,7 +263,11 @@ class Distiller:
         try:
             train_loader = self._training_loader(train_loader, val_loader)
             loop = TrainingLoop(self, self._step, train_loader, val_loader, epochs, callbacks, checkpoint_every)
-            self._run(loop, Path(out) if out is not None else None, resume)
+            try:
+                self._run(loop, Path(out) if out is not None else None, resume)
+            finally:
+                if loop.folder is not None:
+                    loop.folder.close()
         finally:
             if self._cached is not None:
                 self._cached.close()
@@ -271,6 +275,8 @@ class Distiller:
 
     def _run(self, loop: TrainingLoop, out: Path | None, resume: bool) -> None:
         state = Checkpointer(out).load() if out is not None and resume else None
+        if state is not None:
+            state.check_fingerprints(loop.fingerprints())
         # Data are checked before anything is written, except a teacher cache, for which the folder is claimed first.
         if out is not None and self._cached is not None:
             loop.folder = RunFolder(out, resume=resume)
@@ -292,7 +298,6 @@ class Distiller:
         loop.run()
         if loop.folder is not None:
             write_weights(loop.folder.path, self.student)
-            loop.folder.close()
 
     def store_teacher(
         self, train_loader: Loader, val_loader: Loader | None = None, *, folder: str | Path, epochs: int

@@ -104,7 +104,6 @@ class DistillationStep:
         self._outer_teacher: Teacher | None = None
         self._recorder: StepRecorder | None = None
         self._record: StepRecord | None = None
-        self._alphas: list[Tensor] = []
         self._begun = 0  # microbatches since the last update
         self._ran_backward = False
         self._handles = add_step_hooks(self.optimizer, self)
@@ -255,7 +254,7 @@ class DistillationStep:
         if self.method.needs_epochs and not self._epoch_started:
             raise InputError(f"the loss of {self.method.name!r} depends on the epoch: call start_epoch(epoch, epochs)")
         due = self._due
-        if due and (self._recorder is None or len(self._recorder.microbatches) != len(self._alphas) + 1):
+        if due and (self._recorder is None or not self._recorder.awaits_loss):
             raise InputError("the student's forward pass must run inside `with step.forward_pass(inputs):`")
         with torch.autocast(student_logits.device.type, enabled=False):
             result = self.method.loss(self.loss_inputs(student_logits, teacher_logits, target, learn=due))
@@ -265,8 +264,7 @@ class DistillationStep:
             assert self._recorder is not None
             assert result.alpha is not None
             assert teacher_logits is not None
-            self._alphas.append(result.alpha)
-            self._recorder.complete(student_logits, target, teacher_logits, loss)
+            self._recorder.complete(student_logits, target, teacher_logits, result.alpha, loss)
         if due or self.method.looks_before_forward:
             loss.register_hook(self._note_backward)
         return loss
@@ -285,8 +283,6 @@ class DistillationStep:
         """
         if self._record is None and self._recorder is not None and self._recorder.microbatches:
             self._record = self._recorder.finish()
-            alphas, self._alphas = self._alphas, []
-            self._record.alpha = torch.cat(alphas) if len(alphas) > 1 else alphas[0]
 
     def after_update(self) -> None:
         """Learn from the step that the optimizer has taken. Called by a hook of the optimizer, as :meth:`before_update`."""
@@ -303,7 +299,7 @@ class DistillationStep:
 
     def forget(self) -> None:
         """Drop what a step that was not taken has left behind."""
-        self._record, self._alphas, self._begun, self._ran_backward = None, [], 0, False
+        self._record, self._begun, self._ran_backward = None, 0, False
         if self._recorder is not None:
             self._recorder.forget()
 
