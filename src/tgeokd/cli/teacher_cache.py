@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,6 @@ from tgeokd.cli import options
 from tgeokd.cli.options import optional
 from tgeokd.cli.output import interruptible, metrics_line, say
 from tgeokd.utils.errors import InputError
-
-if TYPE_CHECKING:
-    from tgeokd.runs.config import RunConfig
 
 
 def teacher_cache(
@@ -44,6 +41,7 @@ def teacher_cache(
     from tgeokd.runs.build import load_data
     from tgeokd.runs.config import load_config, replace
     from tgeokd.runs.single import check
+    from tgeokd.runs.stored import result_key
     from tgeokd.runs.teacher import build_teacher, cache_teacher_logits, is_network
     from tgeokd.teachers import TeacherCacheOptions
     from tgeokd.utils.files import RunFolder
@@ -57,7 +55,7 @@ def teacher_cache(
     if not is_network(chosen):
         raise InputError("this teacher is not a network: its predictions are stored once anyway, no cache is needed")
     stored = out / "config.yaml"
-    if stored.exists() and _without_folders(load_config(stored)) != _without_folders(chosen):
+    if stored.exists() and result_key("teacher", load_config(stored)) != result_key("teacher", chosen):
         raise InputError(f"{out} holds the teacher of other settings (config.yaml); choose another folder")
     with RunFolder(out) as folder, interruptible("continue with the same command"):
         folder.write_yaml("config.yaml", chosen.to_dict())
@@ -71,11 +69,3 @@ def teacher_cache(
             kept = f"{cache.top_k or 'all'} of {cache.num_classes} classes in {cache.dtype}"
             say(f"  {split}: {len(cache):,} samples, {cache.views} views, {kept}, {size:.3g} MB")
     say(f"to use them: --set teacher.weights={teacher} --set teacher_cache.folder={out}")
-
-
-def _without_folders(config: RunConfig) -> RunConfig:
-    """The config without the folders of its data and its cache, which may have moved."""
-    from tgeokd.runs.config import replace
-
-    cache_options = config.teacher_cache and dataclasses.replace(config.teacher_cache, folder=None)
-    return replace(config, data_dir=None, teacher_cache=cache_options)

@@ -10,7 +10,7 @@ from tgeokd.core.ratio_statistics import GROUPS
 from tgeokd.paper import ANALYSES
 from tgeokd.paper.base import Differences
 from tgeokd.paper.comparison import ComparisonAnalysis, gain, group_gap, group_mean, histories
-from tgeokd.paper.formatting import difference, interval, mean, metric_interval, number, subtract, verdict
+from tgeokd.paper.formatting import difference, interval, mean_text, metric_interval, subtract, verdict
 from tgeokd.runs.results import MethodSpec, RunRecord
 
 __all__ = ["CONTRASTS", "Fig3"]
@@ -34,16 +34,12 @@ class Fig3(ComparisonAnalysis):
     the distance between the two predictions.
     """
 
-    rows: ClassVar = {
-        edge: MethodSpec("tgeo", {"student_teacher_edge": edge == "with"}) for edge in ("with", "without")
-    }
+    rows: ClassVar = {e: MethodSpec("tgeo", {"student_teacher_edge": e == "with"}) for e in ("with", "without")}
 
     def collect(self, runs: Mapping[str, Sequence[RunRecord]], folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
         """The groups of the last epoch, by row and seed."""
-        alpha = {
-            edge: [history[-1]["alpha"] for history in histories(folder, row, seeds)] for edge, row in self.rows.items()
-        }
-        return {"groups": list(GROUPS), "alpha": alpha}
+        last = {name: [run[-1]["alpha"] for run in histories(folder, row, seeds)] for name, row in self.rows.items()}
+        return {"groups": list(GROUPS), "alpha": last}
 
     def differences(self, data: dict[str, Any]) -> Differences:
         """Each contrast with and without the edge, the change of its size by the edge, and the edge's gain."""
@@ -64,7 +60,7 @@ class Fig3(ComparisonAnalysis):
             each = ", ".join(f"{interval(differences[f'{name}, {edge}'])} {edge} the edge S-T" for edge in self.rows)
             texts[name] = f"{each}; change of its size by the edge {interval(larger)}: {conclusion}"
         means = ", ".join(
-            " and ".join(number(mean(group_mean(seed, names) for seed in seeds)) for names in (_RIGHT, _WRONG))
+            " and ".join(mean_text(group_mean(seed, names) for seed in seeds) for names in (_RIGHT, _WRONG))
             + f" {edge} the edge S-T"
             for edge, seeds in data["alpha"].items()
         )

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from tgeokd.core.metrics import METRICS
 from tgeokd.runs.statistics import PairedTest, paired
 
-__all__ = ["difference", "interval", "mean", "metric_interval", "number", "subtract", "verdict"]
+__all__ = ["difference", "improvement", "interval", "mean", "mean_text", "metric_interval", "subtract", "verdict"]
 
 
 def difference(values: Iterable[float | None]) -> PairedTest | None:
@@ -22,14 +22,21 @@ def subtract(first: Iterable[float | None], second: Iterable[float | None]) -> l
     return [None if a is None or b is None else a - b for a, b in zip(first, second, strict=True)]
 
 
+def improvement(metric: str, values: Iterable[float | None], other: Iterable[float | None]) -> PairedTest | None:
+    """By how much values of a metric are better than others, one of each per seed; positive is better."""
+    sign = 1.0 if METRICS[metric.partition("/")[0]].higher_is_better else -1.0
+    return difference(None if gap is None else sign * gap for gap in subtract(values, other))
+
+
 def mean(values: Iterable[float | None]) -> float | None:
     """Mean of the values that are not None."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 
 
-def number(value: float | None) -> str:
-    """A value with two digits, or ``-``."""
+def mean_text(values: Iterable[float | None]) -> str:
+    """The mean with two digits, or ``-``."""
+    value = mean(values)
     return "-" if value is None else f"{value:.2f}"
 
 
