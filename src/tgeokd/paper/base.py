@@ -25,6 +25,7 @@ from tgeokd.utils.files import write_json
 __all__ = ["KD", "TGEO", "Analysis", "Differences", "Findings", "SeedAnalysis", "run_analysis"]
 
 Differences = dict[str, PairedTest | None]
+"""Mean and 95 % interval over the seeds of each compared quantity; None without data."""
 
 KD = MethodSpec("kd", {"alpha": 0.5})
 """The baseline: the constant ratio that ``tgeo`` starts from."""
@@ -33,14 +34,7 @@ TGEO = MethodSpec("tgeo")
 
 @dataclass(frozen=True)
 class Findings:
-    """The results of an analysis.
-
-    Attributes:
-        what: name of the analysis.
-        data: plain JSON; the figure, the differences and the lines are computed from it alone.
-        differences: mean and 95 % interval over the seeds of each compared quantity; None without data.
-        lines: three sentences with the numbers.
-    """
+    """The results of the analysis ``what``: plain data, compared quantities, and three sentences, made from the data alone."""
 
     what: str
     data: dict[str, Any]
@@ -120,7 +114,7 @@ def run_analysis(name: str, config: RunConfig, seeds: Sequence[int], out: Path, 
     """Run an analysis and write ``OUT/NAME.json``. An interrupted analysis is continued by the same call.
 
     Args:
-        name: one of :data:`tgeokd.paper.ANALYSES`.
+        name: key of :data:`tgeokd.paper.ANALYSES`.
         config: the run that the analysis varies.
         seeds: one repetition each, with its own split, label noise, weights and order of samples.
         out: folder of the analysis; intermediate results are written to ``out/runs``.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tgeokd.paper.base import Analysis
-from tgeokd.paper.formatting import improvement, metric_interval, subtract, verdict
+from tgeokd.paper.formatting import improvement, interval, subtract, verdict
 from tgeokd.runs.compare import compare
 from tgeokd.runs.config import RunConfig
 from tgeokd.runs.results import DataVariant, MethodSpec, RunRecord
@@ -52,7 +52,7 @@ def gain(data: Mapping[str, Any], name: str, over: str) -> PairedTest | None:
 
 def gain_text(d: PairedTest | None, metric: str) -> str:
     """A gain with its interval and conclusion."""
-    return f"{metric_interval(d, metric)}, {verdict(d, 'better', 'worse')}"
+    return f"{interval(d, metric)}, {verdict(d, 'better', 'worse')}"
 
 
 def group_mean(groups: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> float | None:

@@ -37,13 +37,12 @@ VARIANTS = {
 class Cost(ComparisonAnalysis):
     """Seconds of the student's training and peak memory of each row, divided by those of ``kd`` under the same seed.
 
-    One process by default: simultaneous runs share the cores, and their times cannot be compared. On a CPU the peak is the
-    resident memory of the process, including libraries and data; it says little about small models. On CUDA it is the memory
-    allocated by PyTorch. All rows train for the same number of epochs unless the recipe uses early stopping.
+    The peak is the resident memory of the process on a CPU, the memory allocated by PyTorch on CUDA. All rows train for the
+    same number of epochs unless the recipe uses early stopping.
     """
 
     settings: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # time and memory do not depend on label noise
-    processes = 1
+    processes = 1  # simultaneous runs share the cores
     rows: ClassVar = {"ce": MethodSpec("ce"), "kd": KD, "rw": MethodSpec("rw"), "tgeo": TGEO, **VARIANTS}
 
     def measure(self, config: RunConfig, seeds: Sequence[int], out: Path, processes: int | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tgeokd.paper import ANALYSES
 from tgeokd.paper.base import Differences, SeedAnalysis
-from tgeokd.paper.formatting import difference, metric_interval, subtract, verdict
+from tgeokd.paper.formatting import difference, interval, subtract, verdict
 from tgeokd.paper.predictions import discrepancy, new_teacher, probs, teacher_probs, trained
 from tgeokd.runs.build import load_data
 from tgeokd.runs.config import RunConfig
@@ -29,13 +29,10 @@ Floats = NDArray[np.float64]
 
 @ANALYSES.register("fig1")
 class Fig1(SeedAnalysis):
-    """Test accuracy of students with a fixed alpha, by group of test samples.
+    """Test accuracy of students trained by ``kd`` with a fixed alpha, by group of test samples.
 
-    For each seed: a teacher; a reference student trained by ``ce``; one student trained by ``kd`` for each alpha. The test
-    samples are split by the teacher being right or wrong (its most probable class is the label or not) and, within each, into
-    five groups of equal size by the Euclidean distance of the reference student's and the teacher's probabilities, nearest
-    first. The reference is not among the compared students, so that the groups do not depend on any of them.
-    Nothing that is trained or chosen depends on the test set.
+    The test samples are split by the teacher being right or wrong and, within each, into five groups of equal size by the
+    distance of teacher and a reference student trained by ``ce``, nearest first; no compared student decides the groups.
     """
 
     rows: ClassVar = {"ce": MethodSpec("ce")} | {f"kd {a:g}": MethodSpec("kd", {"alpha": a}) for a in ALPHAS}
@@ -77,7 +74,7 @@ class Fig1(SeedAnalysis):
             each = ["-" if np.isnan(a).any() else f"{ALPHAS[int(a.argmax())]:g}" for a in table[:, row].T]
             n = int(_total(data["seeds"], "count")[row].sum())
             best.append(f"teacher {name} (n = {n}) {', '.join(each)}")
-        right, wrong, gap, pays = (metric_interval(d, "accuracy") for d in differences.values())
+        right, wrong, gap, pays = (interval(d, "accuracy") for d in differences.values())
         alpha_for = "a larger alpha is better for samples on which the teacher is"
         sides = f"{alpha_for} right", f"{alpha_for} wrong, contrary to expectation"
         conclusion = verdict(differences["right less wrong"], *sides)

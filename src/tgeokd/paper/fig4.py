@@ -19,8 +19,7 @@ from tgeokd.training.distiller import Distiller
 
 __all__ = ["Fig4", "groups_of_the_test_set"]
 
-MOST = 5000
-"""Samples of the test set and of the training set that are evaluated."""
+MOST = 5000  # samples of each set that are evaluated
 HISTOGRAM_BINS = 20
 NORMAL, NOISE, CORRUPTED, CLEAN = "normal", "Gaussian noise", "corrupted label (training)", "clean label (training)"
 LABEL, TEST = "wrong label, ", "test group, "
@@ -30,15 +29,9 @@ LABEL, TEST = "wrong label, ", "test group, "
 class Fig4(SeedAnalysis):
     """Alpha of the trained ratio network on normal samples and outliers, with the student in eval mode.
 
-    After training by ``tgeo``, on at most 5,000 random test samples: unchanged (``normal``); with Gaussian noise added to the
-    model's inputs, with the standard deviation of the training inputs (per feature; per channel of normalised images; numeric
-    columns of tables); with a wrong label drawn uniformly; with a wrong label drawn from human confusions of the classes
-    (CIFAR, where the data folder contains the counts); and the task's own groups of test samples (``nsl_kdd``: kinds of attack
-    that only the test set contains), compared with its normal samples or, without such a group, with all others. Then, on at
-    most 5,000 training samples, those with a known wrong label compared with the others.
-
-    Each group has the mean and the histogram of alpha, and the area under the ROC curve for detecting its samples by a *low*
-    alpha: 0.5 is chance, and below 0.5 the outliers have the higher alpha.
+    The groups: test samples unchanged, with Gaussian noise on the inputs, and with wrong labels (uniform, or human confusions
+    where the data folder has the counts); the task's own groups of test samples; training samples with a known wrong label.
+    Each has the mean and the histogram of alpha, and the area under the ROC curve for detecting its samples by a *low* alpha.
     """
 
     rows: ClassVar = {"tgeo": TGEO}

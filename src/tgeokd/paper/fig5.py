@@ -21,8 +21,7 @@ from tgeokd.training.distiller import Distiller
 
 __all__ = ["PAIRS", "DistanceCallback", "Fig5"]
 
-MOST = 1000
-"""Samples of the training set and of the test set that are evaluated after every epoch."""
+MOST = 1000  # samples of each set that are evaluated after every epoch
 PAIRS = {"train": ("train, clean label", "train, corrupted label"), "test": ("test, normal", "test, Gaussian noise")}
 """Normal samples and outliers of each split."""
 Groups = Mapping[str, tuple[str, Tensor]]
@@ -50,11 +49,9 @@ class DistanceCallback(Callback):
 
 @ANALYSES.register("fig5")
 class Fig5(SeedAnalysis):
-    """Mean Euclidean distance of the student's and the teacher's probabilities after every epoch, by group, for kd and tgeo.
+    """Mean Euclidean distance of the student's and the teacher's probabilities after every epoch, for kd and tgeo.
 
-    On at most 1,000 random samples each: training samples with a clean and with a corrupted label (a task without known wrong
-    labels has only ``train, clean label``), and test samples unchanged and with Gaussian noise as in ``fig4``. The student is
-    in eval mode, and the measurement does not change the training. Nothing is chosen on the test set.
+    By group: training samples with clean and with known wrong labels; test samples unchanged and with noise as in ``fig4``.
     """
 
     facts: ClassVar = {"pairs": {split: list(names) for split, names in PAIRS.items()}}

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from tgeokd.core.metrics import METRICS
 from tgeokd.runs.statistics import PairedTest, paired
 
-__all__ = ["difference", "improvement", "interval", "mean", "mean_text", "metric_interval", "subtract", "verdict"]
+__all__ = ["difference", "improvement", "interval", "mean", "mean_text", "subtract", "verdict"]
 
 
 def difference(values: Iterable[float | None]) -> PairedTest | None:
@@ -40,20 +40,18 @@ def mean_text(values: Iterable[float | None]) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def interval(d: PairedTest | None, *, factor: float = 1.0, digits: int = 2, unit: str = "") -> str:
-    """``+1.20 points (95 % interval +0.30 to +2.10)``, or why there is no interval."""
+def interval(d: PairedTest | None, metric: str | None = None) -> str:
+    """``+1.20 points (95 % interval +0.30 to +2.10)``, or why there is no interval; the unit and digits are the metric's."""
     if d is None:
         return "- (no samples)"
-    value = f"{factor * d.mean:+.{digits}f}{unit}"
+    factor, digits = 1.0, 2
+    if metric is not None:
+        shown = METRICS[metric.partition("/")[0]]
+        factor, digits = shown.factor, shown.digits
+    value = f"{factor * d.mean:+.{digits}f}{'' if factor == 1 else ' points'}"
     if d.low is None or d.high is None:
         return f"{value} ({'one seed' if d.n == 1 else 'equal in all seeds'}, no interval)"
     return f"{value} (95 % interval {factor * d.low:+.{digits}f} to {factor * d.high:+.{digits}f})"
-
-
-def metric_interval(d: PairedTest | None, metric: str) -> str:
-    """The interval of a difference in a metric, in percentage points or in the metric's own unit."""
-    shown = METRICS[metric.partition("/")[0]]
-    return interval(d, factor=shown.factor, digits=shown.digits, unit="" if shown.factor == 1 else " points")
 
 
 def verdict(d: PairedTest | None, above: str, below: str) -> str:

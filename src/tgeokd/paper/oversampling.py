@@ -15,7 +15,7 @@ from tgeokd.data import TASKS
 from tgeokd.paper import ANALYSES
 from tgeokd.paper.base import Differences, SeedAnalysis
 from tgeokd.paper.comparison import gain_text
-from tgeokd.paper.formatting import improvement, mean, metric_interval, verdict
+from tgeokd.paper.formatting import improvement, interval, mean, verdict
 from tgeokd.runs.build import load_data
 from tgeokd.runs.config import RunConfig, replace
 from tgeokd.runs.single import run
@@ -36,9 +36,8 @@ RECALL = "recall"
 class Oversampling(SeedAnalysis):
     """Test results of kd and tgeo with the training rows of teacher, student, both or neither oversampled.
 
-    For a task with the option ``data.oversample``, which repeats training rows of the rarer classes until all classes are
-    equally frequent. Validation and test rows are the same in all four cases of a seed. The rarest class is the one with the
-    fewest training rows; its recall is reported where the task reports recall.
+    For a task with the option ``data.oversample``. The rarest class is the one with the fewest training rows; its recall is
+    reported where the task reports recall.
     """
 
     task = "hil"
@@ -106,12 +105,12 @@ class Oversampling(SeedAnalysis):
         for method in self.rows:
             change = differences[f"rarest class, {method}"]
             recalls = [formatted(RECALL, mean(values(data, RECALL, method, *case))) for case in (NEITHER, BOTH)]
-            conclusion = f"{metric_interval(change, RECALL)}, {verdict(change, 'higher', 'lower')}"
+            conclusion = f"{interval(change, RECALL)}, {verdict(change, 'higher', 'lower')}"
             rare.append(f"{method} {' to '.join(recalls)} %, {conclusion}")
         names = ", ".join(dict.fromkeys(str(seed["rarest"]) for seed in data["seeds"]))
         return [
-            f"Gain of tgeo over kd in test {metric}: without oversampling {metric_interval(without, metric)}, with teacher "
-            f"and student oversampled {metric_interval(with_, metric)}: {explanation(without, with_)}.",
+            f"Gain of tgeo over kd in test {metric}: without oversampling {interval(without, metric)}, with teacher "
+            f"and student oversampled {interval(with_, metric)}: {explanation(without, with_)}.",
             f"Test {metric}: {'; '.join(effects)}.",
             f"Recall of the rarest class ({names}), neither oversampled to both: {'; '.join(rare)}.",
         ]
