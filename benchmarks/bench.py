@@ -1,4 +1,4 @@
-"""All figures of the benchmark in one run: printed, kept in benchmarks/results.json and results.md, limits checked.
+"""All figures of the benchmark in one run: printed, written to benchmarks/results.json and results.md, limits checked.
 
 Run: make bench [DATA=folder], or python benchmarks/bench.py [--only steps,peers] [--runs N] [--data-dir FOLDER]
 """
@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -22,42 +21,30 @@ import grid
 import loader
 import memory
 import peers
+import ratio_optimizer
 import scale
 import startup
 import steps
-import torch
 from harness import Figure
+
+from tgeokd.runs.summary import machine
 
 HERE = Path(__file__).parent
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were taken on."""
-    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    kib = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": cores,
-        "memory_gib": round(kib / 2**20, 1),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        **{name: version(name) for name in ("torch", "torchopt", "higher")},
-    }
-
-
-def _lines(path: str) -> list[str]:
-    file = Path(path)
-    return file.read_text().splitlines() if file.is_file() else []
+def described() -> dict[str, Any]:
+    """The machine, with the versions of the peers."""
+    content = machine()
+    return {**content, "versions": content["versions"] | {name: version(name) for name in ("torchopt", "higher")}}
 
 
 def parts(runs: int, data_dir: Path | None) -> dict[str, Callable[[], list[Figure]]]:
-    """The pieces of the benchmark, by name."""
+    """The parts of the benchmark, by name."""
     return {
         "startup": lambda: startup.figures(runs),
         "steps": lambda: steps.figures(runs),
         "peers": lambda: peers.figures(runs),
+        "ratio_optimizer": ratio_optimizer.figures,
         "memory": lambda: memory.figures(min(runs, 3)),
         "cached_epoch": lambda: cached_epoch.figures(min(runs, 3)),
         "scale": lambda: scale.figures(runs),
@@ -66,14 +53,15 @@ def parts(runs: int, data_dir: Path | None) -> dict[str, Callable[[], list[Figur
     }
 
 
-def markdown(described: dict[str, Any], figures: list[Figure]) -> str:
+def markdown(content: dict[str, Any], figures: list[Figure]) -> str:
     """The page of the results."""
-    shown = ", ".join(f"{key} {value}" for key, value in described.items() if value is not None)
+    flat = {**content, **content["versions"]}
+    shown = ", ".join(f"{key} {value}" for key, value in flat.items() if value is not None and key != "versions")
     lines = [
         "# Benchmark results",
         "",
-        "Made by `make bench`. Every value is a median over runs taken in turn (A B A B ...) in one process; what each",
-        "means, why it is what it is and what would lower it is in [docs/speed.md](../docs/speed.md).",
+        "Written by `make bench`. Every value is a median over alternating runs (A B A B ...) in one process.",
+        "[docs/speed.md](../docs/speed.md) explains the figures.",
         "",
         f"Machine: {shown}.",
         "",
@@ -89,7 +77,7 @@ def markdown(described: dict[str, Any], figures: list[Figure]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", help="pieces to run, by comma; nothing is written then")
+    parser.add_argument("--only", help="parts to run, separated by commas; nothing is written then")
     parser.add_argument("--runs", type=int, default=5, help="counted runs of each measure, and seeds of the grid")
     parser.add_argument(
         "--data-dir", type=Path, default=os.environ.get("TGEOKD_DATA"), help="for the grid's second task"
@@ -115,7 +103,7 @@ def main() -> None:
         limited, others = (
             [dataclasses.asdict(f) for f in figures if (f.limit is None) == free] for free in (False, True)
         )
-        content = {"machine": machine(), "figures": limited, "without_limit": others}
+        content = {"machine": described(), "figures": limited, "without_limit": others}
         (HERE / "results.json").write_text(json.dumps(content, indent=1) + "\n")
         (HERE / "results.md").write_text(markdown(content["machine"], figures))
     missed = [figure.name for figure in figures if not figure.met]

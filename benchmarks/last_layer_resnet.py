@@ -1,9 +1,9 @@
-"""How well the classifier head's part of the hypergradient stands for the whole, along the training of a small ResNet.
+"""Agreement of `last_layer` with the exact hypergradient along the training of a small ResNet.
 
     python benchmarks/last_layer_resnet.py --data-dir data --seeds 0 1 2
 
-Small CIFAR-100 with 40 % symmetric noise, a student that trains by `kd` with alpha 0.5; in every 25th step both gradients of
-the step about to be taken are found, on the same held-out batch. A line a seed.
+Small CIFAR-100 with 40 % symmetric noise; the student trains by `kd` with alpha 0.5. In every 25th step both gradients of the
+coming step are computed on the same validation batch. Prints one line per seed.
 """
 
 from __future__ import annotations
@@ -13,47 +13,40 @@ import tempfile
 from pathlib import Path
 
 import torch
-from last_layer import agreement
+from last_layer import Agreement, train
 
-from tgeokd.methods import TrainingStep, VanillaKD
-from tgeokd.runs.build import build_distiller, build_student, fit, load_data
+from tgeokd import VanillaKD
+from tgeokd.methods import ForwardContext
+from tgeokd.runs.build import load_data
 from tgeokd.runs.config import RunConfig, override, preset, replace
-from tgeokd.runs.teacher import build_teacher, load_teacher
+from tgeokd.runs.teacher import build_teacher
 
-EVERY = 25
 NOISE = ["data.noise=symmetric", "data.noise_rate=0.4", "data.checksum=any"]
 
 
-class BothWays(VanillaKD):
-    """`kd` that also finds, every now and then, what a learned ratio would learn from."""
+class Probe(VanillaKD):
+    """`kd` that compares the gradients which a learned ratio would learn from."""
 
     outer = "holdout"
-    outer_batch_most = 128
+    outer_batch_limit = 128
+    looks_before_forward = True
 
-    def __init__(self) -> None:
+    def __init__(self, clip_norm: float | None) -> None:
         super().__init__(alpha=0.5)
-        self.correlations: list[float] = []
-        self.same_sign: list[float] = []
+        self.agreement = Agreement(25, clip_norm)
 
-    def before_forward(self, step: TrainingStep) -> None:
-        if step.index % EVERY:
-            return
-        correlation, same_sign = agreement(step, torch.full((len(step.batches[0].target),), self.constant))
-        self.correlations.append(correlation)
-        self.same_sign.append(same_sign)
+    def before_forward(self, context: ForwardContext) -> None:
+        self.agreement(context, self)
 
 
-def measured(config: RunConfig) -> BothWays:
-    """Train once."""
-    data, method = load_data(config), BothWays()
+def measured(config: RunConfig) -> Agreement:
+    """The agreement along one training."""
+    method = Probe(config.student.clip_norm)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "teacher.safetensors"
-        build_teacher(config, data, path)
-        teacher = load_teacher(config, data, path)
-    student = build_student(config, data)
-    distiller = build_distiller(student, teacher, method, config, config.student, data, progress=False)
-    fit(distiller, config.student, data, seed=config.seed)
-    return method
+        build_teacher(config, load_data(config), path)
+        train(config, method, path)
+    return method.agreement
 
 
 def main() -> None:

@@ -20,19 +20,13 @@ import sys
 import torch
 from harness import Figure, threads
 from peers import PEERS, Problem
-from workloads import ALPHA, RESNET, distilled
+from workloads import METHODS, RESNET, distilled
 
-from tgeokd import TGeoKD, VanillaKD
 from tgeokd.utils.memory import PeakMemory
 
 __all__ = ["figures"]
 
 LIVE = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
-METHODS = {
-    "kd": lambda: VanillaKD(alpha=ALPHA),
-    "tgeo": TGeoKD,
-    "tgeo forward": lambda: TGeoKD(hypergradient="forward", every=1, outer_batch_size=RESNET.batch_size),
-}
 
 
 def measure(what: str) -> float:
@@ -40,7 +34,7 @@ def measure(what: str) -> float:
     work = RESNET
     with threads(work.threads):
         if what in METHODS:
-            run = distilled(work, METHODS[what])
+            run = distilled(work, what)
         else:
             problem = Problem(work)
             once = PEERS[what](problem)
@@ -85,7 +79,7 @@ def _of(title: str, runs: int, environment: dict[str, str], *, limited: bool) ->
 
     return [
         figure("TGeo default / kd", "tgeo", "kd", 1.10),
-        figure("forward / kd", "tgeo forward", "kd", 1.35),
+        figure("forward / kd", "forward", "kd", 1.35),
         figure("forward / TorchOpt", "tgeokd", "TorchOpt", 0.75),
     ]
 

@@ -11,7 +11,8 @@ from harness import Figure, interleaved, ratios, threads
 from torch import Tensor
 from workloads import MLP, RESNET, Workload
 
-from tgeokd.bilevel import Lookahead
+from tgeokd.bilevel import build_estimator
+from tgeokd.bilevel.recorder import StepRecorder
 from tgeokd.core.losses import fuse, gt_loss, kd_loss
 
 __all__ = ["PEERS", "Problem", "figures"]
@@ -21,7 +22,7 @@ AGREEMENT = 1e-5
 
 
 class Problem:
-    """One training batch with teacher logits and ratios, one held-out batch; ``d L_val / d alpha`` of the step is wanted."""
+    """One training batch with teacher logits and ratios, one validation batch; wanted is ``d L_val / d alpha`` of the step."""
 
     def __init__(self, work: Workload) -> None:
         teacher, self.student, _ = work.build()
@@ -49,16 +50,22 @@ class Problem:
 
 
 def ours(problem: Problem) -> Callable[[], Tensor]:
-    """Forward mode, on the step that training takes anyway."""
+    """Forward mode, on the step that the training takes."""
     student, alpha = problem.student, problem.alpha().detach()
     optimizer = torch.optim.SGD(student.parameters(), LR)
-    lookahead = Lookahead(student, optimizer, temperature=problem.temperature, method="forward")
+    estimator = build_estimator("forward")
+    options = {"temperature": problem.temperature, "clip_norm": None, "assume_sgd": False}
+    recorder = StepRecorder(student, optimizer, estimator, **options)
 
     def once() -> Tensor:
-        logits = lookahead.forward(problem.inputs, problem.target, problem.teacher_logits)
-        problem.fused(logits, alpha).backward()
-        lookahead.step()
-        return lookahead.ratio_gradient(problem.val_inputs, problem.val_target, alpha)
+        with recorder.forward_pass(problem.inputs):
+            logits = student(*problem.inputs)
+        loss = problem.fused(logits, alpha)
+        recorder.complete(logits, problem.target, problem.teacher_logits, loss)
+        loss.backward()
+        record = recorder.finish()
+        optimizer.step()
+        return estimator.estimate(record, (problem.val_inputs, problem.val_target))
 
     return once
 
@@ -121,7 +128,7 @@ def differences(work: Workload, dtype: torch.dtype) -> dict[str, float]:
 
 
 def check_agreement(work: Workload) -> str:
-    """Whether all give the same numbers: in double precision, where rounding cannot be told from a wrong method."""
+    """Check in double precision, where rounding errors are small, that all give the same numbers."""
     for name, difference in differences(work, torch.float64).items():
         if difference > AGREEMENT:
             raise SystemExit(f"{name} gives another hypergradient: {difference:.2g} of its largest entry apart")

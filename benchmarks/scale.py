@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from tgeokd import Distiller, TGeoKD
 from tgeokd.core.geometry.class_means import ClassMeans
-from tgeokd.core.geometry.scalar import Parts, Support, scalar_from_logits
+from tgeokd.core.geometry.scalar import GeometryFeatures, SparseClassMeans, scalar_from_logits
 from tgeokd.core.losses import fuse, gt_loss, kd_loss
 from tgeokd.data.loaders import ArrayDataset
 from tgeokd.utils.memory import PeakMemory
@@ -48,10 +48,10 @@ class Encoding:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # most classes have no sample here
             table = means.compute()
-        self.means = Support.of(table) if table.is_sparse else table
+        self.means = SparseClassMeans.of(table) if table.is_sparse else table
 
     def encode(self) -> Tensor:
-        return scalar_from_logits(self.student, self.teacher, self.target, self.means, Parts())
+        return scalar_from_logits(self.student, self.teacher, self.target, self.means, GeometryFeatures())
 
     def loss(self) -> None:
         """The plain distillation loss on these logits, forward and backward, without any model."""
@@ -118,10 +118,8 @@ def measure(samples: int) -> float:
     student, teacher = Model(), Model()
     warnings.simplefilter("ignore")
     train, held_out = loader(samples), loader(BATCH)
-    distiller = Distiller(
-        student, teacher, TGeoKD(outer="train", every=10), torch.optim.SGD(student.parameters(), 0.1), progress=False,
-        accelerator="cpu",
-    )  # fmt: skip
+    method, optimizer = TGeoKD(outer="train", update_interval=10), torch.optim.SGD(student.parameters(), 0.1)
+    distiller = Distiller(student, teacher, method, optimizer, progress=False, accelerator="cpu")
     with PeakMemory() as before:
         torch.zeros(1)
     with PeakMemory() as peak:

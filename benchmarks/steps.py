@@ -1,24 +1,13 @@
-"""Seconds a training step: our loop beside the loop people write, and the learned ratio beside a constant one."""
+"""Seconds per training step: our loop beside a loop written by hand, and the learned ratio beside a constant one."""
 
 from __future__ import annotations
 
 import statistics
 
 from harness import Figure, interleaved, ratios, threads
-from workloads import ALPHA, MLP, RESNET, Workload, distilled, handwritten
-
-from tgeokd import TGeoKD, VanillaKD
-from tgeokd.methods import Method
+from workloads import METHODS, MLP, RESNET, Workload, distilled, handwritten
 
 __all__ = ["figures"]
-
-
-def _kd() -> Method:
-    return VanillaKD(alpha=ALPHA)
-
-
-def _forward_every_step(work: Workload) -> Method:
-    return TGeoKD(hypergradient="forward", every=1, outer_batch_size=work.batch_size)
 
 
 def _of(work: Workload, runs: int) -> list[Figure]:
@@ -26,15 +15,13 @@ def _of(work: Workload, runs: int) -> list[Figure]:
         values = interleaved(
             {
                 "handwritten": handwritten(work),
-                "kd": distilled(work, _kd),
-                "tgeo": distilled(work, TGeoKD),
-                "forward": distilled(work, lambda: _forward_every_step(work)),
-                "kd cached": distilled(work, _kd, cached=True),
-                "tgeo cached": distilled(work, TGeoKD, cached=True),
+                **{name: distilled(work, name) for name in METHODS},
+                "kd cached": distilled(work, "kd", cached=True),
+                "tgeo cached": distilled(work, "tgeo", cached=True),
             },
             runs,
         )
-    note = "ms a step: " + ", ".join(f"{k} {1e3 * statistics.median(v):.2f}" for k, v in values.items())
+    note = "ms per step: " + ", ".join(f"{k} {1e3 * statistics.median(v):.2f}" for k, v in values.items())
 
     def figure(name: str, above: str, below: str, limit: float) -> Figure:
         return Figure.of(f"{name} ({work.name})", ratios(values, above, below), limit=limit, note=note)

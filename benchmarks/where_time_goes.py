@@ -1,95 +1,133 @@
-"""Where the time of a training step goes: milliseconds a step in each part, for the ways that the benchmark compares.
+"""Where the time of a training step goes: milliseconds per step in each component, for each method of the benchmark.
 
 Run: python benchmarks/where_time_goes.py
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from harness import threads
-from workloads import ALPHA, MLP, RESNET, Workload, distilled
+from torch.optim import SGD, AdamW
+from workloads import METHODS, MLP, RESNET, Workload, distilled
 
-from tgeokd import Distiller, TGeoKD, VanillaKD
-from tgeokd.bilevel import Lookahead
-from tgeokd.methods import Method
+from tgeokd import DistillationStep, Distiller, Method, TGeoKD
+from tgeokd.bilevel import DirectionalEstimator
+from tgeokd.bilevel.estimators.last_layer import LastLayerEstimator
+from tgeokd.teachers.network import NetworkTeacher
+from tgeokd.training.callbacks import Callback
 
-PARTS: list[tuple[str, Any, str]] = [
-    ("teacher (or its cache)", Distiller, "_teacher_logits"),
-    ("student forward", Lookahead, "forward"),
-    ("ratios and loss", Method, "loss"),
-    ("f_omega, geometry", TGeoKD, "alpha"),
+__all__ = ["COMPONENTS", "measured"]
+
+LOSS, GEOMETRY = "ratios and loss", "f_omega and geometry"
+CALLS: list[tuple[str, Any, str]] = [
+    ("teacher", NetworkTeacher, "logits"),
+    (LOSS, Method, "loss"),
+    (GEOMETRY, TGeoKD, "alpha"),
     ("backward", torch.Tensor, "backward"),
-    ("optimizer's step", Lookahead, "step"),
-    ("hypergradient", Lookahead, "ratio_gradient"),
+    ("optimizer step", SGD, "step"),  # with the record of the step
+    ("optimizer step", AdamW, "step"),
+    ("validation batch", DistillationStep, "after_update"),  # of what it calls, all else is counted below
+    ("hypergradient", LastLayerEstimator, "estimate"),
+    ("hypergradient", DirectionalEstimator, "estimate"),
     ("omega's step", TGeoKD, "learn"),
 ]
-INSIDE = {"f_omega, geometry": "ratios and loss"}  # counted in another part already
+FORWARD = "student forward"  # with the record of the pass
+COMPONENTS = list(dict.fromkeys(["teacher", FORWARD, *(name for name, _, _ in CALLS)]))
 
 
-@contextmanager
-def timed(totals: dict[str, float]) -> Iterator[None]:
-    """Every part adds its wall time to the totals while the block runs; a call within a call of the same part counts once."""
-    originals = []
-    for name, owner, attribute in PARTS:
-        original = getattr(owner, attribute)
-        originals.append((owner, attribute, original))
+class Stopwatch(Callback):
+    """Seconds by component: of a component within another, the time is counted in the inner one alone.
 
-        def wrapper(*args: Any, _name: str = name, _call: Callable[..., Any] = original, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return _call(*args, **kwargs)
-            finally:
-                totals[_name] += time.perf_counter() - started
+    As a callback it drops everything up to the end of the first step.
+    """
 
-        setattr(owner, attribute, wrapper)
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._within = [0.0]  # time of the inner components, by nesting level
 
-    step, warmed_up = Distiller._train_step, []
+    def on_step_end(self, distiller: Distiller) -> None:
+        if distiller.step == 1:
+            self.seconds.clear()
 
-    def train_step(*args: Any) -> Any:
-        result = step(*args)
-        if not warmed_up:  # what came before, and the first step, are not counted
-            warmed_up.append(True)
-            totals.clear()
-        return result
+    @contextmanager
+    def component(self, name: str) -> Iterator[None]:
+        self._within.append(0.0)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - started
+            self.seconds[name] += elapsed - self._within.pop()
+            self._within[-1] += elapsed
 
-    originals.append((Distiller, "_train_step", step))
-    Distiller._train_step = train_step  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for owner, attribute, original in originals:
-            setattr(owner, attribute, original)
+    def timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with self.component(name):
+                return call(*args, **kwargs)
+
+        return wrapper
+
+    def timed_block(self, name: str, block: Callable[..., AbstractContextManager[None]]) -> Callable[..., Any]:
+        @contextmanager
+        def wrapper(*args: Any, **kwargs: Any) -> Iterator[None]:
+            with self.component(name), block(*args, **kwargs):
+                yield
+
+        return wrapper
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Measure all components while the block runs."""
+        wrappers = [(owner, attribute, self.timed(name, getattr(owner, attribute))) for name, owner, attribute in CALLS]
+        block = self.timed_block(FORWARD, DistillationStep.forward_pass)
+        wrappers.append((DistillationStep, "forward_pass", block))
+        originals = [(owner, attribute, getattr(owner, attribute)) for owner, attribute, _ in wrappers]
+        for owner, attribute, wrapper in wrappers:
+            setattr(owner, attribute, wrapper)
+        try:
+            yield
+        finally:
+            for owner, attribute, original in originals:
+                setattr(owner, attribute, original)
+
+
+def measured(work: Workload, name: str) -> dict[str, float]:
+    """Milliseconds per step of a method, by component, with ``total``."""
+    watch = Stopwatch()
+    run = distilled(work, name, callbacks=[watch])
+    with threads(work.threads):
+        run()
+        with watch.running():
+            total = run()
+    found = {component: 1e3 * watch.seconds.get(component, 0.0) / work.steps for component in COMPONENTS}
+    return {**found, "total": 1e3 * total}
 
 
 def table(work: Workload) -> None:
-    """Print the parts of each way, in ms a step."""
-    ways = {
-        "kd": lambda: VanillaKD(alpha=ALPHA),
-        "tgeo": TGeoKD,
-        "forward": lambda: TGeoKD(hypergradient="forward", every=1, outer_batch_size=work.batch_size),
-    }
-    columns, sums = {}, {}
-    with threads(work.threads):
-        for name, method in ways.items():
-            run = distilled(work, method)
-            run()
-            totals: dict[str, float] = defaultdict(float)
-            with timed(totals):
-                sums[name] = 1e3 * run()
-            columns[name] = {part: 1e3 * seconds / work.steps for part, seconds in totals.items()}
-    print(f"\n{work.name}, ms a step\n{'part':26}" + "".join(f"{name:>10}" for name in ways))
-    for part, _, _ in PARTS:
-        label = f"  of it {part}" if part in INSIDE else part
-        print(f"{label:26}" + "".join(f"{columns[name].get(part, 0.0):10.3f}" for name in ways))
-    rest = [sums[n] - sum(v for p, v in columns[n].items() if p not in INSIDE) for n in ways]
-    print(f"{'the rest of the loop':26}" + "".join(f"{value:10.3f}" for value in rest))
-    print(f"{'in all':26}" + "".join(f"{sums[name]:10.3f}" for name in ways))
+    """Print the components of each method."""
+    columns = [measured(work, name) for name in METHODS]
+
+    def line(label: str, value: Callable[[dict[str, float]], float]) -> None:
+        print(f"{label:26}" + "".join(f"{value(column):10.3f}" for column in columns))
+
+    print(f"\n{work.name}, ms per step\n{'component':26}" + "".join(f"{name:>10}" for name in METHODS))
+    for component in COMPONENTS:
+        if component == GEOMETRY:
+            line(f"  {GEOMETRY}", lambda column: column[GEOMETRY])
+        elif component == LOSS:
+            line(LOSS, lambda column: column[LOSS] + column[GEOMETRY])
+        else:
+            line(component, lambda column, component=component: column[component])
+    line("rest of the loop", lambda column: column["total"] - sum(column[c] for c in COMPONENTS))
+    line("total", lambda column: column["total"])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What is timed: two pairs of teacher and student with data of the right shapes, our loop and the loop written by hand."""
+"""The timed work: two pairs of teacher and student on data of the right shapes, in our loop and in a loop written by hand."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from tgeokd import Distiller
+from tgeokd import Distiller, TGeoKD, VanillaKD
 from tgeokd.data.base import InputSpec
 from tgeokd.data.loaders import ArrayDataset
 from tgeokd.methods import Method
@@ -20,7 +20,7 @@ from tgeokd.models import build_model
 from tgeokd.teachers import StoredPredictions
 from tgeokd.training.callbacks import Callback
 
-__all__ = ["ALPHA", "MLP", "RESNET", "Workload", "distilled", "handwritten"]
+__all__ = ["ALPHA", "METHODS", "MLP", "RESNET", "Workload", "distilled", "handwritten"]
 
 ALPHA = 0.5
 
@@ -62,7 +62,7 @@ class Workload:
         ]
 
     def held_out(self, size: int = 1024) -> torch.utils.data.DataLoader[Any]:
-        """Held-out samples as a loader; every class occurs."""
+        """Loader of a validation set in which every class occurs."""
         torch.manual_seed(1)
         target = torch.arange(size) % self.num_classes
         return torch.utils.data.DataLoader(ArrayDataset(self.inputs(size), target), self.batch_size)
@@ -111,8 +111,18 @@ MLP = Workload(
 )
 
 
+# outer="holdout" (the default is "union"), so that all methods train on the same batches.
+METHODS: dict[str, Callable[[Workload], Method]] = {
+    "kd": lambda work: VanillaKD(alpha=ALPHA),
+    "tgeo": lambda work: TGeoKD(outer="holdout"),
+    "forward": lambda work: TGeoKD(
+        outer="holdout", hypergradient="forward", update_interval=1, outer_batch_size=work.batch_size
+    ),
+}
+
+
 class _Clock(Callback):
-    """When each step ended."""
+    """The time at the end of each step."""
 
     def __init__(self) -> None:
         self.stamps: list[float] = []
@@ -121,13 +131,16 @@ class _Clock(Callback):
         self.stamps.append(time.perf_counter())
 
 
-def distilled(work: Workload, method: Callable[[], Method], *, cached: bool = False) -> Callable[[], float]:
-    """A measurement of our loop: seconds a step of :meth:`Distiller.fit`, first step not counted.
+def distilled(
+    work: Workload, method: str, *, cached: bool = False, callbacks: Sequence[Callback] = ()
+) -> Callable[[], float]:
+    """A measurement of our loop: seconds per step of :meth:`Distiller.fit`, without the first.
 
     Args:
         work: the pair.
-        method: builds the method.
+        method: of :data:`METHODS`.
         cached: the teacher's predictions are looked up instead of computed.
+        callbacks: of the training, beside the clock.
     """
     batches = work.batches(work.steps + 1)
     held_out = work.held_out()
@@ -136,10 +149,10 @@ def distilled(work: Workload, method: Callable[[], Method], *, cached: bool = Fa
         teacher, student, optimizer = work.build()
         source: Any = StoredPredictions.from_teacher(teacher, batches) if cached else teacher
         clock = _Clock()
+        options = {"temperature": work.temperature, "accelerator": "cpu", "progress": False}
         distiller = Distiller(
-            student, source, method(), optimizer, temperature=work.temperature, callbacks=[clock], progress=False,
-            accelerator="cpu",
-        )  # fmt: skip
+            student, source, METHODS[method](work), optimizer, callbacks=[clock, *callbacks], **options
+        )
         distiller.fit(batches, held_out, epochs=1)
         return (clock.stamps[-1] - clock.stamps[0]) / work.steps
 
@@ -147,7 +160,7 @@ def distilled(work: Workload, method: Callable[[], Method], *, cached: bool = Fa
 
 
 def handwritten(work: Workload) -> Callable[[], float]:
-    """A measurement of the loop people write: seconds a step, first step not counted."""
+    """A measurement of a loop written by hand: seconds per step, without the first."""
     batches = work.batches(work.steps + 1)
     tau = work.temperature
 

@@ -6,19 +6,16 @@ import json
 import statistics
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.figure import Figure
+from rows import REFERENCE, Cause
 from tasks import TASKS
 
 from tgeokd.runs.statistics import PairedTest, paired
 
-if TYPE_CHECKING:
-    from causes import Cause
+__all__ = ["collect", "figure", "read", "tables"]
 
-__all__ = ["REFERENCE", "collect", "figure", "read", "tables"]
-
-REFERENCE = "default"
 DIAGNOSIS = ("alpha_right", "alpha_wrong", "auc_wrong", "spread")
 
 Seeds = dict[str, dict[str, float]]  # by seed: score, alpha, ...
@@ -26,7 +23,7 @@ Found = dict[str, dict[str, Seeds]]  # by task and row
 
 
 def collect(runs: Path, tasks: Sequence[str], labels: Collection[str], path: Path) -> None:
-    """Write what the study needs of the runs of some rows: a line a row, the score and what the ratios were by seed."""
+    """Write score and statistics of the ratios by task, row and seed, one line per row."""
     found: Found = {}
     for name in tasks:
         for file in sorted((runs / name).rglob("*.json")):
@@ -44,7 +41,7 @@ def collect(runs: Path, tasks: Sequence[str], labels: Collection[str], path: Pat
 
 
 def read(path: Path) -> Found:
-    """What :func:`collect` wrote."""
+    """The content that :func:`collect` wrote."""
     found: Found = json.loads(path.read_text())
     return found
 
@@ -56,7 +53,7 @@ def _essence(run: dict[str, Any], metric: str) -> dict[str, float]:
 
 
 def tables(causes: Sequence[Cause], found: Found) -> str:
-    """One markdown table for every cause, scores in points (x 100)."""
+    """One markdown table per cause, scores in points (x 100)."""
     names = [name for name in TASKS if name in found]
     head = ["row"]
     for name in names:
@@ -99,14 +96,14 @@ def _interval(rows: dict[str, Seeds], label: str) -> str:
 
 
 def _difference(rows: dict[str, Seeds], label: str) -> PairedTest | None:
-    """In points, over the seeds that a row and the reference share; None without any."""
+    """Row minus reference in points, over the seeds that both have; None without any."""
     row, reference = rows.get(label, {}), rows.get(REFERENCE, {})
     shared = [100 * (row[seed]["score"] - reference[seed]["score"]) for seed in row if seed in reference]
     return paired(shared) if shared else None
 
 
 def figure(causes: Sequence[Cause], found: Found, path: Path) -> None:
-    """Differences to the reference with their 95 % intervals: a panel a cause and task, one scale a task."""
+    """Differences to the reference with their 95 % intervals: one panel per cause and task, one scale per task."""
     names = [name for name in TASKS if name in found]
     heights = [len(cause.rows) + 1.2 for cause in causes]
     drawing = Figure(figsize=(8.2, 0.21 * sum(heights) + 0.6), layout="constrained")

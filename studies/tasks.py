@@ -1,8 +1,7 @@
-"""The tasks that choices are made on, and what is judged there.
+"""The tasks that choices are made on, and the samples that are judged there.
 
-Test data are for what is reported in the end, so nothing here looks at them. A part of the held-out samples is split off, by
-class, and takes the place of the test set: neither teacher nor student sees it, nor does omega. CIFAR-100's held-out samples
-are made more for that, out of training images that the preset leaves unused.
+Test data are not used. A stratified part of the validation set replaces the test set: neither teacher nor student nor omega
+uses it. CIFAR-100's validation set is enlarged for that by training images that the preset leaves unused.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ class Task:
     Attributes:
         name: of the package's task.
         data: options of its data that differ from the preset's.
-        judged: held-out samples to judge on, as a number or a share; the others are the held-out samples of the study.
-        metric: what is judged by.
-        ask_once: whether the teacher is slow enough to keep its answers, see :class:`TeacherCacheOptions`.
+        judged: validation samples to judge on, as a number or a share; the others are the validation set of the study.
+        metric: of the judgement.
+        cached: whether the teacher is slow enough to store its logits, see :class:`TeacherCacheOptions`.
     """
 
     name: str
     data: dict[str, Any]
     judged: int | float
     metric: str = "accuracy"
-    ask_once: bool = False
+    cached: bool = False
 
 
 def _digits(noise: float) -> Task:
@@ -55,8 +54,8 @@ def _adult(**data: Any) -> Task:
 
 
 def _cifar(**data: Any) -> Task:
-    # the test images are never asked for: the fewest that are read
-    return Task("cifar100", {"held_out": 6000, "test": 100, "checksum": "any", **data}, judged=5000, ask_once=True)
+    # the test images are not used: as few as possible are read
+    return Task("cifar100", {"held_out": 6000, "test": 100, "checksum": "any", **data}, judged=5000, cached=True)
 
 
 TASKS: dict[str, Task] = {
@@ -68,12 +67,12 @@ TASKS: dict[str, Task] = {
     "cifar40": _cifar(noise="symmetric", noise_rate=0.4),
     "cifar0": _cifar(noise="none"),
 }
-"""By name; the number is the % of training labels replaced, but for ``adult5k``: 20 % of 5000. Held-out labels stay right."""
+"""By name. The number is the % of training labels replaced; ``adult5k``: 20 % of 5000. Validation labels stay correct."""
 
 
 @lru_cache(maxsize=1)  # the runs of a seed, one after the other, share it
 def _load(name: str, seed: int, data_dir: str | None) -> tuple[RunConfig, TaskData]:
-    """The preset's config for a task and seed, and its data, where ``test`` is what is judged on."""
+    """The config of a task and seed, and its data, with the judged samples as ``test``."""
     task = TASKS[name]
     config = preset(task.name)
     config = replace(config, data={**config.data, **task.data}, data_dir=data_dir, seed=seed, accelerator="cpu")
@@ -87,7 +86,7 @@ def _load(name: str, seed: int, data_dir: str | None) -> tuple[RunConfig, TaskDa
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task under a seed, with its teacher made."""
+    """A task and seed with a trained teacher."""
 
     config: RunConfig
     data: TaskData
@@ -95,15 +94,15 @@ class Prepared:
 
 
 def prepare(name: str, seed: int, data_dir: str | None, folder: Path) -> Prepared:
-    """Make the teacher of a task and seed in ``folder``, unless it is there."""
+    """Train the teacher of a task and seed in ``folder``, unless it is there."""
     config, data = _load(name, seed, data_dir)
     use_threads(config)
     path = folder / f"{seed}.safetensors"
     if not path.exists():
         build_teacher(config, data, path)
-    if TASKS[name].ask_once:
-        answers = path.with_suffix(".cache")
-        config = replace(config, teacher_cache=TeacherCacheOptions(folder=str(answers)))
-        if not answers.exists():
-            cache_teacher_logits(config, data, path, answers)
+    if TASKS[name].cached:
+        logits = path.with_suffix(".cache")
+        config = replace(config, teacher_cache=TeacherCacheOptions(folder=str(logits)))
+        if not logits.exists():
+            cache_teacher_logits(config, data, path, logits)
     return Prepared(config, data, path)

@@ -132,6 +132,31 @@ def test_a_sampler_of_the_user_is_used():
     assert seen_by(history[0]) == 16
 
 
+# ---- students
+
+
+@pytest.mark.parametrize("method", ["kd", "tgeo", "rw", "dkd"])
+def test_frozen_layers_stay_as_they_are(method):
+    """Neither their weights nor, in eval mode, their running statistics move, in whatever pass."""
+    student = mlp(1, norm=True)
+    student[0].requires_grad_(False)
+    student[1].requires_grad_(False).eval()
+    before = weights(student)
+    distiller_of(method, student=student, momentum=0.9).fit(loader(), validation_loader(), epochs=2)
+    after = weights(student)
+    assert not student[1].training
+    assert student.training
+    for name in before:
+        assert torch.equal(after[name], before[name]) == (not name.startswith("3."))
+
+
+def test_running_statistics_move_once_per_batch():
+    student = mlp(1, norm=True)
+    distiller = distiller_of(TGeoKD(outer="holdout", update_interval=1, hypergradient="forward"), student=student)
+    distiller.fit(loader(), validation_loader(), epochs=2)
+    assert int(student[1].num_batches_tracked) == 2 * 3
+
+
 # ---- randomness
 
 

@@ -70,10 +70,12 @@ class OfTwo(nn.Module):
 
 
 @pytest.mark.parametrize("method", ["kd", "tgeo, holdout", "rw"])
-@pytest.mark.parametrize("kind", ["dict", "tuple", "dict with .logits"])
+@pytest.mark.parametrize("kind", ["dict", "tuple", "dict with .logits", "mapping with labels"])
 def test_inputs_of_several_parts(method, kind):
     def split(batches):
         parts = (({"right": x[:, 2:], "left": x[:, :2]}, y) for x, y in batches)
+        if kind == "mapping with labels":
+            return [{**x, "labels": y} for x, y in parts]
         return [((x["left"], x["right"]) if kind == "tuple" else x, y) for x, y in parts]
 
     wrap = kind == "dict with .logits"

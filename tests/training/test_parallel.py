@@ -1,84 +1,94 @@
-"""What is counted or averaged over samples is the same in one process and in two."""
+"""What several processes count together, against one process that sees all samples."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import pytest
 import torch
-
-from tgeokd.training.parallel import DistributedContext, ParallelContext, current_context
-
-PROGRAM = """
-import json, os, sys
-import torch
 import torch.distributed as dist
-from tgeokd import TGeoKD
-from tgeokd.methods import SampleLoss
+import torch.multiprocessing as mp
+from small_training import data, distiller_of, mlp
+from torch import nn
+
+from tgeokd import LossInputs, VanillaKD
 from tgeokd.teachers.network import as_teacher
 from tgeokd.training.batches import BatchReader
-from tgeokd.training.parallel import current_context
+from tgeokd.training.parallel import DistributedContext, ParallelContext, current_context
 from tgeokd.training.statistics import EpochStatistics
 from tgeokd.training.survey import survey
 
-rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-if world > 1:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-context = current_context()
-torch.manual_seed(0)
-x, y = torch.randn(23, 4, dtype=torch.float64), torch.arange(23) % 3
-weight = torch.randn(4, 3, dtype=torch.float64)
-mine = range(rank, 23, world)  # shards of different sizes
-batches = [(x[i : i + 1], y[i : i + 1]) for i in mine]
-reader = BatchReader(torch.device("cpu"))
-validation = [(x[:6], y[:6])] if rank == 0 else []  # only one process sees every class
-found = survey(TGeoKD(outer="holdout"), 3, batches, validation, as_teacher(lambda x: x @ weight), reader, context)
-statistics = EpochStatistics(torch.device("cpu"), context)
-for x_i, y_i in batches:
-    logits = x_i @ weight.flip(0)
-    loss = torch.nn.functional.cross_entropy(logits, y_i, reduction="none")
-    statistics.update(SampleLoss(loss, logits.softmax(1)[:, 0]), logits, x_i @ weight, y_i, 0)
-result = {"means": found.class_means.tolist(), **statistics.summary(), "ranks": context.gather_objects(rank)}
-if context.is_main:
-    print(json.dumps(result))
-context.barrier()
-"""
+CPU = torch.device("cpu")
+PROCESSES = 2
 
 
-def results(folder, world):
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(rank), str(world), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    ended = [process.communicate(timeout=300) for process in started]
-    assert [process.returncode for process in started] == [0] * world, ended
-    return json.loads(ended[0][0])
+def test_one_process_is_the_main_one_and_returns_its_own_values():
+    context = current_context()
+    assert type(context) is ParallelContext
+    assert (context.rank, context.world_size, context.is_main) == (0, 1, True)
+    values = torch.tensor([1.0, 2.0])
+    assert context.all_reduce(values) is values
+    assert context.gather_objects("a") == ["a"]
+    context.barrier()
+
+
+def count(context, batches):
+    """Class means and statistics of an epoch over some batches."""
+    teacher = as_teacher(mlp(2))
+    reader = BatchReader(CPU)
+    reader.num_classes = 3
+    method = distiller_of("tgeo").method
+    found = survey(method, 3, batches, [data(12, 7)], teacher, reader, context)
+    statistics = EpochStatistics(CPU, context)
+    for batch in reader.read_all(batches, "loader"):
+        student_logits, teacher_logits = 2 * batch.inputs[:, :3], teacher.logits(batch)
+        result = VanillaKD(alpha=0.25).loss(LossInputs(student_logits, teacher_logits, batch.target, 2.0))
+        statistics.update(result, student_logits, teacher_logits, batch.target, 0)
+    return found.class_means, statistics.summary()
+
+
+def batches_of(rank):
+    """The processes see different numbers of samples."""
+    x, y = data(30)
+    return [(x[:18], y[:18])] if rank == 0 else [(x[18:24], y[18:24]), (x[24:], y[24:])]
+
+
+def run(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=PROCESSES)
+    context = current_context()
+    assert isinstance(context, DistributedContext)
+    assert (context.rank, context.world_size, context.is_main) == (rank, PROCESSES, rank == 0)
+    values = torch.tensor([1.0, 10.0 * rank])
+    assert context.all_reduce(values).tolist() == [2.0, 10.0]
+    assert values.tolist() == [1.0, 10.0 * rank]  # the argument is left as it is
+    assert context.gather_objects({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
+    torch.save(count(context, batches_of(rank)), f"{folder}/{rank}.pt")
+    context.barrier()
+    dist.destroy_process_group()
 
 
 @pytest.mark.distributed
-def test_two_processes_find_what_one_does(tmp_path):
-    one, two = results(tmp_path, 1), results(tmp_path, 2)
-    assert two.pop("ranks") == [0, 1]
-    assert one.pop("ranks") == [0]
-    torch.testing.assert_close(torch.tensor(two.pop("means")), torch.tensor(one.pop("means")))
-    assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-12)
-    assert two["alpha_mean"] == pytest.approx(one["alpha_mean"], rel=1e-12)
-    for name, group in one["alpha"].items():
-        assert two["alpha"][name]["histogram"] == group["histogram"]
+@pytest.mark.process
+@pytest.mark.slow
+def test_class_means_and_statistics_are_those_of_all_samples(tmp_path):
+    mp.spawn(run, (str(tmp_path),), nprocs=PROCESSES)
+    means, statistics = count(ParallelContext(), batches_of(0) + batches_of(1))
+    for rank in range(PROCESSES):
+        found_means, found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(found_means, means)
+        assert found["train_loss"] == pytest.approx(statistics["train_loss"])
+        assert found["alpha_mean"] == pytest.approx(0.25)
+        assert found["alpha"] == statistics["alpha"]
+        assert sum(group["count"] for group in found["alpha"].values()) == 30
 
 
-def test_one_process_reduces_nothing():
-    context = current_context()
-    assert type(context) is ParallelContext
-    assert not isinstance(context, DistributedContext)
-    value = torch.arange(3)
-    assert context.all_reduce(value) is value
-    assert context.gather_objects("a") == ["a"]
-    assert (context.rank, context.world_size, context.is_main) == (0, 1, True)
+def test_class_means_and_counts_by_hand():
+    means, statistics = count(ParallelContext(), batches_of(0) + batches_of(1))
+    x, y = data(30)
+    with torch.no_grad():
+        probs = mlp(2)(x).softmax(dim=-1)
+    torch.testing.assert_close(means, torch.stack([probs[y == label].mean(dim=0) for label in range(3)]))
+    student, teacher = 2 * x[:, :3], probs.log()
+    ce = nn.functional.cross_entropy(student, y)
+    soft_student, soft_teacher = (student / 2).log_softmax(dim=-1), (teacher / 2).log_softmax(dim=-1)
+    kl = nn.functional.kl_div(soft_student, soft_teacher, log_target=True, reduction="batchmean")
+    assert statistics["train_loss"] == pytest.approx(float(0.25 * 4 * kl + 0.75 * ce), rel=1e-5)

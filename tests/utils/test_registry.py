@@ -94,6 +94,8 @@ def test_one_name_stands_for_one_thing():
     assert registry["a"] is First
     assert First.name == "a"
     registry.register("a")(First)
+    registry.register("b")(int)  # a built-in class cannot be given the attribute
+    assert registry["b"] is int
     same_place = type("First", (), {"__qualname__": First.__qualname__, "__module__": First.__module__})
     registry.register("a")(same_place)  # its module was imported again
     assert registry["a"] is same_place

@@ -40,6 +40,7 @@ class LossInputs:
         epoch: index of the running epoch, from 0.
         epochs: how many there will be.
         learn: whether :meth:`Method.learn` will be called for these samples.
+        ids: sample ids, integers on the CPU, shape (N,), where the loader yields them.
     """
 
     student_logits: Tensor
@@ -49,6 +50,7 @@ class LossInputs:
     epoch: int = 0
     epochs: int = 1
     learn: bool = True
+    ids: Tensor | None = None
 
     @cached_property
     def kd(self) -> Tensor:

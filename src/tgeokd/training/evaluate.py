@@ -51,7 +51,7 @@ def predict_ratios(step: DistillationStep, loader: Iterable[Any], teacher: Teach
             with step.reader.autocast():
                 logits = class_logits(step.student, batch.inputs)
             teacher_logits = None if teacher is None else teacher.logits(batch)
-            inputs = step.loss_inputs(logits, teacher_logits, batch.target)
+            inputs = step.loss_inputs(logits, teacher_logits, batch.target, batch.ids)
             ratios.append(step.method.alpha(inputs).detach().cpu())
     if not ratios:
         raise InputError("the loader is empty")

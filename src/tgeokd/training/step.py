@@ -218,7 +218,7 @@ class DistillationStep:
             teacher_logits = self.teacher.logits(batch)
         with self.forward_pass(batch.inputs, batch.target, teacher_logits):
             student_logits = class_logits(self._run, batch.inputs)
-        return self.loss_from_logits(student_logits, batch.target, teacher_logits)
+        return self.loss_from_logits(student_logits, batch.target, teacher_logits, batch.ids)
 
     @contextmanager
     def forward_pass(
@@ -243,13 +243,16 @@ class DistillationStep:
                 yield
         self._begun += 1
 
-    def loss_from_logits(self, student_logits: Tensor, target: Tensor, teacher_logits: Tensor | None) -> Tensor:
+    def loss_from_logits(
+        self, student_logits: Tensor, target: Tensor, teacher_logits: Tensor | None, ids: Tensor | None = None
+    ) -> Tensor:
         """Mean loss of a batch whose forward pass ran in :meth:`forward_pass`, shape ().
 
         Args:
             student_logits: shape (N, C), attached to the student's graph.
             target: class indices, shape (N,).
             teacher_logits: shape (N, C); None for a method without a teacher.
+            ids: sample ids, shape (N,), for methods that use them.
         """
         if self.method.needs_epochs and not self._epoch_started:
             raise InputError(f"the loss of {self.method.name!r} depends on the epoch: call start_epoch(epoch, epochs)")
@@ -257,7 +260,7 @@ class DistillationStep:
         if due and (self._recorder is None or not self._recorder.awaits_loss):
             raise InputError("the student's forward pass must run inside `with step.forward_pass(inputs):`")
         with torch.autocast(student_logits.device.type, enabled=False):
-            result = self.method.loss(self.loss_inputs(student_logits, teacher_logits, target, learn=due))
+            result = self.method.loss(self.loss_inputs(student_logits, teacher_logits, target, ids, learn=due))
             loss = result.loss.mean()
         self.statistics.update(result, student_logits, teacher_logits, target, self.index)
         if due:
@@ -270,11 +273,17 @@ class DistillationStep:
         return loss
 
     def loss_inputs(
-        self, student_logits: Tensor, teacher_logits: Tensor | None, target: Tensor, *, learn: bool = False
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
+        target: Tensor,
+        ids: Tensor | None = None,
+        *,
+        learn: bool = False,
     ) -> LossInputs:
         """What the method is given for a batch in the running epoch."""
         epoch = min(self.epoch, self.epochs - 1)  # a finished run stays in its last epoch
-        return LossInputs(student_logits, teacher_logits, target, self.temperature, epoch, self.epochs, learn)
+        return LossInputs(student_logits, teacher_logits, target, self.temperature, epoch, self.epochs, learn, ids)
 
     def before_update(self) -> None:
         """Record the step that the optimizer is about to take: after backward, unscaling and clipping.

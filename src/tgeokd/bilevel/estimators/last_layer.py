@@ -66,6 +66,10 @@ class LastLayerEstimator(Estimator):
         of_head = set(self.head.parameters())
         return {name: param for name, param in trainable(student).items() if param in of_head}
 
+    def outer_residual(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Gradient of each validation sample's loss with respect to its logits, shape (M, C); for subclasses to change."""
+        return gt_grad(logits, target)
+
     def estimate(self, record: StepRecord, outer_batch: OuterBatch) -> Tensor:
         """The head's part of the hypergradient, shape (N,)."""
         head = self.head
@@ -82,7 +86,7 @@ class LastLayerEstimator(Estimator):
                 val_logits = record.outer_logits(val_inputs)
             (val_features,) = captured
             dtype = head.weight.dtype
-            residual = _of_head(gt_grad(val_logits, val_target), head).to(dtype) / len(val_target)
+            residual = _of_head(self.outer_residual(val_logits, val_target), head).to(dtype) / len(val_target)
             v = {weight_name: residual.T @ val_features.to(dtype)}
             if bias_name is not None:
                 v[bias_name] = residual.sum(dim=0)
