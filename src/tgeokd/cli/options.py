@@ -26,8 +26,7 @@ _TASK = typer.Argument(help=f"Task: {', '.join(TASKS)}.", autocompletion=TASKS.k
 Task = Annotated[str, _TASK]
 OptionalTask = Annotated[str | None, _TASK]
 MethodName = Annotated[
-    str | None,
-    optional(f"Method: {', '.join(METHODS)}.", DEFAULT_METHOD, "--method", autocompletion=METHODS.keys),
+    str | None, optional(f"Method: {', '.join(METHODS)}.", DEFAULT_METHOD, "--method", autocompletion=METHODS.keys)
 ]
 ConfigFile = Annotated[
     Path | None,
