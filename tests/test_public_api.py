@@ -77,7 +77,7 @@ def parameters(function) -> dict[str, inspect.Parameter]:
         (tgeokd.DistillationStep, ["student", "optimizer", "method"], ["temperature", "validation"]),
         (tgeokd.DistillationStep.prepare, ["self", "train_loader", "teacher"], []),
         (tgeokd.DistillationStep.loss, ["self", "batch", "teacher"], []),
-        (tgeokd.DistillationStep.loss_from_logits, ["self", "student_logits", "target", "teacher_logits"], []),
+        (tgeokd.DistillationStep.loss_from_logits, ["self", "student_logits", "target", "teacher_logits", "ids"], []),
         (tgeokd.DistillationStep.before_update, ["self"], []),
         (tgeokd.DistillationStep.after_update, ["self"], []),
         (tgeokd.Distiller, ["student", "teacher", "method", "optimizer"], ["temperature"]),
