@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from tgeokd.methods.registry import DEFAULT_METHOD
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.validation import replace, validate_value
 
@@ -35,7 +36,6 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 2
-DEFAULT_METHOD = "tgeo"
 TrainOn = Literal["train", "train+val"]
 
 

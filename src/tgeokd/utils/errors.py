@@ -9,16 +9,12 @@ __all__ = ["DivergenceError", "InputError", "check_names", "first_line", "missin
 
 LISTED = 40  # names listed in a message at most
 
-# Which extra of this package installs an optional library.
+# The libraries that each extra of this package installs.
 EXTRAS = {
-    "torchvision": "vision",
-    "timm": "vision",
-    "transformers": "text",
-    "polars": "tabular",
-    "pyarrow": "tabular",
-    "imblearn": "tabular",
-    "lightgbm": "boosting",
-    "xgboost": "boosting",
+    "vision": ("torchvision", "timm"),
+    "text": ("transformers",),
+    "tabular": ("polars", "pyarrow", "imblearn"),
+    "boosting": ("lightgbm", "xgboost"),
 }
 
 
@@ -31,18 +27,10 @@ class DivergenceError(RuntimeError):
 
 
 def missing_package(what: str, error: ImportError) -> InputError:
-    """The error for an optional library that is not installed.
-
-    Args:
-        what: what needs it, the subject of the message.
-        error: as raised by the import.
-
-    Returns:
-        The error to raise. It names the extra to install, where the library belongs to one.
-    """
+    """The error to raise where ``what`` needs a library that is not installed; names the extra to install."""
     library = (error.name or "").partition(".")[0]
-    extra = EXTRAS.get(library)
-    return InputError(f"{what} needs {library or error}: pip install '{f'tgeokd[{extra}]' if extra else library}'")
+    package = next((f"tgeokd[{extra}]" for extra, libraries in EXTRAS.items() if library in libraries), library)
+    return InputError(f"{what} needs {library or error}: pip install '{package}'")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
