@@ -46,7 +46,7 @@ def of_task(name: str, config: RunConfig, seeds: int) -> list[Figure]:
     return [
         Figure.of(f"one tgeo run / five kd runs over an alpha grid ({name})", seconds, limit=0.25, note=note),
         Figure(
-            f"best constant's held-out score less the learned ratio's, in points ({name})",
+            f"best constant's validation score less the learned ratio's, in points ({name})",
             100 * mean_margin, 100 * min(margin), 100 * max(margin), seeds, 0.0, "mean over the seeds",
         ),
     ]  # fmt: skip
