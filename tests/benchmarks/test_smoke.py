@@ -58,6 +58,13 @@ def test_where_time_goes(name):
     assert (found["hypergradient"] > 0) == (name != "kd")
 
 
+def test_where_time_goes_prints_a_table(capsys):
+    where_time_goes.table(TINY)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].split()[0] == "total"
+    assert all(len(line.split()) >= 1 + len(METHODS) for line in lines[3:])
+
+
 def test_peers_compute_the_hypergradient():
     problem = peers.Problem(TINY)
     alpha = problem.alpha().detach()
@@ -149,7 +156,6 @@ def test_scale(monkeypatch):
     assert scale.share(encoding) > 0
 
 
-@pytest.mark.slow
 def test_scale_memory():
     assert scale.measure(scale.BATCH) < 2000
 
