@@ -91,7 +91,6 @@ def test_method(distill):
     assert len(set(alpha)) > 50
 
 
-@pytest.mark.xfail(strict=False, reason="TASKS is not a registry yet")
 def test_task(distill):
     _, results = distill("my_task", "--config", str(EXAMPLES / "my_task.yaml"), "--method", "kd", *SHORT)
     assert results["task"] == "my_task"
@@ -99,7 +98,6 @@ def test_task(distill):
     assert 0.5 < results["metrics"]["auc"] <= 1
 
 
-@pytest.mark.xfail(strict=False, reason="TASKS is not a registry yet")
 def test_a_task_without_presets_needs_a_config(distill):
     _, error = distill("my_task", code=2)
     assert "'my_task'" in error

@@ -1,13 +1,13 @@
 """Small students, their data, real optimizers, and the independent truth: a brute force that shares no code with tgeokd.
 
 The brute force perturbs one fusion ratio, takes the real optimizer's step on a copy of student and optimizer, and measures
-the held-out loss. Everything is float64 unless a test asks otherwise.
+the validation loss. Everything is float64 unless a test needs another type.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from tgeokd.bilevel import Estimator, StepRecord, build_estimator
+from tgeokd.bilevel.recorder import StepRecorder
+from tgeokd.methods import LossInputs, Method
+from tgeokd.training.step import DistillationStep
 
 N, M, C, WIDTH = 6, 5, 4, 5
 
@@ -91,7 +96,7 @@ class AliasedModule(nn.Module):
 
 
 class StatefulBuffer(nn.Module):
-    """Counts its training passes in a buffer, and the count enters the output: each pass must meet the buffers it met."""
+    """The output depends on a count of training passes in a buffer: a pass run again must start from the same buffers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,9 +162,7 @@ class Recurrent(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Batch norm, dropout, a frozen part in eval mode, a tied weight: much that could be disturbed."""
-
-    # as in BatchNormCNN, no bias right before the batch norm
+    """Batch norm, dropout, frozen layers in eval mode, a tied weight; as in BatchNormCNN, no bias before the batch norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,15 +224,15 @@ STUDENTS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
     "mixed": (Mixed, _vectors),
     "stateful": (StatefulBuffer, _vectors),
     "linear": (lambda: nn.Linear(WIDTH, C), _vectors),
-    # sparse gradients: SGD alone takes them
+    # sparse gradients: SGD alone supports them
     "sparse": (SparseEmbedding, _tokens),
-    # beyond forward mode
+    # without forward-mode AD
     "embedding_bag": (Bag, _tokens),
     "custom_function": (CustomFunction, _vectors),
     "weight_norm": (_weight_norm, _vectors),
 }
-BEYOND_FORWARD = ("embedding_bag", "custom_function", "weight_norm")
-FORWARD = tuple(name for name in STUDENTS if name not in (*BEYOND_FORWARD, "sparse"))
+NO_FORWARD_MODE = ("embedding_bag", "custom_function", "weight_norm")
+FORWARD = tuple(name for name in STUDENTS if name not in (*NO_FORWARD_MODE, "sparse"))
 
 
 # ---- optimizers
@@ -290,7 +293,7 @@ def make_case(
     """A case after ``steps`` real training steps, so that the optimizer has a state.
 
     In Adam's first step the update is ``lr g / (|g| + eps)``: with a tiny eps its derivative is almost zero, and a difference
-    quotient of it would be rounding. So ``first_eps`` stands for eps where there is no step before.
+    quotient of it would be rounding. So ``first_eps`` replaces eps where no step came before.
     """
     torch.manual_seed(seed)
     if isinstance(student, str):
@@ -367,19 +370,27 @@ def gt_of(z: Tensor, target: Tensor) -> Tensor:
 def plain_step(case: Case, *, clip_norm: float | None = None, accumulate: int = 1) -> None:
     """One ordinary step of distillation: forward, backward, clip, step."""
     case.optimizer.zero_grad()
-    for part in pieces(len(case.target), accumulate):
-        z = call(case.student, rows(case.inputs, part))
-        alpha = case.alpha[part]
-        kd, gt = kd_of(z, case.teacher_logits[part], case.temperature), gt_of(z, case.target[part])
-        ((alpha * kd + (1 - alpha) * gt).sum() / len(case.target)).backward()
-    if clip_norm is not None:
-        trainable = [p for p in case.student.parameters() if p.requires_grad]
-        torch.nn.utils.clip_grad_norm_(trainable, clip_norm)
+    for index in pieces(len(case.target), accumulate):
+        z = call(case.student, rows(case.inputs, index))
+        (loss_of(case, z, index) / accumulate).backward()
+    clip_gradients(case, clip_norm)
     case.optimizer.step()
 
 
-def held_out_loss_after_step(case: Case, **settings: Any) -> float:
-    """The held-out loss after a real step on a copy; the random state is given back, so masks repeat."""
+def loss_of(case: Case, z: Tensor, index: slice) -> Tensor:
+    """Mean fused loss of some of the samples, from their logits."""
+    alpha = case.alpha[index]
+    kd, gt = kd_of(z, case.teacher_logits[index], case.temperature), gt_of(z, case.target[index])
+    return (alpha * kd + (1 - alpha) * gt).mean()
+
+
+def clip_gradients(case: Case, clip_norm: float | None) -> None:
+    if clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_([p for p in case.student.parameters() if p.requires_grad], clip_norm)
+
+
+def validation_loss_after_step(case: Case, **settings: Any) -> float:
+    """The validation loss after a real step on a copy; the random state is restored, so dropout masks repeat."""
     trial = case.copied()
     state = torch.get_rng_state()
     plain_step(trial, **settings)
@@ -400,7 +411,7 @@ def brute_force(case: Case, *, h: float = 3e-5, **settings: Any) -> Tensor:
     def at(i: int, shift: float) -> float:
         alpha = case.alpha.clone()
         alpha[i] += shift
-        return held_out_loss_after_step(case.with_(alpha=alpha), **settings)
+        return validation_loss_after_step(case.with_(alpha=alpha), **settings)
 
     return torch.tensor([derivative(lambda s, i=i: at(i, s), h) for i in range(len(case.alpha))], dtype=torch.float64)
 
@@ -428,3 +439,106 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     assert found.shape == expected.shape
     assert expected.norm() > 1e-8, "nothing to compare: the expected gradient vanishes"
     return float((found - expected).norm() / expected.norm())
+
+
+# ---- the code under test, in a training loop
+
+
+def recorder_of(
+    case: Case,
+    method: str | Estimator = "forward",
+    *,
+    clip_norm: float | None = None,
+    assume_sgd: bool = False,
+    **options: Any,
+) -> StepRecorder:
+    """A recorder for an estimator, given by name with its options."""
+    estimator = build_estimator(method, **options)
+    settings = {"temperature": case.temperature, "clip_norm": clip_norm, "assume_sgd": assume_sgd}
+    return StepRecorder(case.student, case.optimizer, estimator, **settings)
+
+
+def backward_passes(
+    case: Case, recorder: StepRecorder, factors: Sequence[float] = (1.0,), *, zero_grad: bool = False
+) -> None:
+    """The recorded forward passes of a step, one for each factor, and their backward passes with the loss times the factor.
+
+    With ``zero_grad`` the gradients are zeroed between the first forward and backward pass, as many loops do.
+    """
+    for index, factor in zip(pieces(len(case.target), len(factors)), factors, strict=True):
+        inputs = rows(case.inputs, index)
+        with recorder.forward_pass(inputs):
+            z = call(case.student, inputs)
+        loss = loss_of(case, z, index)
+        recorder.complete(z, case.target[index], case.teacher_logits[index], case.alpha[index], loss)
+        if zero_grad and not index.start:
+            case.optimizer.zero_grad()
+        (loss * factor).backward()
+
+
+def recorded_step(case: Case, recorder: StepRecorder, *, accumulate: int = 1) -> StepRecord:
+    """One ordinary step of distillation (:func:`plain_step`), recorded."""
+    case.optimizer.zero_grad()
+    backward_passes(case, recorder, [1 / accumulate] * accumulate)
+    clip_gradients(case, recorder.clip_norm)
+    record = recorder.finish()
+    case.optimizer.step()
+    return record
+
+
+def estimate(case: Case, recorder: StepRecorder, record: StepRecord) -> Tensor:
+    return recorder.estimator.estimate(record, (case.val_inputs, case.val_target))
+
+
+def hypergradient(case: Case, method: str | Estimator = "forward", *, accumulate: int = 1, **options: Any) -> Tensor:
+    """The hypergradient of one recorded step, which is taken."""
+    recorder = recorder_of(case, method, **options)
+    return estimate(case, recorder, recorded_step(case, recorder, accumulate=accumulate))
+
+
+class GivenRatios(Method):
+    """A method whose ratios are given, and which keeps the hypergradients that it gets."""
+
+    name = "given"
+    needs_teacher = False
+    outer = "train"
+
+    def __init__(self, alpha: Tensor, estimator: Estimator) -> None:
+        self.given, self.estimator = alpha, estimator
+        self.used = 0
+        self.found: list[Tensor] = []
+
+    def alpha(self, inputs: LossInputs) -> Tensor:
+        start = self.used % len(self.given)
+        self.used += len(inputs.target)
+        return self.given[start : start + len(inputs.target)]
+
+    def needs_hypergradient(self, step: int) -> bool:
+        return True
+
+    def learn(self, alpha: Tensor, gradient: Tensor) -> None:
+        assert torch.equal(alpha, self.given)
+        self.found.append(gradient)
+
+
+def distillation_step(
+    case: Case, method: str | Estimator = "forward", *, clip_norm: float | None = None, **options: Any
+) -> DistillationStep:
+    """A step object with the case's ratios, ready for a loop. Its outer batches are the validation samples."""
+    given = GivenRatios(case.alpha, build_estimator(method, **options))
+    step = DistillationStep(case.student, case.optimizer, given, temperature=case.temperature, clip_norm=clip_norm)
+    step.prepare([(case.val_inputs, case.val_target)])
+    return step
+
+
+def distilled_step(case: Case, step: DistillationStep, *, accumulate: int = 1) -> Tensor:
+    """One step of a hand-written loop; returns the hypergradient that the method was given."""
+    case.optimizer.zero_grad()
+    for index in pieces(len(case.target), accumulate):
+        inputs, target, teacher = rows(case.inputs, index), case.target[index], case.teacher_logits[index]
+        with step.forward_pass(inputs, target, teacher):
+            z = call(case.student, inputs)
+        (step.loss_from_logits(z, target, teacher) / accumulate).backward()
+    clip_gradients(case, step.clip_norm)
+    case.optimizer.step()
+    return step.method.found[-1]

@@ -1,4 +1,4 @@
-"""What a step does to a parameter, against torch's own optimizers, and its derivative, against autograd and the real step."""
+"""The step of a parameter against torch's own optimizers, and its derivative against autograd and the real step."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def parameter_and_gradients(seed, steps=5, size=4):
 
 
 @given(st.one_of(sgds(), adams()), seeds)
-def test_new_value_and_slope_over_several_steps(kind_and_options, seed):
+def test_new_value_and_derivative_over_several_steps(kind_and_options, seed):
     kind, options = kind_and_options
     param, gradients = parameter_and_gradients(seed)
     optimizer = kind([param], **options)
@@ -63,11 +63,11 @@ def test_new_value_and_slope_over_several_steps(kind_and_options, seed):
         entries, before = len(optimizer.state), copy.deepcopy(optimizer.state_dict())
         g = gradient.clone().requires_grad_()
         predicted = rule.new_value(param.detach(), g, state, group)
-        slope = torch.as_tensor(rule.slope(param.detach(), gradient, state, group), dtype=torch.float64).expand(4)
+        found = torch.as_tensor(rule.diagonal(param.detach(), gradient, state, group), dtype=torch.float64).expand(4)
         jacobian = torch.stack([torch.autograd.grad(predicted[i], g, retain_graph=True)[0] for i in range(4)])
         # Adam's derivative is a difference of two terms of size lr (1 - beta1) / root: that is what rounding scales with.
         rounding = 1e-11 * float(options["lr"]) / float(gradient[gradient != 0].abs().min())
-        torch.testing.assert_close(torch.diag(-slope), jacobian, rtol=1e-9, atol=rounding + 1e-13)
+        torch.testing.assert_close(torch.diag(-found), jacobian, rtol=1e-9, atol=rounding + 1e-13)
         assert len(optimizer.state) == entries
         torch.testing.assert_close(optimizer.state_dict(), before, rtol=0, atol=0)
 
@@ -87,7 +87,7 @@ def test_new_value_and_slope_over_several_steps(kind_and_options, seed):
         (AdamW, {"eps": 0.1, "weight_decay": 0.2}),
     ],
 )
-def test_slope_is_the_difference_quotient_of_the_real_step(kind, options, steps):
+def test_derivative_is_the_difference_quotient_of_the_real_step(kind, options, steps):
     param, gradients = parameter_and_gradients(7)
     optimizer = kind([param], lr=0.1, **options)
     for gradient in gradients[:steps]:
@@ -104,19 +104,19 @@ def test_slope_is_the_difference_quotient_of_the_real_step(kind, options, steps)
 
     expected = [-derivative(lambda s, i=i: stepped(i, s), 1e-3) for i in range(4)]
     state, (group,) = optimizer.state.get(param, {}), optimizer.param_groups
-    slope = torch.as_tensor(rule_of(optimizer).slope(param.detach(), gradient, state, group), dtype=torch.float64)
-    torch.testing.assert_close(slope.expand(4), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-9)
+    found = torch.as_tensor(rule_of(optimizer).diagonal(param.detach(), gradient, state, group), dtype=torch.float64)
+    torch.testing.assert_close(found.expand(4), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-9)
 
 
-def test_amsgrad_has_no_slope_through_a_second_moment_below_the_maximum():
+def test_amsgrad_has_no_derivative_through_a_second_moment_below_the_maximum():
     param = nn.Parameter(torch.zeros(1, dtype=torch.float64))
     optimizer = Adam([param], lr=0.1, amsgrad=True, betas=(0.0, 0.5), eps=0.0)
     param.grad = torch.tensor([100.0], dtype=torch.float64)
     optimizer.step()  # the maximum is now 5000
     (group,), state = optimizer.param_groups, optimizer.state[param]
-    # update = lr g / (sqrt(5000) / sqrt(1 - 1/4)) for a small g: the slope is lr sqrt(3/4) / sqrt(5000)
-    slope = rule_of(optimizer).slope(param.detach(), torch.tensor([0.01], dtype=torch.float64), state, group)
-    assert slope.item() == pytest.approx(0.1 * 0.75**0.5 / 5000**0.5, rel=1e-12)
+    # update = lr g / (sqrt(5000) / sqrt(1 - 1/4)) for a small g: the derivative is lr sqrt(3/4) / sqrt(5000)
+    found = rule_of(optimizer).diagonal(param.detach(), torch.tensor([0.01], dtype=torch.float64), state, group)
+    assert found.item() == pytest.approx(0.1 * 0.75**0.5 / 5000**0.5, rel=1e-12)
 
 
 def test_a_gradient_that_has_always_been_zero_gives_finite_numbers():
@@ -126,17 +126,17 @@ def test_a_gradient_that_has_always_been_zero_gives_finite_numbers():
     zero = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     value = rule.new_value(param.detach(), zero, {}, group)
     assert torch.equal(value, param.detach())
-    # g / (|g| + eps) has the slope 1 / eps at 0
+    # g / (|g| + eps) has the derivative 1 / eps at 0
     (jacobian,) = torch.autograd.grad(value.sum(), zero)
     torch.testing.assert_close(jacobian, torch.full_like(jacobian, -0.1 / 1e-2))
-    torch.testing.assert_close(rule.slope(param.detach(), zero.detach(), {}, group), -jacobian)
+    torch.testing.assert_close(rule.diagonal(param.detach(), zero.detach(), {}, group), -jacobian)
 
 
 def test_a_learning_rate_that_is_a_tensor():
     param, gradients = parameter_and_gradients(1)
     for kind in (SGD, Adam, AdamW):
         given, expected = kind([param], lr=torch.tensor(0.25, dtype=torch.float64)), kind([param], lr=0.25)
-        for part in ("new_value", "slope"):
+        for part in ("new_value", "diagonal"):
             a, b = (
                 getattr(rule_of(optimizer), part)(param.detach(), gradients[1], {}, optimizer.param_groups[0])
                 for optimizer in (given, expected)
@@ -144,7 +144,7 @@ def test_a_learning_rate_that_is_a_tensor():
             assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
 
 
-def test_a_wrapped_optimizer_is_looked_through():
+def test_a_wrapped_optimizer_is_unwrapped():
     inner = Adam([nn.Parameter(torch.zeros(1))], lr=0.1)
 
     class Wrapper(torch.optim.Optimizer):
@@ -154,5 +154,5 @@ def test_a_wrapped_optimizer_is_looked_through():
     assert unwrapped(Wrapper(inner)) is inner
     assert rule_of(Wrapper(inner)) is rule_of(inner)
     assert unwrapped(inner) is inner
-    inner.optimizer = SimpleNamespace()  # an attribute of that name that is no optimizer
+    inner.optimizer = SimpleNamespace()  # an attribute of that name that is not an optimizer
     assert unwrapped(inner) is inner

@@ -74,7 +74,7 @@ def test_kd_is_exactly_zero_where_the_logits_are_equal_and_never_negative(pair, 
 
 
 @given(logit_pairs(bound=8.0), temperatures, st.floats(-5, 5))
-def test_kd_does_not_see_a_constant_added_to_all_logits(pair, tau, shift):
+def test_kd_does_not_depend_on_a_constant_added_to_all_logits(pair, tau, shift):
     student, teacher = map(torch.from_numpy, pair)
     torch.testing.assert_close(
         kd_loss(student + shift, teacher - shift, tau), kd_loss(student, teacher, tau), rtol=1e-6, atol=1e-9
@@ -90,7 +90,7 @@ def test_gradient_of_kd_is_tau_times_the_difference_of_the_softened_distribution
 
 
 @given(logit_pairs(), temperatures, st.data())
-def test_slopes_are_what_autograd_finds(pair, tau, data):
+def test_gradients_equal_those_of_autograd(pair, tau, data):
     student, teacher = torch.from_numpy(pair[0]).requires_grad_(), torch.from_numpy(pair[1])
     count, classes = student.shape
     target = torch.tensor(data.draw(st.lists(st.integers(0, classes - 1), min_size=count, max_size=count)))
@@ -114,7 +114,7 @@ def test_large_logits_stay_finite_with_their_gradients(size):
     student = torch.tensor([[size, -size, 0.0], [-size, size, 0.0]], requires_grad=True)
     teacher = torch.tensor([[-size, size, 0.0], [-size, size, 0.0]])
     kd, gt = kd_loss(student, teacher, 1.0), gt_loss(student, torch.tensor([1, 1]))
-    # the teacher is sure of class 1; the student is further off by 2 `size` nats on the first sample
+    # the teacher gives class 1 all; the student is further off by 2 `size` nats on the first sample
     torch.testing.assert_close(kd, torch.tensor([2 * size, 0.0]))
     torch.testing.assert_close(gt, torch.tensor([2 * size, 0.0]))
     (kd + gt).sum().backward()
@@ -124,14 +124,14 @@ def test_large_logits_stay_finite_with_their_gradients(size):
 @pytest.mark.parametrize("tau", [0.0, -1.0, float("nan")])
 @pytest.mark.parametrize("loss", [kd_loss, soft_ce_loss])
 def test_temperature_must_be_positive(loss, tau):
-    with pytest.raises(InputError, match="temperature must be > 0, not"):
+    with pytest.raises(InputError, match=f"temperature.* {tau}"):
         loss(torch.zeros(2, 3), torch.zeros(2, 3), tau)
 
 
 @pytest.mark.parametrize("loss", [kd_loss, soft_ce_loss])
 @pytest.mark.parametrize("shape", [(2, 4), (1, 3), (3,)])
 def test_shapes_that_differ_are_refused_rather_than_broadcast(loss, shape):
-    with pytest.raises(InputError, match=r"student logits have shape \(2, 3\) but teacher logits \("):
+    with pytest.raises(InputError, match=r"student.*\(2, 3\).*teacher.*\("):
         loss(torch.zeros(2, 3), torch.zeros(shape), 1.0)
 
 
@@ -184,7 +184,7 @@ def test_zero_probabilities_give_a_finite_divergence(dtype):
     teacher = logits_from_probs(torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]], dtype=dtype))
     assert teacher.isfinite().all()
     student = torch.tensor([[1 / 4, 1 / 4, 1 / 2], [1 / 4, 1 / 4, 1 / 2]], dtype=torch.float64).log()
-    # by hand: ln 4 for a sure teacher, ln 2 for one that halves it between two classes
+    # by hand: ln 4 for a teacher with one class, ln 2 for one with two equal classes
     kd = kd_loss(student, teacher.double(), 1.0)
     torch.testing.assert_close(kd, torch.tensor([2 * LN2, LN2], dtype=torch.float64), rtol=0, atol=2e-3)
 
@@ -192,15 +192,15 @@ def test_zero_probabilities_give_a_finite_divergence(dtype):
 @pytest.mark.parametrize(
     "wrong", [[2.0, -1.0, 0.0], [0.5, 0.6, 0.2], [0.2, 0.2, 0.2], [math.nan, 0.5, 0.5], [math.inf, 0.0, 0.0]]
 )
-def test_what_is_no_distribution_is_refused_with_its_row(wrong):
-    with pytest.raises(InputError, match=r"must be >= 0 and sum to 1; row 1 sums to .* Are they logits\?"):
+def test_rows_that_are_not_distributions_are_refused(wrong):
+    with pytest.raises(InputError, match="row 1"):
         logits_from_probs(torch.tensor([[0.2, 0.3, 0.5], wrong]))
 
 
 # ---- to_class_logits
 
 
-def test_class_logits_of_many_columns_pass_as_they_are():
+def test_logits_of_several_columns_are_returned_as_they_are():
     logits = torch.randn(3, 4)
     assert to_class_logits(logits) is logits
 
@@ -222,6 +222,6 @@ def test_bce_with_logits_is_gt_of_the_two_class_logits(z, data):
 
 
 @pytest.mark.parametrize("shape", [(), (2, 3, 4)])
-def test_other_shapes_are_no_class_logits(shape):
-    with pytest.raises(InputError, match=r"logits must have shape \(N, C\), \(N, 1\) or \(N,\), not \("):
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(InputError, match=r"\(N, C\).*\("):
         to_class_logits(torch.zeros(shape))

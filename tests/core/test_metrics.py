@@ -239,8 +239,8 @@ def test_wrong_choices(options, given):
         (("macro_auc",), 3, [0, 0], "'macro_auc'.*'good'"),
         (("detection_rate",), 2, [0, 0], r"'detection_rate'.*attack.*\(bad\)"),
         (("detection_rate",), 3, [1, 1], r"'detection_rate'.*normal.*\(good, 2\)"),
-        (("detection_rate",), 1, [0, 0], "attack_classes has label 1"),
-        (("accuracy",), 2, [0, 2], "label 2"),
+        (("detection_rate",), 1, [0, 0], "attack_classes.* 1$"),
+        (("accuracy",), 2, [0, 2], "set to evaluate.* 2$"),
         (("accuracy",), 2, [], "empty"),
     ],
 )

@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numbered_rows import Pairs, Rows, arrays, found_ids, ids, tensors
+from small_training import refused
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -24,183 +26,9 @@ from tgeokd.data.loaders import (
     BatchLoader,
     BlockShuffle,
     OuterStream,
-    group,
-    joined,
-    resident,
     shuffling,
-    subset,
     union_loader,
 )
-from tgeokd.utils.errors import InputError
-
-
-def tensors(n, start=0):
-    """Samples that can be told apart: row i holds start + i."""
-    index = torch.arange(start, start + n)
-    return index.float().unsqueeze(1).repeat(1, 2), index % 3
-
-
-def arrays(n, start=0):
-    return ArrayDataset(*tensors(n, start))
-
-
-def ids(batches):
-    return [int(row[0]) for x, _ in batches for row in x]
-
-
-class Rows(Dataset):
-    """A map-style data set of the user's, of dictionaries."""
-
-    def __init__(self, n, start=0):
-        self.n, self.start = n, start
-
-    def __len__(self):
-        return self.n
-
-    def __getitem__(self, i):
-        return {"x": torch.tensor([float(self.start + i)])}, (self.start + i) % 3
-
-
-# ---- ArrayDataset
-
-
-@given(st.integers(1, 20), st.integers(1, 7), st.booleans())
-def test_array_batches_equal_torchs_own(n, batch_size, drop_last):
-    ours = list(DataLoader(arrays(n), batch_size, drop_last=drop_last))
-    theirs = list(DataLoader(TensorDataset(*tensors(n)), batch_size, drop_last=drop_last))
-    assert len(ours) == len(theirs)
-    for (x, y), (x2, y2) in zip(ours, theirs, strict=True):
-        assert torch.equal(x, x2)
-        assert torch.equal(y, y2)
-
-
-def test_shuffled_array_batches_equal_torchs_own_for_the_same_seed():
-    orders = []
-    for dataset_loader in (
-        lambda: DataLoader(arrays(20), 6, shuffle=True),
-        lambda: DataLoader(TensorDataset(*tensors(20)), 6, shuffle=True),
-    ):
-        torch.manual_seed(0)
-        orders.append(ids(dataset_loader()))
-    assert orders[0] == orders[1]
-    assert sorted(orders[0]) == list(range(20))
-    assert orders[0] != list(range(20))
-
-
-def test_array_dataset_is_a_usual_data_set():
-    dataset = arrays(4, start=7)
-    assert len(dataset) == 4
-    x, y = dataset[2]
-    assert x.tolist() == [9.0, 9.0]
-    assert int(y) == 0
-
-
-def test_rows_must_match():
-    with pytest.raises(InputError, match="inputs have 3 rows but target has 2"):
-        ArrayDataset(torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64))
-
-
-def test_array_dataset_works_in_a_plain_loader():
-    assert ids(DataLoader(arrays(8), 4)) == list(range(8))
-
-
-class Pairs(ArrayDataset):
-    """Samples of two tensors with ids, kept in blocks; row i holds start + i in both, and its id is 100 + start + i."""
-
-    def __init__(self, n, start=0, transform=None, block_size=None):
-        x, y = tensors(n, start)
-        super().__init__((x, (x[:, :1] * 10).long()), y, torch.arange(start, start + n) + 100, transform)
-        if block_size is not None:
-            self.block_size = block_size
-
-
-def found_ids(batches):
-    """Ids of batches of ``Pairs``, each checked to belong to its inputs and label."""
-    found = []
-    for (a, b), y, names in batches:
-        assert names.dtype == torch.int64
-        assert torch.equal(a[:, 0].long() + 100, names)
-        assert torch.equal(b[:, 0], 10 * (names - 100))
-        assert torch.equal(y, (names - 100) % 3)
-        found += (names - 100).tolist()
-    return found
-
-
-@given(st.integers(1, 20), st.integers(1, 7))
-def test_batches_of_tuples_with_ids(n, batch_size):
-    batches = list(DataLoader(Pairs(n), batch_size))
-    assert found_ids(batches) == list(range(n))
-    assert [len(y) for _, y, _ in batches] == [batch_size] * (n // batch_size) + (
-        [n % batch_size] if n % batch_size else []
-    )
-
-
-def test_a_sample_of_tuples_with_an_id():
-    (a, b), y, name = Pairs(4, start=7)[2]
-    assert (a.tolist(), b.tolist(), int(y), int(name)) == ([9.0, 9.0], [90], 0, 109)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "names", "message"),
-    [
-        ((torch.zeros(2, 1), torch.zeros(3, 1)), None, "inputs have 3 rows but target has 2"),
-        ((torch.zeros(2, 1),), torch.zeros(1, dtype=torch.int64), "ids have 1 rows but target has 2"),
-    ],
-)
-def test_every_part_must_have_the_target_s_rows(inputs, names, message):
-    with pytest.raises(InputError, match=message):
-        ArrayDataset(inputs, torch.zeros(2, dtype=torch.int64), names)
-
-
-def test_the_transform_sees_each_batch_as_a_whole_and_changes_inputs_alone():
-    seen = []
-
-    def double(x):
-        seen.append(len(x))
-        return 2 * x
-
-    dataset = ArrayDataset(*tensors(7), torch.arange(7), double)
-    batches = list(DataLoader(dataset, 3))
-    assert seen == [3, 3, 1]
-    assert torch.equal(torch.cat([x for x, _, _ in batches]), 2 * tensors(7)[0])
-    assert torch.equal(torch.cat([names for _, _, names in batches]), torch.arange(7))
-    assert torch.equal(dataset.inputs, tensors(7)[0])  # what is held is left alone
-    assert dataset[3][0].tolist() == [6.0, 6.0]
-
-
-def test_joined_held_out_samples_get_the_training_transform_and_only_it():
-    train = Pairs(4, transform=lambda parts: (parts[0] + 1000, parts[1]))
-    held_out = Pairs(3, 4, transform=lambda parts: (parts[0] + 5, parts[1]))
-    ((a, b), y, names), *_ = DataLoader(joined(train, held_out), 7)
-    assert a[:, 0].tolist() == [1000.0 + i for i in range(7)]
-    assert b[:, 0].tolist() == [10 * i for i in range(7)]
-    assert y.tolist() == [i % 3 for i in range(7)]
-    assert names.tolist() == [100 + i for i in range(7)]
-    ((a, _), _, _), *_ = DataLoader(held_out, 3)
-    assert a[:, 0].tolist() == [9.0, 10.0, 11.0]  # the held-out set itself keeps its own
-
-
-def test_arrays_with_and_without_ids_are_joined_as_torch_does():
-    both = joined(ArrayDataset(*tensors(2), torch.arange(2)), arrays(2, 2))
-    assert len(both) == 4
-    assert [len(both[i]) for i in range(4)] == [3, 3, 2, 2]
-
-
-@given(st.lists(st.integers(0, 8), max_size=12))
-def test_a_subset_is_these_rows_with_their_ids_and_transform(rows):
-    part = subset(Pairs(9, transform=lambda parts: (parts[0] + 0.5, parts[1])), rows)
-    assert isinstance(part, ArrayDataset)
-    assert len(part) == len(rows)
-    assert (part.ids - 100).tolist() == rows
-    for i, row in enumerate(rows):
-        (a, b), y, name = part[i]
-        assert (a.tolist(), b.tolist(), int(y), int(name)) == ([row + 0.5] * 2, [10 * row], row % 3, 100 + row)
-
-
-def test_a_subset_of_a_user_s_data_set():
-    part = subset(Rows(9), [4, 0, 7])
-    assert [int(part[i][0]["x"]) for i in range(3)] == [4, 0, 7]
-
 
 # ---- shuffling by blocks
 
@@ -243,7 +71,7 @@ def test_every_pass_has_another_order_and_the_seed_decides_them():
 
 
 def test_a_block_of_no_rows_is_refused():
-    with pytest.raises(InputError, match="block_size must be >= 1, not 0"):
+    with refused("block_size", 0):
         BlockShuffle(3, 0, None)
 
 
@@ -256,7 +84,7 @@ def test_only_data_sets_in_blocks_are_shuffled_by_blocks():
 
 
 @pytest.mark.parametrize(
-    ("train", "held_out"),
+    ("train", "held"),
     [
         (lambda: DataLoader(arrays(13), 4), lambda: DataLoader(arrays(6, 13), 6)),
         (lambda: DataLoader(TensorDataset(*tensors(13)), 4), lambda: DataLoader(TensorDataset(*tensors(6, 13)), 6)),
@@ -265,9 +93,9 @@ def test_only_data_sets_in_blocks_are_shuffled_by_blocks():
     ],
     ids=["arrays", "tensors", "arrays+tensors", "tensors+arrays"],
 )
-def test_union_has_each_sample_exactly_once_an_epoch(train, held_out):
+def test_union_has_each_sample_exactly_once_an_epoch(train, held):
     torch.manual_seed(0)
-    loader = union_loader(train(), held_out())
+    loader = union_loader(train(), held())
     orders = [ids(loader) for _ in range(3)]
     for order in orders:
         assert sorted(order) == list(range(19))
@@ -308,24 +136,21 @@ class Stream(IterableDataset):
 def test_union_of_what_cannot_be_mixed_is_refused(other):
     usual = DataLoader(TensorDataset(*tensors(6)), 2)
     for pair in ((usual, other()), (other(), usual)):
-        with pytest.raises(InputError, match="outer='union' must mix two torch DataLoaders over map-style data sets"):
+        with refused("outer='union'", "outer='holdout'"):
             union_loader(*pair)
 
 
-def test_union_with_a_batch_sampler_is_refused_or_keeps_its_batches():
+def test_union_with_a_batch_sampler_is_refused():
     dataset = TensorDataset(*tensors(12))
     train = DataLoader(dataset, batch_sampler=BatchSampler(SequentialSampler(dataset), 4, drop_last=False))
-    try:
-        loader = union_loader(train, DataLoader(TensorDataset(*tensors(4, 12)), 2))
-    except InputError:
-        return
-    assert {len(y) for _, y in loader} == {4}
+    with refused("outer='union'"):
+        union_loader(train, DataLoader(TensorDataset(*tensors(4, 12)), 2))
 
 
-def test_union_with_a_sampler_is_refused():
+def test_union_with_a_sampler_of_the_user_is_refused():
     dataset = TensorDataset(*tensors(12))
     train = DataLoader(dataset, 4, sampler=WeightedRandomSampler(torch.tensor([1.0] * 4 + [0.0] * 8), 12))
-    with pytest.raises(InputError, match="sampler"):
+    with refused("WeightedRandomSampler"):
         union_loader(train, DataLoader(TensorDataset(*tensors(4, 12)), 2))
 
 
@@ -407,8 +232,8 @@ def test_any_other_iterable_is_repeated_as_it_is(source):
 
 
 @pytest.mark.parametrize("source", [lambda: [tensors(2)], lambda: DataLoader(Stream(), 2)])
-def test_what_cannot_be_re_batched_takes_no_batch_size(source):
-    with pytest.raises(InputError, match="outer_batch_size needs a torch DataLoader over a map-style data set"):
+def test_a_batch_size_is_refused_for_a_source_that_cannot_be_rebatched(source):
+    with refused("outer_batch_size"):
         OuterStream(source(), 4, 0)
 
 
@@ -429,7 +254,7 @@ def test_repeating_a_loader_does_not_touch_the_global_random_state():
 
 @pytest.mark.parametrize("size", [0, -3])
 def test_outer_batches_of_no_samples_are_refused(size):
-    with pytest.raises(InputError, match="outer_batch_size must be >= 1"):
+    with refused("outer_batch_size", size):
         OuterStream(DataLoader(TensorDataset(*tensors(6)), 2), size, 0)
 
 
@@ -437,7 +262,7 @@ def test_outer_batches_of_no_samples_are_refused(size):
 
 
 @pytest.mark.parametrize("block_size", [None, 4])
-def test_union_of_three_part_batches(block_size):
+def test_union_of_batches_with_ids(block_size):
     train = Pairs(13, block_size=block_size)
     loader = union_loader(DataLoader(train, 4, **shuffling(train)), DataLoader(Pairs(6, 13), 6))
     torch.manual_seed(0)
@@ -478,7 +303,7 @@ def test_union_goes_by_blocks_where_the_joined_data_set_has_them():
 
 
 @pytest.mark.parametrize("block_size", [None, 4])
-def test_outer_batches_of_three_parts(block_size):
+def test_outer_batches_with_ids(block_size):
     source = DataLoader(Pairs(12, block_size=block_size), 4)
 
     def order(seed, epoch):
@@ -497,30 +322,6 @@ def test_outer_batches_by_blocks_leave_the_global_random_state_alone():
     before = torch.get_rng_state()
     drawn(OuterStream(DataLoader(Pairs(12, block_size=4), 4), 5, 0), 0, 7)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-# ---- group
-
-
-@given(st.integers(0, 20), st.integers(1, 6))
-def test_groups_keep_the_order_and_only_the_last_is_short(n, size):
-    groups = list(group(iter(range(n)), size))
-    assert [item for part in groups for item in part] == list(range(n))
-    assert all(len(part) == size for part in groups[:-1])
-    assert all(1 <= len(part) <= size for part in groups)
-
-
-def test_groups_are_read_no_further_than_needed():
-    read = []
-
-    def batches():
-        for i in range(4):
-            read.append(i)
-            yield i
-
-    groups = group(batches(), 2)
-    next(groups)
-    assert read == [0, 1]
 
 
 # ---- BatchLoader
@@ -551,12 +352,12 @@ def test_batches_order_and_draws_are_those_of_torch_s_loader(n, batch_size, orde
 
 
 class Odd(ArrayDataset):
-    """Says which way its samples were fetched."""
+    """Counts the batches that are fetched by a list of row numbers."""
 
-    asked = 0
+    listed = 0
 
     def __getitems__(self, indices):
-        self.asked += 1
+        self.listed += 1
         return super().__getitems__(indices)
 
 
@@ -571,14 +372,14 @@ class Odd(ArrayDataset):
     ],
     ids=["weighted", "replacement", "fewer", "batch sampler", "collation"],
 )
-def test_what_the_user_brings_is_left_to_torch(options):
+def test_samplers_and_collations_of_the_user_are_left_to_torch(options):
     data = Odd(*tensors(4))
     batches = []
     for kind in (BatchLoader, DataLoader):
         torch.manual_seed(0)
         batches.append([[part.tolist() for part in batch] for batch in kind(data, **options)])
     assert batches[0] == batches[1]
-    assert data.asked >= 2
+    assert data.listed >= 2
 
 
 def test_no_list_of_rows_is_made_where_none_is_needed():
@@ -591,10 +392,10 @@ def test_no_list_of_rows_is_made_where_none_is_needed():
         list(loader)
     stream = OuterStream(DataLoader(data, 4), 3, 0)
     drawn(stream, 0, 4)
-    assert data.asked == 0
+    assert data.listed == 0
 
 
-def test_a_data_set_of_the_user_s_is_left_to_torch():
+def test_a_data_set_of_the_users_is_left_to_torch():
     assert [y.tolist() for _, y in BatchLoader(Rows(5), 3)] == [[0, 1, 2], [0, 1]]
 
 
@@ -605,45 +406,34 @@ def test_batches_are_copies():
     assert torch.equal(data.inputs, tensors(4)[0])
 
 
-# ---- residency
-
-
-def test_a_data_set_moves_to_a_device_and_makes_its_batches_there():
-    moved = Pairs(6).with_views(2).to("meta")
-    (a, b), y, names = moved.fetch(torch.arange(2))
-    assert {part.device.type for part in (a, b, y, names)} == {"meta"}
-    assert moved.device.type == "meta"
-    assert moved.views == 2
-
-
-@pytest.mark.parametrize(("free", "stays"), [(10**6, False), (1000, True)])
-def test_data_is_kept_on_an_accelerator_where_it_takes_less_than_half_of_the_free_memory(
-    free, stays, monkeypatch, caplog
-):
-    data, moved = Pairs(10), Pairs(1)  # of 10 * (8 + 8 + 8 + 8) bytes
-    assert data.nbytes == 320
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free if not stays else 640, 0))
-    monkeypatch.setattr(ArrayDataset, "to", lambda self, device: moved)
-    with caplog.at_level("INFO", "tgeokd"):
-        assert resident(data, torch.device("cuda")) is (data if stays else moved)
-    assert ("left in main memory" if stays else "kept on cuda") in caplog.text
-
-
-def test_nothing_moves_on_the_cpu_or_where_it_cannot():
-    data, listed = Pairs(3), Rows(3)
-    assert resident(data, torch.device("cpu")) is data
-    assert resident(listed, torch.device("cuda")) is listed
-
-
-@pytest.mark.parametrize(("batch_size", "most", "size"), [(None, 3, 3), (None, 30, 8), (None, None, 8), (5, 3, 5)])
-def test_the_outer_batch_has_at_most_so_many_samples_unless_its_size_is_asked_for(batch_size, most, size):
+@pytest.mark.parametrize(("batch_size", "limit", "size"), [(None, 3, 3), (None, 30, 8), (None, None, 8), (5, 3, 5)])
+def test_the_outer_batch_is_limited_unless_its_size_is_given(batch_size, limit, size):
     source = DataLoader(ArrayDataset(torch.zeros(20, 2), torch.zeros(20, dtype=torch.int64)), 8)
-    stream = OuterStream(source, batch_size, seed=0, most=most)
+    stream = OuterStream(source, batch_size, seed=0, limit=limit)
     stream.start_epoch(0)
     assert len(next(stream)[1]) == size
 
 
-def test_a_source_that_cannot_be_batched_anew_is_taken_as_it_is():
-    stream = OuterStream([(torch.zeros(8, 2), torch.zeros(8))], None, seed=0, most=3)
+def test_the_limit_does_not_apply_to_a_source_that_cannot_be_rebatched():
+    stream = OuterStream([(torch.zeros(8, 2), torch.zeros(8))], None, seed=0, limit=3)
     stream.start_epoch(0)
     assert len(next(stream)[1]) == 8
+
+
+# ---- the position within an epoch
+
+
+@given(batches=st.integers(0, 9), more=st.integers(1, 5), epoch=st.integers(0, 3), seed=st.integers(0, 100))
+def test_a_restored_stream_continues_with_the_next_batch(batches, more, epoch, seed):
+    def stream():
+        return OuterStream(DataLoader(arrays(14), 4), None, seed)
+
+    whole = stream()
+    drawn(whole, epoch, batches)
+    state = whole.state_dict()
+    expected = ids([next(whole) for _ in range(more)])
+    resumed = stream()
+    drawn(resumed, 1, 2)
+    resumed.load_state_dict(state)
+    assert ids([next(resumed) for _ in range(more)]) == expected
+    assert resumed.state_dict() == whole.state_dict()

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import log_softmax, rel_entr, softmax
+from small_training import refused
 
+from tgeokd import DecoupledKD, LossInputs
 from tgeokd.core.losses import decoupled_kd, kd_loss
-from tgeokd.methods import DecoupledKD, Signals
 from tgeokd.utils.errors import InputError
 
 LN2, LN3 = math.log(2), math.log(3)
@@ -81,16 +82,16 @@ def test_two_classes_have_no_second_part():
 
 
 def test_wrong_shapes_and_temperatures_are_refused():
-    with pytest.raises(InputError, match=r"student logits have shape \(1, 3\) but teacher logits \(1, 4\)"):
+    with pytest.raises(InputError, match=r"\(1, 3\).*\(1, 4\)"):
         decoupled_kd(torch.zeros(1, 3), torch.zeros(1, 4), torch.tensor([0]), 1.0)
-    with pytest.raises(InputError, match="temperature must be > 0, not 0"):
+    with refused("temperature", 0.0):
         decoupled_kd(torch.zeros(1, 3), torch.zeros(1, 3), torch.tensor([0]), 0.0)
 
 
 @given(problems(bound=8.0), temperatures)
 def test_loss_is_the_label_term_plus_both_weighted_parts(problem, tau):
     student, teacher, target = problem
-    result = DecoupledKD(alpha=0.5, beta=6.0, warmup=0).loss(Signals(student, teacher, target, tau))
+    result = DecoupledKD(alpha=0.5, beta=6.0, warmup=0).loss(LossInputs(student, teacher, target, tau))
     tckd, nckd = by_definition(*problem, tau)
     ce = -np.take_along_axis(log_softmax(student.numpy(), axis=1), target.numpy()[:, None], 1)[:, 0]
     np.testing.assert_allclose(result.loss.numpy(), ce + 0.5 * tckd + 6.0 * nckd, rtol=1e-8, atol=1e-8)
@@ -103,7 +104,7 @@ def test_loss_and_gradient_are_finite(standardise, problem, tau):
     student, teacher, target = problem
     student = student.float().requires_grad_()
     method = DecoupledKD(warmup=0, standardise=standardise)
-    loss = method.loss(Signals(student, teacher.float(), target, tau)).loss
+    loss = method.loss(LossInputs(student, teacher.float(), target, tau)).loss
     (gradient,) = torch.autograd.grad(loss.sum(), student)
     assert loss.isfinite().all()
     assert gradient.isfinite().all()
@@ -115,7 +116,7 @@ def test_gradient_is_the_numerical_one():
     student = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     for standardise in (False, True):
         method = DecoupledKD(warmup=0, standardise=standardise)
-        assert torch.autograd.gradcheck(lambda z, m=method: m.loss(Signals(z, teacher, target, 2.0)).loss, student)
+        assert torch.autograd.gradcheck(lambda z, m=method: m.loss(LossInputs(z, teacher, target, 2.0)).loss, student)
 
 
 # ---- the warm-up
@@ -125,10 +126,10 @@ def ramp(epochs, **options):
     """The share of the distillation part that counts in each epoch, read off the loss."""
     torch.manual_seed(2)
     student, teacher, target = torch.randn(1, 3).double(), torch.randn(1, 3).double(), torch.tensor([1])
-    full = Signals(student, teacher, target, 4.0)
+    full = LossInputs(student, teacher, target, 4.0)
     part = DecoupledKD(warmup=0).loss(full).loss - full.gt
     losses = [
-        DecoupledKD(**options).loss(Signals(student, teacher, target, 4.0, e, epochs)).loss for e in range(epochs)
+        DecoupledKD(**options).loss(LossInputs(student, teacher, target, 4.0, e, epochs)).loss for e in range(epochs)
     ]
     return [((loss - full.gt) / part).item() for loss in losses]
 
@@ -160,17 +161,17 @@ def test_standardised_form_is_the_same_on_logits_standardised_by_hand():
     )
     z, t = ((x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-7) for x in (student, teacher))
     tckd, nckd = by_definition(z, t, target, 2.0)
-    signals = Signals(student, teacher, target, 2.0)
-    found = DecoupledKD(alpha=9.0, beta=81.0, warmup=0, standardise=True).loss(signals).loss
-    np.testing.assert_allclose(found - signals.gt, 9.0 * tckd + 81.0 * nckd, rtol=1e-8)
+    inputs = LossInputs(student, teacher, target, 2.0)
+    found = DecoupledKD(alpha=9.0, beta=81.0, warmup=0, standardise=True).loss(inputs).loss
+    np.testing.assert_allclose(found - inputs.gt, 9.0 * tckd + 81.0 * nckd, rtol=1e-8)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"alpha": -1.0}, "alpha and beta must be >= 0, not -1.0 and 8.0"),
-        ({"beta": float("nan")}, "alpha and beta must be >= 0, not 1.0 and nan"),
-        ({"warmup": -1}, "warmup must be >= 0, not -1"),
+        ({"alpha": -1.0}, "alpha.*-1.0"),
+        ({"beta": float("nan")}, "beta.*nan"),
+        ({"warmup": -1}, "warmup.*-1"),
     ],
 )
 def test_impossible_options_are_refused(options, message):
@@ -179,5 +180,5 @@ def test_impossible_options_are_refused(options, message):
 
 
 def test_it_needs_a_teacher():
-    with pytest.raises(InputError, match="needs a teacher"):
-        DecoupledKD().loss(Signals(torch.zeros(1, 3), None, torch.tensor([0]), 4.0))
+    with refused("teacher"):
+        DecoupledKD().loss(LossInputs(torch.zeros(1, 3), None, torch.tensor([0]), 4.0))

@@ -7,12 +7,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from small_training import Samples, TableTeacher, refused
 from torch import nn
 
-from tgeokd import ReweightingKD
-from tgeokd.bilevel import Lookahead
-from tgeokd.methods.base import Batch, Signals, TrainingStep
-from tgeokd.utils.errors import InputError
+from tgeokd import DistillationStep, LossInputs, ReweightingKD
+from tgeokd.bilevel import MicroBatch
+from tgeokd.methods import ForwardContext
+from tgeokd.training.survey import Survey
 
 N, M, C, WIDTH, TAU = 6, 5, 4, 5, 2.5
 
@@ -33,7 +34,7 @@ class NormAndDropout(nn.Module):
 
 def batch(n):
     inputs = torch.randn(n, WIDTH, dtype=torch.float64)
-    return Batch(inputs, torch.randint(C, (n,)), 2 * torch.randn(n, C, dtype=torch.float64))
+    return Samples(inputs, torch.randint(C, (n,)), 2 * torch.randn(n, C, dtype=torch.float64))
 
 
 def kd_of(z, teacher):
@@ -45,8 +46,8 @@ def gt_of(z, target):
     return F.cross_entropy(z, target, reduction="none")
 
 
-def ratios_by_brute_force(student, groups, train, held_out, beta, delta):
-    """Algorithm 1, literally: one gradient a sample and term, one of the meta loss, inner products weighted by the rates."""
+def ratios_by_brute_force(student, groups, train, validation, beta, delta):
+    """Algorithm 1, literally: one gradient per sample and term, one of the meta loss, inner products weighted by the rates."""
     student = copy.deepcopy(student)
     params = [p for p in student.parameters() if p.requires_grad]
     rates = groups(student)
@@ -59,8 +60,8 @@ def ratios_by_brute_force(student, groups, train, held_out, beta, delta):
 
     modes = [module.training for module in student.modules()]
     student.eval()
-    z = student(held_out.inputs)
-    meta_loss = (kd_of(z, held_out.teacher_logits) + gt_of(z, held_out.target)).mean()
+    z = student(validation.inputs)
+    meta_loss = (kd_of(z, validation.teacher_logits) + gt_of(z, validation.target)).mean()
     meta = torch.autograd.grad(meta_loss, params, allow_unused=True)
     for module, mode in zip(student.modules(), modes, strict=True):
         module.training = mode
@@ -76,17 +77,18 @@ def same_rate(student):
     return [0.1] * sum(p.requires_grad for p in student.parameters())
 
 
-def training_step(method, student, optimizer, batches, held_out, index=0):
-    lookahead = Lookahead(student, optimizer, temperature=TAU, method="forward")
-    return TrainingStep(index, lookahead, batches, lambda: held_out)
+def context(student, optimizer, batch, validation, *, first=True):
+    """What the method is given before the forward pass of a batch."""
+    microbatch = MicroBatch.begin(student, batch.inputs)
+    microbatch.target, microbatch.teacher_logits = batch.target, batch.teacher_logits
+    outer = (validation.inputs, validation.target, validation.teacher_logits)
+    return ForwardContext(student, optimizer, TAU, microbatch, lambda: outer, first)
 
 
-def ratios(method, student, optimizer, batches, held_out):
-    step = training_step(method, student, optimizer, batches, held_out)
-    method.before_forward(step)
-    found = []
-    for b in batches:
-        found.append(method.alpha(Signals(torch.zeros(len(b.target), C), b.teacher_logits, b.target, TAU)))
+def ratios(method, student, optimizer, batches, validation):
+    for k, b in enumerate(batches):
+        method.before_forward(context(student, optimizer, b, validation, first=k == 0))
+    found = [method.alpha(LossInputs(torch.zeros(len(b.target), C), b.teacher_logits, b.target, TAU)) for b in batches]
     return torch.cat(found)
 
 
@@ -94,10 +96,10 @@ def ratios(method, student, optimizer, batches, held_out):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_ratios_equal_gradients_taken_one_by_one(seed, method, tolerance):
     torch.manual_seed(seed)
-    student, train, held_out = mlp(), batch(N), batch(M)
+    student, train, validation = mlp(), batch(N), batch(M)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
-    found = ratios(ReweightingKD(hypergradient=method), student, optimizer, [train], held_out)
-    expected = ratios_by_brute_force(student, same_rate, train, held_out, beta=1.0, delta=1e-8)
+    found = ratios(ReweightingKD(hypergradient=method), student, optimizer, [train], validation)
+    expected = ratios_by_brute_force(student, same_rate, train, validation, beta=1.0, delta=1e-8)
     assert ((expected > 0.01) & (expected < 0.99)).any(), "all ratios are at their ends: the products are not tested"
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
@@ -105,45 +107,40 @@ def test_ratios_equal_gradients_taken_one_by_one(seed, method, tolerance):
 @pytest.mark.parametrize(("beta", "delta"), [(1.0, 1e-3), (0.1, 1e-3), (1.0, 0.5)])
 def test_beta_and_delta(beta, delta):
     torch.manual_seed(0)
-    student, train, held_out = mlp(), batch(N), batch(M)
+    student, train, validation = mlp(), batch(N), batch(M)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
-    found = ratios(ReweightingKD(beta=beta, delta=delta), student, optimizer, [train], held_out)
-    expected = ratios_by_brute_force(student, same_rate, train, held_out, beta, delta)
+    found = ratios(ReweightingKD(beta=beta, delta=delta), student, optimizer, [train], validation)
+    expected = ratios_by_brute_force(student, same_rate, train, validation, beta, delta)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_two_groups_with_rates_of_their_own():
     torch.manual_seed(0)
-    student, train, held_out = mlp(), batch(N), batch(M)
+    student, train, validation = mlp(), batch(N), batch(M)
     groups = [{"params": student[0].parameters(), "lr": 0.5}, {"params": student[2].parameters(), "lr": 0.01}]
-    found = ratios(ReweightingKD(), student, torch.optim.SGD(groups, lr=1.0), [train], held_out)
-    own_rates = ratios_by_brute_force(student, lambda s: [0.5, 0.5, 0.01, 0.01], train, held_out, 1.0, 1e-8)
+    found = ratios(ReweightingKD(), student, torch.optim.SGD(groups, lr=1.0), [train], validation)
+    own_rates = ratios_by_brute_force(student, lambda s: [0.5, 0.5, 0.01, 0.01], train, validation, 1.0, 1e-8)
     torch.testing.assert_close(found, own_rates, rtol=1e-9, atol=1e-9)
-    one_rate = ratios_by_brute_force(student, same_rate, train, held_out, 1.0, 1e-8)
+    one_rate = ratios_by_brute_force(student, same_rate, train, validation, 1.0, 1e-8)
     assert not torch.allclose(found, one_rate, atol=1e-3)
 
 
 def test_frozen_and_foreign_parameters_do_not_count():
     torch.manual_seed(0)
-    student, train, held_out = mlp(), batch(N), batch(M)
+    student, train, validation = mlp(), batch(N), batch(M)
     student[0].weight.requires_grad_(False)
-    held = [student[0].bias, student[2].weight]  # the last bias belongs to nobody
-    found = ratios(ReweightingKD(), student, torch.optim.SGD(held, lr=0.1), [train], held_out)
-    expected = ratios_by_brute_force(student, lambda s: [0.1, 0.1, 0.0], train, held_out, 1.0, 1e-8)
+    held = [student[0].bias, student[2].weight]  # the optimizer does not hold the last bias
+    found = ratios(ReweightingKD(), student, torch.optim.SGD(held, lr=0.1), [train], validation)
+    expected = ratios_by_brute_force(student, lambda s: [0.1, 0.1, 0.0], train, validation, 1.0, 1e-8)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_any_optimizer_stands_for_plain_sgd_at_its_rate():
     torch.manual_seed(0)
-    student, train, held_out = mlp(), batch(N), batch(M)
-    expected = ratios_by_brute_force(student, same_rate, train, held_out, 1.0, 1e-8)
+    student, train, validation = mlp(), batch(N), batch(M)
+    expected = ratios_by_brute_force(student, same_rate, train, validation, 1.0, 1e-8)
     for kind in (torch.optim.Adam, torch.optim.RMSprop):
-        step = TrainingStep(0, None, [train], lambda: held_out)
-        optimizer = kind(student.parameters(), lr=0.1)
-        step.lookahead = Lookahead(student, optimizer, temperature=TAU, assume_sgd=True)
-        method = ReweightingKD()
-        method.before_forward(step)
-        found = method.alpha(Signals(torch.zeros(N, C), train.teacher_logits, train.target, TAU))
+        found = ratios(ReweightingKD(), student, kind(student.parameters(), lr=0.1), [train], validation)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -151,15 +148,15 @@ def test_batch_norm_and_dropout_as_in_the_step_to_come():
     """Per-sample gradients go through the batch's statistics and the mask that the step's forward pass will meet."""
     torch.manual_seed(0)
     student = NormAndDropout().double()
-    train, held_out = batch(N), batch(M)
+    train, validation = batch(N), batch(M)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     before, state = copy.deepcopy(student.state_dict()), torch.get_rng_state()
-    found = ratios(ReweightingKD(), student, optimizer, [train], held_out)
+    found = ratios(ReweightingKD(), student, optimizer, [train], validation)
     assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(student.state_dict(), before, rtol=0, atol=0)
     assert all(p.grad is None for p in student.parameters())
     assert all(module.training for module in student.modules())
-    expected = ratios_by_brute_force(student, same_rate, train, held_out, 1.0, 1e-8)  # draws the same mask
+    expected = ratios_by_brute_force(student, same_rate, train, validation, 1.0, 1e-8)  # draws the same mask
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -170,12 +167,12 @@ def test_a_sample_whose_terms_both_hurt_gets_one_half():
         student.weight.zero_()
     x = torch.randn(1, WIDTH, dtype=torch.float64)
     sure_of = 8.0 * torch.eye(2, dtype=torch.float64)
-    # held-out: the same input is of class 1, and the teacher says so; so label 0 hurts, and so does a teacher for 0
-    held_out = Batch(x, torch.tensor([1]), sure_of[[1]])
-    train = Batch(x.repeat(4, 1), torch.tensor([0, 1, 1, 0]), sure_of[[0, 1, 0, 1]])
+    # validation: the same input is of class 1, and the teacher predicts it; so label 0 hurts, and so does a teacher for 0
+    validation = Samples(x, torch.tensor([1]), sure_of[[1]])
+    train = Samples(x.repeat(4, 1), torch.tensor([0, 1, 1, 0]), sure_of[[0, 1, 0, 1]])
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
     both_hurt, both_help, teacher_hurts, label_hurts = ratios(
-        ReweightingKD(), student, optimizer, [train], held_out
+        ReweightingKD(), student, optimizer, [train], validation
     ).tolist()
     assert both_hurt == 0.5
     assert 0.0 < both_help < 1.0
@@ -186,61 +183,61 @@ def test_a_sample_whose_terms_both_hurt_gets_one_half():
     assert both_help == pytest.approx(kd / (kd + 1), rel=1e-5)
 
 
-def test_micro_batches_get_their_own_ratios_in_order():
+def test_microbatches_get_their_own_ratios_in_order():
     torch.manual_seed(0)
-    student, held_out = mlp(), batch(M)
+    student, validation = mlp(), batch(M)
     parts = [batch(2), batch(3), batch(1)]
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
-    found = ratios(ReweightingKD(), student, optimizer, parts, held_out)
-    whole = Batch(*(torch.cat([getattr(p, name) for p in parts]) for name in ("inputs", "target", "teacher_logits")))
-    expected = ratios_by_brute_force(student, same_rate, whole, held_out, 1.0, 1e-8)
+    found = ratios(ReweightingKD(), student, optimizer, parts, validation)
+    whole = Samples(*(torch.cat([getattr(p, name) for p in parts]) for name in ("inputs", "target", "teacher_logits")))
+    expected = ratios_by_brute_force(student, same_rate, whole, validation, 1.0, 1e-8)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_a_whole_step_trains_on_the_reweighted_loss():
     torch.manual_seed(0)
-    student, train, held_out = mlp(), batch(N), batch(M)
+    student, train, validation = mlp(), batch(N), batch(M)
     mine = copy.deepcopy(student)
-    expected_alpha = ratios_by_brute_force(student, same_rate, train, held_out, 1.0, 1e-8)
+    expected_alpha = ratios_by_brute_force(student, same_rate, train, validation, 1.0, 1e-8)
 
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
-    method = ReweightingKD()
-    step = training_step(method, student, optimizer, [train], held_out)
-    method.before_forward(step)
-    logits = step.lookahead.forward(train.inputs, train.target, train.teacher_logits, record=method.records(0))
-    result = method.loss(Signals(logits, train.teacher_logits, train.target, TAU))
-    result.loss.mean().backward()
-    step.lookahead.step()
-    torch.testing.assert_close(result.alpha, expected_alpha, rtol=1e-9, atol=1e-9)
-    assert not result.alpha.requires_grad
+    held = TableTeacher.numbered([validation], N)
+    step = DistillationStep(student, optimizer, ReweightingKD(), temperature=TAU, validation=held)
+    step.prepare(TableTeacher.numbered([train]), TableTeacher([train, validation]), survey_result=Survey(C))
+    found = step.loss(*TableTeacher.numbered([train]))
+    found.backward()
+    optimizer.step()
+    assert step.index == 1
+    assert step.statistics.ratios.mean() == pytest.approx(expected_alpha.mean().item(), rel=1e-9)
 
     z = mine(train.inputs)
     soft = -(F.softmax(train.teacher_logits / TAU, dim=1) * F.log_softmax(z / TAU, dim=1)).sum(dim=1)
     loss = (1 - expected_alpha) * gt_of(z, train.target) + expected_alpha * TAU**2 * soft
-    torch.testing.assert_close(result.loss.detach(), loss.detach(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.detach(), loss.mean().detach(), rtol=1e-9, atol=1e-9)
     loss.mean().backward()
-    for found, start in zip(student.parameters(), mine.parameters(), strict=True):
-        torch.testing.assert_close(found.detach(), (start - 0.1 * start.grad).detach(), rtol=1e-9, atol=1e-10)
+    for moved, start in zip(student.parameters(), mine.parameters(), strict=True):
+        torch.testing.assert_close(moved.detach(), (start - 0.1 * start.grad).detach(), rtol=1e-9, atol=1e-10)
 
 
 def test_the_ratios_of_a_step_are_used_once():
-    student, train, held_out = mlp(), batch(N), batch(M)
+    student, train, validation = mlp(), batch(N), batch(M)
     method = ReweightingKD()
-    signals = Signals(torch.zeros(N, C), train.teacher_logits, train.target, TAU)
-    with pytest.raises(NotImplementedError, match="belong to a training step"):
-        method.alpha(signals)
-    ratios(method, student, torch.optim.SGD(student.parameters(), lr=0.1), [train], held_out)
-    with pytest.raises(NotImplementedError, match="belong to a training step"):
-        method.alpha(signals)
+    inputs = LossInputs(torch.zeros(N, C), train.teacher_logits, train.target, TAU)
+    with pytest.raises(NotImplementedError, match="rw"):
+        method.alpha(inputs)
+    ratios(method, student, torch.optim.SGD(student.parameters(), lr=0.1), [train], validation)
+    with pytest.raises(NotImplementedError, match="rw"):
+        method.alpha(inputs)
 
 
 @pytest.mark.parametrize("options", [{"beta": 0.0}, {"delta": 0.0}, {"beta": -1.0}, {"delta": float("nan")}])
 def test_beta_and_delta_must_be_positive(options):
-    with pytest.raises(InputError, match="beta and delta must be > 0"):
+    ((name, value),) = options.items()
+    with refused(name, value):
         ReweightingKD(**options)
 
 
 @pytest.mark.parametrize("method", ["last_layer", "unrolled", "backward"])
-def test_only_directional_ways_to_the_hypergradient(method):
-    with pytest.raises(InputError, match=f"must be exact, forward or finite_difference for rw, not '{method}'"):
+def test_only_directional_estimators_are_accepted(method):
+    with refused(method):
         ReweightingKD(hypergradient=method)

@@ -26,7 +26,7 @@ SEEDS = (0, 1, 2)
 VARIANTS = [DataVariant("clean", {"noise": 0.0}), DataVariant("noise 30 %", {"noise": 0.3})]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def one_core():
     """Worker processes with one thread, whatever the machine: its numbers are then those of this process."""
     with pytest.MonkeyPatch.context() as patch:
@@ -36,11 +36,13 @@ def one_core():
 
 
 @pytest.fixture(scope="module")
-def whole(one_core, tmp_path_factory):
-    """A comparison in real worker processes: its folder, what it returned, and what it said meanwhile."""
+def whole(tmp_path_factory):
+    """A comparison: its folder, its results, and its events."""
     out = tmp_path_factory.mktemp("compare") / "deep" / "whole"
     said = []
-    results = compare(short(), ROWS, SEEDS, out, variants=VARIANTS, on_event=lambda *event: said.append(event))
+    results = compare(
+        short(), ROWS, SEEDS, out, variants=VARIANTS, executor=InProcess(), on_event=lambda *event: said.append(event)
+    )
     return out, results, said
 
 
@@ -82,6 +84,14 @@ def timeless(results):
 def test_results_json_is_what_was_returned(whole):
     out, results, _ = whole
     assert ComparisonResults.read(out / "results.json") == results
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_worker_processes_give_the_same_numbers(one_core, whole, tmp_path):
+    found = compare(short(), ROWS[:2], SEEDS[:1], tmp_path / "out", variants=VARIANTS[1:])
+    metrics = {(run.variant, run.spec, run.seed): run.metrics for run in whole[1].runs}
+    assert [run.metrics for run in found.runs] == [metrics[run.variant, run.spec, run.seed] for run in found.runs]
 
 
 def test_a_run_in_results_json_has_its_row_as_fields(whole):

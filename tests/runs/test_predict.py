@@ -110,6 +110,16 @@ def test_click_logs_are_read_in_their_raw_format_with_and_without_labels(tmp_pat
     assert (tmp_path / "bare.csv").read_text() == (tmp_path / "labelled.csv").read_text()
 
 
+def test_a_task_brings_the_reader_of_its_rows(table_run, tmp_path, monkeypatch):
+    def task():
+        pytest.fail("the data of the run are not needed")
+
+    task.read_rows = lambda path: iter([([7, 9], rows(2)), ([11], rows(1))])
+    monkeypatch.setattr("tgeokd.runs.predict.TASKS", {"tabular": task})
+    assert predict(table_run[1], tmp_path / "any", tmp_path / "out.csv") == 3
+    assert pl.read_csv(tmp_path / "out.csv")["id"].to_list() == [7, 9, 11]
+
+
 @pytest.mark.parametrize("out", ["out.txt", "out"])
 def test_only_tables_are_written(table_run, tmp_path, out):
     _, folder = table_run

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.augment import EvalTransform, TrainTransform
-from tgeokd.data.loaders import ArrayDataset
 from tgeokd.teachers.cache.key import row_digests, samples_of, teacher_digest, transforms_of
 
 NORMAL = ((0.5,), (0.25,))

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.augment import TrainTransform
 from tgeokd.data.batch import Batch
-from tgeokd.data.loaders import set_view
+from tgeokd.data.datasets import set_view
 from tgeokd.teachers import CachedTeacher, TeacherCache, TeacherCacheOptions, as_teacher
 from tgeokd.utils.errors import InputError
 

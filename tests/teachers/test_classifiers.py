@@ -13,8 +13,8 @@ import torch
 from realdata import data_dir
 from torch.utils.data import TensorDataset
 
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.base import InputSpec, TaskData
-from tgeokd.data.loaders import ArrayDataset
 from tgeokd.data.tasks.digits import digits
 from tgeokd.teachers import CLASSIFIERS, fit_classifier
 from tgeokd.teachers.proba import as_columns

@@ -1,4 +1,4 @@
-"""Early stopping and the progress bar, apart from the loop (test_distiller.py has them in it)."""
+"""Early stopping and the progress bar on their own; test_schedules_and_callbacks.py has them in a training run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_training import refused
 from torch import nn
 
 from tgeokd.training.callbacks import Callback, EarlyStopping, ProgressBar
-from tgeokd.utils.errors import InputError
 
 
 def distiller_of(model=None):
@@ -17,7 +17,7 @@ def distiller_of(model=None):
 
 
 def run(stopping, losses, distiller=None, start=0):
-    """Feed held-out losses until it stops; the student's weight is the epoch. Returns the epochs run."""
+    """Feed validation losses until it stops; the student's weight is the epoch. Returns the number of epochs."""
     distiller = distiller or distiller_of()
     for epoch, loss in enumerate(losses, start):
         with torch.no_grad():
@@ -40,14 +40,14 @@ def run(stopping, losses, distiller=None, start=0):
         ([float("nan")] * 4, 2, 2, None),
     ],
 )
-def test_it_stops_after_patience_epochs_without_a_new_best_and_goes_back(losses, patience, stops_after, best):
+def test_it_stops_after_patience_epochs_without_a_new_best_and_restores_it(losses, patience, stops_after, best):
     stopping, distiller = EarlyStopping(patience), distiller_of()
     assert run(stopping, losses, distiller) == stops_after
     stopping.on_fit_end(distiller)
     assert distiller.student.weight.item() == (stops_after - 1 if best is None else best)
 
 
-def test_min_delta_is_the_least_that_counts():
+def test_min_delta_is_the_smallest_decrease_that_counts():
     assert run(EarlyStopping(2, min_delta=0.5), [3.0, 2.6, 2.55, 0.0]) == 3
     assert run(EarlyStopping(2, min_delta=0.3), [3.0, 2.6, 2.55, 0.0]) == 4
 
@@ -61,7 +61,7 @@ def test_the_best_weights_are_a_copy():
     assert distiller.student.weight.item() == 0.0
 
 
-def test_its_state_carries_over():
+def test_its_state_is_restored():
     first = EarlyStopping(3)
     run(first, [1.0, 2.0])
     second, distiller = EarlyStopping(3), distiller_of()
@@ -72,10 +72,10 @@ def test_its_state_carries_over():
     assert second.best_loss == 1.0
 
 
-def test_it_needs_a_held_out_loss_and_a_patience():
-    with pytest.raises(InputError, match="early stopping watches the held-out loss and needs a val_loader"):
+def test_it_needs_a_validation_loss_and_a_patience():
+    with refused("val_loader"):
         EarlyStopping(1).on_epoch_end(distiller_of(), {"epoch": 0})
-    with pytest.raises(InputError, match="patience must be >= 1, not 0"):
+    with refused("patience", 0):
         EarlyStopping(0)
 
 
@@ -111,5 +111,5 @@ def test_the_bar_shows_epochs_steps_and_numbers(capsys, steps_per_epoch):
         assert "6/6" in shown
 
 
-def test_a_bar_that_never_started_can_be_left():
+def test_a_bar_that_never_started_can_be_stopped():
     ProgressBar().on_exit(distiller_of())

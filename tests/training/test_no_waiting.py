@@ -1,12 +1,13 @@
 """No training step waits for an accelerator.
 
-The steps run on torch's ``meta`` device. It is not the CPU, so everything takes the way it takes on an accelerator; and its
-tensors hold no data, so whatever reads a value back (``item``, ``bool``, ``nonzero``, ``tolist``, ``cpu``) cannot.
+The steps run on torch's ``meta`` device. It is not the CPU, so the code takes the same path as on an accelerator; and its
+tensors hold no data, so whatever reads a value back (``item``, ``bool``, ``nonzero``, ``tolist``, ``cpu``) fails.
 """
 
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,16 +16,16 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tgeokd import Distiller
-from tgeokd.core.ratio_statistics import RatioStatistics
-from tgeokd.core.validation import FiniteGuard
-from tgeokd.methods import METHODS, Batch, TrainingStep, build_method
+from tgeokd.methods import METHODS, build_method
+from tgeokd.training.callbacks import Callback
+from tgeokd.training.survey import Survey
 
 META = torch.device("meta")
-N, C, STEPS = 8, 3, 5
+N, C, STEPS = 8, 3, 2
 
 
 class Watch(TorchDispatchMode):
-    """Notes what an accelerator would make the host wait for, though nothing is read: blocking copies, indices elsewhere."""
+    """Collects what the host would wait for on an accelerator without a read: blocking copies, indices elsewhere."""
 
     def __init__(self):
         super().__init__()
@@ -50,7 +51,7 @@ class Watch(TorchDispatchMode):
 
 @pytest.fixture
 def made(monkeypatch):
-    """Where tensors were made of Python numbers on the device, which there is a blocking copy, and here leaves no trace."""
+    """Where tensors were made of Python numbers on the device: a blocking copy, which is not visible on ``meta``."""
     found, real = [], torch.tensor
 
     def tensor(*args, device=None, **kwargs):
@@ -65,17 +66,43 @@ def made(monkeypatch):
 
 @pytest.fixture
 def on_meta(monkeypatch):
-    """Lightning Fabric knows no meta device; all it does in a step is to say where it runs."""
+    """Let Lightning Fabric and the check of the first batch accept the meta device; neither belongs to a step."""
     monkeypatch.setattr(Fabric, "device", property(lambda self: META))
-    monkeypatch.setattr(Fabric, "setup", lambda self, *parts, **_: parts)
+    monkeypatch.setattr(Fabric, "setup", lambda self, *modules, **_: modules)
     monkeypatch.setattr(Fabric, "setup_module", lambda self, module, **_: module)
     known = torch.is_autocast_enabled
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cpu": kind != "meta" and known(kind))
-    build = torch.optim.AdamW.__init__
-    no_kernel = {"fused": False}  # a kernel that meta lacks, and that reads nothing
-    monkeypatch.setattr(torch.optim.AdamW, "__init__", lambda self, *a, **k: build(self, *a, **(k | no_kernel)))
-    build_adam = torch.optim.Adam.__init__
-    monkeypatch.setattr(torch.optim.Adam, "__init__", lambda self, *a, **k: build_adam(self, *a, **(k | no_kernel)))
+    autocast = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda kind, **k: nullcontext() if kind == "meta" else autocast(kind, **k))
+    for optimizer in (torch.optim.Adam, torch.optim.AdamW):  # meta lacks the fused kernel, which reads nothing
+        build = optimizer.__init__
+        monkeypatch.setattr(optimizer, "__init__", lambda self, *a, b=build, **k: b(self, *a, **(k | {"fused": False})))
+    means = torch.full((C, C), 1 / C, device=META)
+    monkeypatch.setattr("tgeokd.training.step.survey", lambda *_: Survey(C, means))
+    monkeypatch.setattr("tgeokd.bilevel.estimators.last_layer._find_head", lambda student, _: student[-1])
+
+
+class Done(Exception):
+    """Ends training: the end of an epoch reads its statistics."""
+
+
+class WatchedSteps(Callback):
+    """Watches some steps; tensors that are made once per run are made in the step before."""
+
+    def __init__(self, made):
+        self.made, self.watch, self.entered = made, Watch(), False
+
+    def on_step_end(self, distiller):
+        if distiller.step == 1:
+            self.made.clear()
+            self.watch.__enter__()
+            self.entered = True
+        elif distiller.step == 1 + STEPS:
+            raise Done
+
+    def on_exit(self, distiller):
+        if self.entered:
+            self.watch.__exit__(None, None, None)
 
 
 def network():
@@ -85,54 +112,48 @@ def network():
 
 
 def batch():
-    target = torch.zeros(N, dtype=torch.int64, device=META)
-    return Batch(torch.empty(N, 2, 4, 4, device=META), target, torch.empty(N, C, device=META))
+    return torch.empty(N, 2, 4, 4, device=META), torch.zeros(N, dtype=torch.int64, device=META)
 
 
 OPTIONS = [
     *((name, {}) for name in METHODS if name != "tgeo"),
-    *(("tgeo", {"hypergradient": way}) for way in ("forward", "finite_difference", "last_layer")),
-    ("tgeo", {"hypergradient": "unrolled", "average": 0.0, "fixed_length": False}),
+    *(
+        ("tgeo", {"hypergradient": name, "outer": "holdout", "update_interval": 2})
+        for name in ("forward", "finite_difference", "last_layer")
+    ),
+    (
+        "tgeo",
+        {
+            "hypergradient": "unrolled",
+            "outer": "holdout",
+            "update_interval": 2,
+            "ema_decay": 0.0,
+            "project_out_step_length": False,
+        },
+    ),
 ]
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1),
+    "adamw": lambda p: torch.optim.AdamW(p, 0.1, capturable=False, foreach=False),
+}
 
 
-def optimizers():
-    return {
-        "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.1),
-        "adamw": lambda p: torch.optim.AdamW(p, 0.1, capturable=False, foreach=False),
-    }
-
-
+@pytest.mark.usefixtures("on_meta")
 @pytest.mark.parametrize(
     ("method", "options"), OPTIONS, ids=lambda v: v if isinstance(v, str) else v.get("hypergradient", "")
 )
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("clip", [None, 1.0])
-def test_no_step_of_any_method_reads_anything_back(method, options, optimizer, clip, on_meta, made):
-    student = network()
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("clip_norm", "accumulate"), [(None, 1), (1.0, 2)])
+def test_no_step_of_any_method_reads_anything_back(method, options, optimizer, clip_norm, accumulate, made):
+    student, steps = network(), WatchedSteps(made)
     distiller = Distiller(
-        student, network(), build_method(method, **options), optimizers()[optimizer](student.parameters()),
-        clip_norm=clip, progress=False,
+        student, network(), build_method(method, **options), OPTIMIZERS[optimizer](student.parameters()),
+        clip_norm=clip_norm, accumulate=accumulate, callbacks=[steps], progress=False,
     )  # fmt: skip
-    distiller.epochs = 2
-    distiller.method.prepare(C, torch.full((C, C), 1 / C, device=META), META)
-    distiller._lookahead._head = (
-        student[-1] if options.get("hypergradient") == "last_layer" else None
-    )  # found by reading
-    ratios, guard = RatioStatistics(META), FiniteGuard(META)
-
-    def step():
-        parts = [batch(), batch()]
-        distiller._train_step(TrainingStep(distiller.step, distiller._lookahead, parts, batch), ratios, guard)
-        distiller.step += 1
-
-    step()  # what is made once a run is made in the first step
-    made.clear()
-    with Watch() as watch:
-        for _ in range(STEPS):
-            step()
-    assert watch.seen > 50 * STEPS
-    assert watch.found == []
+    with pytest.raises(Done):
+        distiller.fit([batch() for _ in range((STEPS + 2) * accumulate)], [batch()], epochs=2)
+    assert steps.watch.seen > 50 * STEPS * accumulate
+    assert steps.watch.found == []
     assert made == []
 
 
@@ -151,7 +172,7 @@ def test_no_step_of_any_method_reads_anything_back(method, options, optimizer, c
         lambda x: x + torch.tensor(1.0, device=META),
     ],
 )
-def test_what_would_wait_is_noticed(wait, made):
+def test_operations_that_would_wait_are_noticed(wait, made):
     with Watch() as watch:
         try:
             wait(torch.empty(3, device=META))

@@ -1,4 +1,4 @@
-"""The registry: names without imports, entries on use, entry points, errors that help."""
+"""The registry: names without imports, entries on use, entry points, errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def package(tmp_path, monkeypatch):
     info = tmp_path / "outside-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[tgeokd.shapes]\ncircle = outside:circle\n")
+    (info / "entry_points.txt").write_text("[tgeokd.shapes]\ncircle = outside:circle\nsquare = outside:circle\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
     for name in [name for name in sys.modules if name.partition(".")[0] in ("shapes", "outside")]:
@@ -58,6 +58,7 @@ def test_an_entry_point_of_another_package_is_an_entry(package):
     from shapes import SHAPES
 
     assert SHAPES["circle"]() == 0
+    assert SHAPES["square"]() == 4  # the package's own entries win
 
 
 def test_a_missing_library_is_named(package):
@@ -85,16 +86,26 @@ def test_an_unknown_name_gets_the_nearest_one(package):
 
 def test_one_name_stands_for_one_thing():
     registry: Registry[type] = Registry("shape")
-    registry.register("a")(int)
-    registry.register("a")(int)
+
+    @registry.register("a")
+    class First:
+        pass
+
+    assert registry["a"] is First
+    assert First.name == "a"
+    registry.register("a")(First)
+    registry.register("b")(int)  # a built-in class cannot be given the attribute
+    assert registry["b"] is int
+    same_place = type("First", (), {"__qualname__": First.__qualname__, "__module__": First.__module__})
+    registry.register("a")(same_place)  # its module was imported again
+    assert registry["a"] is same_place
     with pytest.raises(ValueError, match="'a'"):
-        registry.register("a")(str)
-    assert registry["a"] is int
+        registry.register("a")(type("Second", (), {}))
 
 
 def test_a_near_name_is_suggested_and_all_are_listed():
     text = str(unknown_name("task", "cifar10", ["digits", "cifar100"]))
-    assert all(part in text for part in ("'cifar10'", "'cifar100'", "digits"))
+    assert all(name in text for name in ("'cifar10'", "'cifar100'", "digits"))
 
 
 def test_check_names_accepts_known_ones_and_names_the_first_unknown():

@@ -84,6 +84,7 @@ class MicroBatch:
         student_logits: of the pass, detached, shape (n, C).
         features: inputs of the classifier head, shape (n, H), where the estimator uses them.
         weight: factor of this microbatch's mean loss in the backward pass, shape (); None before that.
+        alpha: fusion ratios, shape (n,); None before the loss is known.
     """
 
     inputs: Any
@@ -96,6 +97,7 @@ class MicroBatch:
     student_logits: Tensor = field(default_factory=lambda: torch.empty(0))
     features: Tensor | None = None
     weight: Tensor | None = None
+    alpha: Tensor | None = None
 
     @classmethod
     def begin(

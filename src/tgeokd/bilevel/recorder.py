@@ -98,12 +98,18 @@ class StepRecorder:
         self.temperature, self.clip_norm, self.assume_sgd = temperature, clip_norm, assume_sgd
         self.microbatches: list[MicroBatch] = []
         self._resolved = False
+        self._ran_backward = False  # a backward pass of the running step has ended
         self._norm: Tensor | None = None
+
+    @property
+    def awaits_loss(self) -> bool:
+        """Whether :meth:`complete` is to be called, for the last forward pass alone."""
+        waiting = [m.alpha is None for m in self.microbatches]
+        return sum(waiting) == 1 and waiting[-1]
 
     @contextmanager
     def forward_pass(self, inputs: Any) -> Iterator[None]:
         """Record the forward pass that the block runs."""
-        self._drop_skipped()
         self.estimator, microbatch = begin_pass(
             self.estimator, self.student, self.optimizer, inputs, resolved=self._resolved
         )
@@ -112,33 +118,38 @@ class StepRecorder:
             yield
         self.microbatches.append(microbatch)
 
-    def complete(self, student_logits: Tensor, target: Tensor, teacher_logits: Tensor, loss: Tensor) -> None:
-        """Add to the last forward pass its logits, labels and loss.
+    def complete(
+        self, student_logits: Tensor, target: Tensor, teacher_logits: Tensor, alpha: Tensor, loss: Tensor
+    ) -> None:
+        """Add to the last forward pass its logits, labels, ratios and loss.
 
         Args:
             student_logits: shape (n, C).
             target: class indices, shape (n,).
             teacher_logits: shape (n, C).
+            alpha: fusion ratios, shape (n,).
             loss: mean of the microbatch's losses, shape (), which the caller backpropagates (times any factor).
         """
         microbatch = self.microbatches[-1]
         microbatch.student_logits = student_logits.detach()
-        microbatch.target, microbatch.teacher_logits = target, teacher_logits
+        microbatch.target, microbatch.teacher_logits, microbatch.alpha = target, teacher_logits, alpha
 
         def note(weight: Tensor) -> None:
+            self._drop_skipped()
             microbatch.weight = weight.detach()
-            if self.clip_norm is not None:  # the norm before clipping is that at the end of the backward pass
-                torch.autograd.Variable._execution_engine.queue_callback(self._measure_norm)
+            queue = torch.autograd.Variable._execution_engine.queue_callback
+            queue(lambda: queue(self._end_backward))  # after callbacks queued during it, such as DDP's reduction
 
         loss.register_hook(note)
 
     def finish(self) -> StepRecord:
         """The record of the coming step. To be called after backward and clipping, before the optimizer's step."""
-        microbatches, self.microbatches = self.microbatches, []
+        microbatches, self.microbatches, self._ran_backward = self.microbatches, [], False
         estimator = self.estimator
         own = trainable(self.student)
         moved = estimator.parameters(self.student)
-        gradients = {name: param.grad.detach() for name, param in moved.items() if param.grad is not None}
+        # Copies: an optimizer may change the gradients in its step (SGD with nesterov and foreach does).
+        gradients = {name: param.grad.detach().clone() for name, param in moved.items() if param.grad is not None}
         scaler = getattr(self.optimizer, "grad_scale", None)
         if isinstance(scaler, Tensor):  # a fused optimizer unscales in its step
             gradients = {name: g / scaler for name, g in gradients.items()}
@@ -148,15 +159,20 @@ class StepRecorder:
             vjp.clip, vjp.projection = Clip(self.clip_norm, self._norm_of_step(microbatches)), gradients
         before = {name: p.detach().clone() for name, p in own.items()} if estimator.replays else {}
         slots = [slot.snapshot() for slot in slots] if estimator.needs_slots else []
-        return StepRecord(self.student, self.temperature, microbatches, before, None, vjp, gradients, slots)
+        record = StepRecord(self.student, self.temperature, microbatches, before, None, vjp, gradients, slots)
+        alphas = [m.alpha for m in microbatches if m.alpha is not None]
+        record.alpha = torch.cat(alphas) if len(alphas) > 1 else alphas[0]
+        return record
 
     def forget(self) -> None:
         """Drop the microbatches of a step that was not taken."""
-        self.microbatches, self._norm = [], None
+        self.microbatches, self._ran_backward, self._norm = [], False, None
 
-    def _measure_norm(self) -> None:
-        gradients = [p.grad for p in trainable(self.student).values() if p.grad is not None]
-        self._norm = torch.nn.utils.get_total_norm([g.detach() for g in gradients])
+    def _end_backward(self) -> None:
+        self._ran_backward = True
+        if self.clip_norm is not None:  # the norm before clipping is that at the end of the last backward pass
+            gradients = [p.grad for p in trainable(self.student).values() if p.grad is not None]
+            self._norm = torch.nn.utils.get_total_norm([g.detach() for g in gradients])
 
     def _norm_of_step(self, microbatches: list[MicroBatch]) -> Tensor:
         """Norm of the gradient before clipping, without the scale of a ``GradScaler``."""
@@ -167,7 +183,7 @@ class StepRecorder:
         return norm / torch.stack(weights).sum()
 
     def _drop_skipped(self) -> None:
-        """Forget passes of a step that the caller skipped (as a ``GradScaler`` does) before zeroing the gradients."""
-        ran_backward = any(m.weight is not None for m in self.microbatches)
-        if ran_backward and all(p.grad is None for p in self.estimator.parameters(self.student).values()):
-            self.forget()
+        """Forget passes of a step that was skipped (as a ``GradScaler`` does): their gradients have been zeroed since."""
+        if self._ran_backward and all(p.grad is None for p in trainable(self.student).values()):
+            self.microbatches = [m for m in self.microbatches if m.weight is None]
+        self._ran_backward = False

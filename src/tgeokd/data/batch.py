@@ -13,6 +13,7 @@ from tgeokd.utils.errors import InputError
 
 __all__ = ["Batch"]
 
+INTEGER_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 ACCEPTED = "(inputs, target), (inputs, target, ids) with integer ids, or a mapping with 'labels'"
 
 
@@ -63,7 +64,7 @@ class Batch:
 def _integer_ids(ids: Any, where: str) -> Tensor | None:
     if ids is None:
         return None
-    if not isinstance(ids, Tensor) or ids.ndim != 1 or ids.dtype.is_floating_point or ids.dtype == torch.bool:
+    if not isinstance(ids, Tensor) or ids.ndim != 1 or ids.dtype not in INTEGER_TYPES:
         given = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
         raise InputError(f"the third element of a batch of the {where} must hold integer sample ids, not {given}")
     return ids

@@ -7,12 +7,12 @@ import signal
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from concurrent import futures
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import connection, get_context, parent_process
 from threading import Thread
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -42,21 +42,11 @@ class Job:
     name: str = ""
 
 
-class Pool(Protocol):
-    """The part of :class:`concurrent.futures.Executor` that is used here."""
-
-    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
-        """Start a call."""
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the pool."""
-
-
 class Executor(ABC):
     """Runs jobs. A subclass decides where, by the pool it opens."""
 
     @abstractmethod
-    def open(self, most: int) -> tuple[Pool, int]:
+    def open(self, most: int) -> tuple[futures.Executor, int]:
         """A pool for at most ``most`` calls at once, and how many calls it runs at once."""
 
     def map(self, jobs: Iterable[Job], on_done: Callable[[Job, int], None] = lambda job, done: None) -> dict[Any, Any]:
@@ -103,7 +93,7 @@ class Executor(ABC):
 class InProcess(Executor):
     """Runs one job after another in this process."""
 
-    def open(self, most: int) -> tuple[Pool, int]:
+    def open(self, most: int) -> tuple[futures.Executor, int]:
         """A pool whose calls are done when they are submitted."""
         return _Immediate(), 1
 
@@ -118,7 +108,7 @@ class LocalProcesses(Executor):
     def __init__(self, jobs: int | None = None) -> None:
         self.jobs = jobs
 
-    def open(self, most: int) -> tuple[Pool, int]:
+    def open(self, most: int) -> tuple[futures.Executor, int]:
         """A pool of processes, which end when this process ends."""
         workers = max(1, min(self.jobs or cores(), most))
         threads = max(1, cores() // workers)
@@ -136,13 +126,9 @@ def call_all(function: Callable[..., T], arguments: Iterable[tuple[Any, ...]], e
         executor: where to run.
     """
     calls = list(arguments)
-    jobs = [Job(i, partial(_plain_call, function, each)) for i, each in enumerate(calls)]
+    jobs = [Job(i, lambda _, i=i: (function, calls[i])) for i in range(len(calls))]  # type: ignore[misc]
     results = executor.map(jobs)
     return [results[i] for i in range(len(calls))]
-
-
-def _plain_call(function: Callable[..., Any], arguments: tuple[Any, ...], _: Mapping[Any, Any]) -> Call:
-    return function, arguments
 
 
 def cores() -> int:
@@ -150,17 +136,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Immediate:
-    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
-        future: Future[Any] = Future()
+class _Immediate(futures.Executor):
+    def submit(self, function: Callable[..., T], /, *arguments: Any, **options: Any) -> Future[T]:
+        future: Future[T] = Future()
         try:
-            future.set_result(function(*arguments))
+            future.set_result(function(*arguments, **options))
         except Exception as error:
             future.set_exception(error)
         return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        pass
 
 
 def _start_worker(threads: int) -> None:

@@ -107,10 +107,8 @@ class RunRecord(_Row):
     """One run.
 
     Attributes:
-        seed: of the run.
         metrics: of the student after the last epoch on the test set, and on the validation set as ``val_...``.
         seconds: of the student's training.
-        epochs: trained.
         best_epoch: index from 0 of the epoch with the best validation value of the task's primary metric.
         peak_memory_mb: highest resident memory of the process during training, MiB; on CUDA the memory allocated there.
         trains_on_validation: whether the student trains on the validation samples; its ``val_...`` metrics mean nothing then.
@@ -138,17 +136,13 @@ class RowSummary(_Row):
     """A row over its seeds.
 
     Attributes:
-        runs: how many.
+        runs: number of runs.
         metrics: each over the runs that have it.
-        seconds: of training.
-        peak_memory_mb: see :class:`RunRecord`.
         best_epoch: mean index from 0.
-        trains_on_validation: see :class:`RunRecord`.
         seconds_vs_kd: ratio of mean seconds to those of the first ``kd`` row of the variant; None without one.
         memory_vs_kd: the same of peak memory.
         relative_improvement: of the mean AUC over the first ``ce`` row's; None without an AUC or such a row.
-        tuning_runs: trials of hyper-parameters.
-        tuning_seconds: of their trainings.
+        tuning_runs: trials of hyper-parameters, with their ``tuning_seconds``.
     """
 
     runs: int
@@ -169,15 +163,11 @@ class PairedDifference:
     """A reference row against another row of its variant, over the seeds that both have.
 
     Attributes:
-        variant: of the data.
-        metric: the compared one.
-        reference: the row that a positive gain speaks for.
-        other: the row it is compared with.
-        gain: mean difference; None without a shared seed or with a metric that is not finite.
-        low: lower end of the 95 % interval; None where there is no spread to judge by.
-        high: upper end, or None.
-        p: two-sided p value of "the mean is 0", or None.
-        p_holm: corrected within the variant and reference row, or None.
+        gain: mean difference, positive where the reference is better; None without a shared seed or with a metric that is not
+            finite.
+        low: lower end of the 95 % interval; None where the differences have no spread, as ``high`` and the p values.
+        p: two-sided p value of "the mean is 0".
+        p_holm: corrected within the variant and reference row.
         n: number of shared seeds.
     """
 
@@ -226,7 +216,7 @@ class Claim:
 
 
 class _Results:
-    """Reading and writing; ``kind`` tells the two sorts of ``results.json`` apart."""
+    """Reading and writing; ``kind`` distinguishes the two sorts of ``results.json``."""
 
     kind: ClassVar[str]
 
@@ -270,10 +260,9 @@ class RunResults(_Results):
     """The ``results.json`` of a single run.
 
     Attributes:
-        task: name of the task.
-        run: the run itself; its options are all that the method was built with.
+        run: its options are all that the method was built with.
         class_names: in the order of the logits.
-        data: what the task notes about its data.
+        data: notes of the task.
         key: of everything that the run depends on, see :mod:`tgeokd.runs.stored`; None outside a comparison.
     """
 
@@ -291,18 +280,14 @@ class ComparisonResults(_Results):
     """The ``results.json`` of a comparison.
 
     Attributes:
-        task: name of the task.
         primary_metric: the metric that rows are compared by.
         chosen_by: the metric that hyper-parameters are chosen by.
-        runs: by variant, row and seed.
-        summary: by variant and row.
         pairs: each row of the default method against every other row of its variant.
-        teachers: by variant and seed.
-        tuning: by variant and row; empty without a search.
+        tuning: empty without a search.
         claims: published values.
-        data: what the task notes about its data (first variant and seed).
+        data: notes of the task (last variant, first seed).
         wall_seconds: of the last invocation.
-        machine: what the numbers were made with.
+        machine: hardware and versions.
     """
 
     kind: ClassVar[str] = "comparison"

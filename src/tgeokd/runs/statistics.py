@@ -119,29 +119,32 @@ def paired_table(
         for reference in (row for row in rows if row in wanted):
             others = [other for other in rows if other != reference]
             tests = [_compared(rows[reference], rows[other], sign) for other in others]
-            corrected = iter(holm([test.p for test in tests if test is not None and test.p is not None]))
-            for other, test in zip(others, tests, strict=True):
+            corrected = iter(holm([p for *_, p in tests if p is not None]))
+            for other, (gain, low, high, p) in zip(others, tests, strict=True):
                 table.append(
                     PairedDifference(
                         variant=variant,
                         metric=metric,
                         reference=reference,
                         other=other,
-                        gain=None if test is None else test.mean,
-                        low=None if test is None else test.low,
-                        high=None if test is None else test.high,
-                        p=None if test is None else test.p,
-                        p_holm=None if test is None or test.p is None else next(corrected),
+                        gain=gain,
+                        low=low,
+                        high=high,
+                        p=p,
+                        p_holm=None if p is None else next(corrected),
                         n=len(rows[reference].keys() & rows[other].keys()),
                     )
                 )
     return table
 
 
-def _compared(reference: Mapping[int, float], other: Mapping[int, float], sign: float) -> PairedTest | None:
-    """The paired test over the shared seeds; None without one, or with a value that is not finite."""
+def _compared(reference: Mapping[int, float], other: Mapping[int, float], sign: float) -> tuple[float | None, ...]:
+    """Gain, interval and p value over the shared seeds; None without one, or with a value that is not finite."""
     differences = [sign * (value - other[seed]) for seed, value in reference.items() if seed in other]
-    return paired(differences) if differences and all(map(math.isfinite, differences)) else None
+    if not differences or not all(map(math.isfinite, differences)):
+        return (None, None, None, None)
+    found = paired(differences)
+    return found.mean, found.low, found.high, found.p
 
 
 def relative_improvement(auc: float, base_auc: float) -> float | None:

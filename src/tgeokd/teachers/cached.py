@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from tgeokd.core.model_call import random_state, replayed
 from tgeokd.data.batch import Batch
-from tgeokd.data.loaders import set_view, views_of
+from tgeokd.data.datasets import set_view, views_of
 from tgeokd.teachers.base import Teacher
 from tgeokd.teachers.cache.key import Samples, samples_of, transforms_of
 from tgeokd.teachers.cache.loaders import BATCH, cached_ids, check_deterministic, loader_of_rows, with_views

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.base import InputSpec, TaskData
-from tgeokd.data.loaders import ArrayDataset
 from tgeokd.teachers.proba import ProbaTeacher, as_columns, categorical_columns
 from tgeokd.teachers.registry import CLASSIFIERS
 from tgeokd.utils.errors import InputError, first_line, missing_package

@@ -74,14 +74,6 @@ class Distiller:
             take a minute or so longer; evaluation and the hypergradient's extra passes are not compiled.
         progress: show a progress bar.
 
-    Attributes:
-        device: of the training.
-        history: records of the epochs.
-
-    Raises:
-        InputError: for impossible settings, an unknown method, a missing teacher, or an optimizer whose step has no known
-            derivative.
-
     Example:
         >>> distiller = Distiller(student, teacher, TGeoKD(), torch.optim.SGD(student.parameters(), 0.1))  # doctest: +SKIP
         >>> history = distiller.fit(train_loader, val_loader, epochs=100, out="runs/mine")                 # doctest: +SKIP
@@ -116,9 +108,7 @@ class Distiller:
         if scheduler_every not in ("epoch", "step"):
             raise InputError(f"scheduler_every must be 'epoch' or 'step', not {scheduler_every!r}")
         if isinstance(scheduler, ReduceLROnPlateau) and scheduler_every == "step":
-            raise InputError(
-                "ReduceLROnPlateau monitors the validation loss of an epoch: scheduler_every must be 'epoch'"
-            )
+            raise InputError("ReduceLROnPlateau monitors the loss of an epoch: scheduler_every must be 'epoch'")
         if str(precision) in ("16-mixed", "16"):
             raise InputError(
                 "precision '16-mixed' needs loss scaling, which Distiller does not do: use 'bf16-mixed', or DistillationStep "
@@ -208,7 +198,7 @@ class Distiller:
     def save_checkpoint(self) -> None:
         """Write a checkpoint now; for callbacks of a run with ``out``, also in the middle of an epoch."""
         if self._loop is None:
-            raise InputError("a checkpoint is written during fit(...)")
+            raise InputError("a checkpoint is written during fit(..., out=...)")
         self._loop.save()
 
     # ---- training
@@ -243,10 +233,8 @@ class Distiller:
             The history, one record per epoch.
 
         Raises:
-            InputError: for data that do not fit (an empty loader, labels out of range, student and teacher with different
-                numbers of classes, a validation set without one of the training classes), a stale teacher cache, a folder
-                that holds a run already or cannot be written, and a checkpoint of other settings. Data are checked before
-                anything but a teacher cache is written.
+            InputError: for data that do not fit, a stale teacher cache, a folder that holds a run already or cannot be
+                written, and a checkpoint of other settings. Data are checked before anything but a teacher cache is written.
             DivergenceError: where the student's logits or the loss are NaN or infinite.
         """
         self._check_fit(val_loader, epochs, patience, checkpoint_every, out, resume)
@@ -263,7 +251,11 @@ class Distiller:
         try:
             train_loader = self._training_loader(train_loader, val_loader)
             loop = TrainingLoop(self, self._step, train_loader, val_loader, epochs, callbacks, checkpoint_every)
-            self._run(loop, Path(out) if out is not None else None, resume)
+            try:
+                self._run(loop, Path(out) if out is not None else None, resume)
+            finally:
+                if loop.folder is not None:
+                    loop.folder.close()
         finally:
             if self._cached is not None:
                 self._cached.close()
@@ -271,6 +263,8 @@ class Distiller:
 
     def _run(self, loop: TrainingLoop, out: Path | None, resume: bool) -> None:
         state = Checkpointer(out).load() if out is not None and resume else None
+        if state is not None:
+            state.check_fingerprints(loop.fingerprints())
         # Data are checked before anything is written, except a teacher cache, for which the folder is claimed first.
         if out is not None and self._cached is not None:
             loop.folder = RunFolder(out, resume=resume)
@@ -292,7 +286,6 @@ class Distiller:
         loop.run()
         if loop.folder is not None:
             write_weights(loop.folder.path, self.student)
-            loop.folder.close()
 
     def store_teacher(
         self, train_loader: Loader, val_loader: Loader | None = None, *, folder: str | Path, epochs: int
@@ -336,11 +329,8 @@ class Distiller:
     def fusion_ratios(self, loader: Loader) -> Tensor:
         """Fusion ratio of each sample by the method now, the student in eval mode.
 
-        Args:
-            loader: batches in the order of the result.
-
         Returns:
-            Shape (N,), on the CPU.
+            Shape (N,), in the loader's order, on the CPU.
 
         Raises:
             NotImplementedError: for a method whose ratios are not a function of student, teacher and label.

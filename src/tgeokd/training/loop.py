@@ -18,7 +18,7 @@ from tgeokd.bilevel.functional import trainable
 from tgeokd.data.loaders import order_of, set_view, views_of
 from tgeokd.training.callbacks import Callback
 from tgeokd.training.checkpoint import Checkpointer
-from tgeokd.training.state import RandomStates, TrainState, differences
+from tgeokd.training.state import RandomStates, TrainState
 from tgeokd.training.step import DistillationStep
 from tgeokd.training.survey import Survey
 from tgeokd.utils.errors import InputError, first_line
@@ -45,18 +45,10 @@ class TrainingLoop:
 
     Attributes:
         distiller: holds optimizer, scheduler and metrics; callbacks are given it.
-        step: the distillation step.
-        train_loader: batches that the student trains on.
-        validation: batches for the metrics of each epoch, or None.
-        epochs: passes over the training data.
-        callbacks: in the order of their calls.
-        checkpoint_every: epochs between two checkpoints; the first and the last epoch always write one.
         survey: what was found in the data; set before training.
         folder: of the run, or None.
-        history: records of the finished epochs.
         epoch: finished epochs.
         batch: batches read in the running epoch.
-        should_stop: stop after the running epoch.
     """
 
     distiller: Distiller
@@ -73,10 +65,10 @@ class TrainingLoop:
     batch: int = 0
     should_stop: bool = False
     _checkpointer: Checkpointer | None = None
+    _save_after_epoch: bool = False
 
     def run(self) -> None:
         """Train until the last epoch or until a callback stops it."""
-        self._mark_epoch()
         try:
             self._call(lambda callback: callback.on_fit_start(self.distiller))
             while self.epoch < self.epochs and not self.should_stop:
@@ -84,11 +76,10 @@ class TrainingLoop:
                 self.history.append(record)
                 self._call(partial(self._end_epoch, record))
                 self.epoch, self.batch = self.epoch + 1, 0
-                self._mark_epoch()
                 if self.folder is not None:
                     # The checkpoint comes first, also after the first epoch: a folder with metrics can always be resumed.
-                    last = self.epoch == self.epochs or self.should_stop
-                    if last or self.epoch == 1 or self.epoch % self.checkpoint_every == 0:
+                    due = self._save_after_epoch or self.epoch in (1, self.epochs) or self.should_stop
+                    if due or self.epoch % self.checkpoint_every == 0:
                         self.save()
                     self.folder.append_line("metrics.jsonl", record)
             self._call(lambda callback: callback.on_fit_end(self.distiller))
@@ -111,6 +102,7 @@ class TrainingLoop:
         started = time.perf_counter()
         step, optimizer = self.step, self.distiller.optimizer
         if self.batch == 0:
+            self._mark_epoch()
             self._start_epoch()
             batches = iter(self.train_loader)
         else:
@@ -169,13 +161,16 @@ class TrainingLoop:
     # ---- checkpoints
 
     def save(self) -> None:
-        """Write a checkpoint now, between two optimizer steps.
+        """Write a checkpoint now, between two optimizer steps; at the end of an epoch after all callbacks.
 
         Raises:
             InputError: for a run without a folder.
         """
         if self.folder is None:
             raise InputError("a checkpoint is written in the folder of a run: fit(..., out=...)")
+        self._save_after_epoch = len(self.history) > self.epoch
+        if self._save_after_epoch:
+            return
         if self._checkpointer is None:
             self._checkpointer = Checkpointer(self.folder.path)
         self._checkpointer.save(self.state())
@@ -183,6 +178,8 @@ class TrainingLoop:
     def state(self) -> TrainState:
         """Everything that a resumed run needs."""
         assert self.survey is not None
+        if self.batch == 0:
+            self._mark_epoch()
         return TrainState(
             epoch=self.epoch,
             batch=self.batch,
@@ -198,18 +195,15 @@ class TrainingLoop:
             random_at_epoch=self._random_at_epoch,
             order=self._order(),
             order_at_epoch=self._order_at_epoch,
-            fingerprints=self._fingerprints(),
+            fingerprints=self.fingerprints(),
         )
 
     def load(self, state: TrainState) -> None:
         """Continue from a checkpoint.
 
         Raises:
-            InputError: where it is of another configuration, data, teacher, student, optimizer or callbacks.
+            InputError: where it is of another student, optimizer, scheduler, method or callbacks.
         """
-        different = differences(state.fingerprints, self._fingerprints())
-        if different:
-            raise InputError(f"the run to resume was started with other settings: {'; '.join(different)}")
         self.epoch, self.batch, self.should_stop = state.epoch, state.batch, state.should_stop
         try:
             self.step.student.load_state_dict(state.student)
@@ -230,7 +224,7 @@ class TrainingLoop:
         self._state = state
         self._restore_random(state.random, state.order)
 
-    def _fingerprints(self) -> dict[str, dict[str, Any]]:
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
         """What must be the same when the run is resumed; None where it cannot be known."""
 
         def samples(loader: Loader | None) -> int | None:
@@ -242,6 +236,7 @@ class TrainingLoop:
             "configuration": {
                 "method": step.method.name,
                 "optimizer": type(distiller.optimizer).__name__,
+                "scheduler": "none" if distiller.scheduler is None else type(distiller.scheduler).__name__,
                 "temperature": step.temperature,
                 "clip_norm": step.clip_norm,
                 "accumulate": distiller.accumulate,

@@ -120,6 +120,12 @@ class TrainState:
         states = {name: RandomStates(**content[name]) for name in ("random", "random_at_epoch")}
         return cls(**{**content, **states})
 
+    def check_fingerprints(self, now: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse to resume with another configuration, data or teacher, by the names of what differs."""
+        different = differences(self.fingerprints, now)
+        if different:
+            raise InputError(f"the run to resume was started with other settings: {'; '.join(different)}")
+
 
 def differences(saved: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What differs between two sets of fingerprints, one ``group.key: saved, not now`` each; unknown (None) is equal."""

@@ -57,9 +57,6 @@ class DistillationStep:
         index: optimizer steps taken.
         statistics: mean loss and fusion ratios since :meth:`start_epoch`.
 
-    Raises:
-        InputError: for impossible settings, an optimizer without a known derivative, or a student with nothing to train.
-
     Example:
         >>> step = DistillationStep(student, optimizer, TGeoKD(), validation=val_loader)     # doctest: +SKIP
         >>> step.prepare(train_loader, teacher)                                             # doctest: +SKIP
@@ -104,7 +101,6 @@ class DistillationStep:
         self._outer_teacher: Teacher | None = None
         self._recorder: StepRecorder | None = None
         self._record: StepRecord | None = None
-        self._alphas: list[Tensor] = []
         self._begun = 0  # microbatches since the last update
         self._ran_backward = False
         self._handles = add_step_hooks(self.optimizer, self)
@@ -124,15 +120,11 @@ class DistillationStep:
         Args:
             train_loader: batches that the student trains on.
             teacher: a module or callable from inputs to logits, or a :class:`~tgeokd.teachers.base.Teacher`.
-            survey_result: of an earlier call on the same data; the data are not read again.
+            survey_result: of an earlier call on the same data, which are then not read again.
             before_survey: called after the first batch was checked; may return another teacher to query.
 
-        Returns:
-            What was found: the number of classes and the teacher's class means.
-
         Raises:
-            InputError: for a missing or empty loader, labels out of range, a teacher with other classes than the student, and
-                a validation set that lacks a class of the training set.
+            InputError: for data that do not fit the method, the student or the teacher.
         """
         method = self.method
         self._set_teacher(teacher)
@@ -189,12 +181,7 @@ class DistillationStep:
             raise InputError("the validation loader is empty")
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
-        """Begin an epoch: for methods whose loss depends on it, and for the statistics.
-
-        Args:
-            epoch: its index, from 0.
-            epochs: how many there will be.
-        """
+        """Begin epoch ``epoch``, from 0, of ``epochs``: for methods whose loss depends on it, and for the statistics."""
         self.epoch, self.epochs, self._epoch_started = epoch, epochs, True
         self.statistics.reset()
         if self.teacher is not None:
@@ -227,10 +214,7 @@ class DistillationStep:
     ) -> Iterator[None]:
         """Run the student's forward pass in this block, for callers that run the student themselves.
 
-        Args:
-            inputs: of the pass; a mapping holds keyword arguments, a tuple or list positional ones.
-            target: class indices, shape (N,); needed before the pass by ``rw`` alone.
-            teacher_logits: shape (N, C); likewise.
+        ``rw`` alone needs labels, shape (N,), and teacher logits, shape (N, C), before the pass.
         """
         self._forget_skipped_step()
         with self.reader.autocast():
@@ -258,7 +242,7 @@ class DistillationStep:
         if self.method.needs_epochs and not self._epoch_started:
             raise InputError(f"the loss of {self.method.name!r} depends on the epoch: call start_epoch(epoch, epochs)")
         due = self._due
-        if due and (self._recorder is None or len(self._recorder.microbatches) != len(self._alphas) + 1):
+        if due and (self._recorder is None or not self._recorder.awaits_loss):
             raise InputError("the student's forward pass must run inside `with step.forward_pass(inputs):`")
         with torch.autocast(student_logits.device.type, enabled=False):
             result = self.method.loss(self.loss_inputs(student_logits, teacher_logits, target, ids, learn=due))
@@ -268,8 +252,7 @@ class DistillationStep:
             assert self._recorder is not None
             assert result.alpha is not None
             assert teacher_logits is not None
-            self._alphas.append(result.alpha)
-            self._recorder.complete(student_logits, target, teacher_logits, loss)
+            self._recorder.complete(student_logits, target, teacher_logits, result.alpha, loss)
         if due or self.method.looks_before_forward:
             loss.register_hook(self._note_backward)
         return loss
@@ -288,17 +271,12 @@ class DistillationStep:
         return LossInputs(student_logits, teacher_logits, target, self.temperature, epoch, self.epochs, learn, ids)
 
     def before_update(self) -> None:
-        """Record the step that the optimizer is about to take: after backward, unscaling and clipping.
-
-        Called by a hook of the optimizer; to be called by hand only where that hook does not run.
-        """
+        """Record the coming step, after backward, unscaling and clipping. Called by a hook of the optimizer."""
         if self._record is None and self._recorder is not None and self._recorder.microbatches:
             self._record = self._recorder.finish()
-            alphas, self._alphas = self._alphas, []
-            self._record.alpha = torch.cat(alphas) if len(alphas) > 1 else alphas[0]
 
     def after_update(self) -> None:
-        """Learn from the step that the optimizer has taken. Called by a hook of the optimizer, as :meth:`before_update`."""
+        """Learn from the step that was taken. Called by a hook of the optimizer."""
         record, self._record = self._record, None
         if record is not None:
             assert self._recorder is not None
@@ -312,7 +290,7 @@ class DistillationStep:
 
     def forget(self) -> None:
         """Drop what a step that was not taken has left behind."""
-        self._record, self._alphas, self._begun, self._ran_backward = None, [], 0, False
+        self._record, self._begun, self._ran_backward = None, 0, False
         if self._recorder is not None:
             self._recorder.forget()
 
@@ -343,12 +321,8 @@ class DistillationStep:
         math_attention = self.method.estimator is not None and self.method.estimator.math_attention
         microbatch = MicroBatch.begin(self.student, inputs, math_attention=math_attention)
         microbatch.target, microbatch.teacher_logits = target, teacher_logits
-        self.method.before_forward(
-            ForwardContext(
-                *(self.student, self.optimizer, self.temperature, microbatch, self._next_outer),
-                first=not self._begun,
-            )
-        )
+        context = (self.student, self.optimizer, self.temperature, microbatch, self._next_outer)
+        self.method.before_forward(ForwardContext(*context, first=not self._begun))
 
     def _next_outer(self) -> tuple[Any, Tensor, Tensor]:
         """Inputs and labels of the next outer batch, and the teacher's logits where the method needs them."""
@@ -386,15 +360,9 @@ class DistillationStep:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned, after :meth:`prepare` and :meth:`start_epoch`.
-
-        Raises:
-            InputError: where it is of another method.
-        """
+        """Restore what :meth:`state_dict` returned, after :meth:`prepare` and :meth:`start_epoch`."""
         if state["method"]["name"] != self.method.name:
-            raise InputError(
-                f"the checkpoint was written by method {state['method']['name']!r}, not {self.method.name!r}"
-            )
+            raise InputError(f"the checkpoint is of method {state['method']['name']!r}, not {self.method.name!r}")
         self.index = state["index"]
         self.method.load_state_dict(state["method"]["state"])
         if self._outer is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from importlib import import_module, metadata, resources
 from importlib.resources.abc import Traversable
 from typing import Any, Generic, TypeVar
@@ -97,7 +98,8 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def _add(self, name: str, entry: Any) -> None:
         if isinstance(entry, type):
-            entry.name = name  # type: ignore[attr-defined]
+            with suppress(TypeError):  # a built-in class has no place for it
+                entry.name = name  # type: ignore[attr-defined]
         self._entries[name] = entry
 
     def current_name(self, name: str) -> str:

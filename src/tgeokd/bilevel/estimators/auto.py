@@ -35,6 +35,11 @@ class ExactEstimator(DirectionalEstimator):
         """As the chosen estimator; before the choice, as ``forward``."""
         return self._chosen is None or self._chosen.math_attention
 
+    def resolve(self, student: nn.Module, optimizer: Optimizer, microbatch: MicroBatch) -> Estimator:
+        """This estimator; the choice is made anew for another student."""
+        self._chosen = None
+        return self
+
     def logit_derivatives(
         self, student: nn.Module, microbatches: Sequence[MicroBatch], params: Tensors, direction: Tensors
     ) -> list[tuple[Tensor, Tensor]]:

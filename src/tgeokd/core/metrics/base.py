@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tgeokd.utils.errors import InputError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from tgeokd.core.metrics.collection import Metrics
 
-    Bools = NDArray[np.bool_]
-    Floats = NDArray[np.float64]
+__all__ = ["Bools", "Floats", "Metric", "Percent", "RankingMetric", "log_odds"]
 
-__all__ = ["Metric", "Percent", "RankingMetric", "log_odds"]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 
 class Metric:

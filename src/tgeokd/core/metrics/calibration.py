@@ -1,18 +1,11 @@
 """`calibration`: expected calibration error."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 from torch import Tensor
 
-from tgeokd.core.metrics.base import Metric
+from tgeokd.core.metrics.base import Bools, Floats, Metric
 from tgeokd.core.metrics.collection import Metrics
 from tgeokd.core.metrics.registry import METRICS
-
-if TYPE_CHECKING:
-    from tgeokd.core.metrics.base import Bools, Floats
 
 __all__ = ["BINS", "Calibration", "calibration_error"]
 

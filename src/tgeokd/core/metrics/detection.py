@@ -1,20 +1,13 @@
 """`detection_rate`: share of attacks detected at a bounded rate of false alarms."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from tgeokd.core.metrics.base import Percent, log_odds
+from tgeokd.core.metrics.base import Bools, Floats, Percent, log_odds
 from tgeokd.core.metrics.collection import Metrics
 from tgeokd.core.metrics.registry import METRICS
 from tgeokd.core.validation import validate_labels
 from tgeokd.utils.errors import InputError
-
-if TYPE_CHECKING:
-    from tgeokd.core.metrics.base import Bools, Floats
 
 __all__ = ["FALSE_ALARMS", "DetectionRate", "detection_rate"]
 

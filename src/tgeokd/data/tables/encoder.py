@@ -91,13 +91,9 @@ class FeatureEncoder:
         categorical: Sequence[str],
         min_count: int = 1,
     ) -> FeatureEncoder:
-        """Fit means, standard deviations and codes to training rows.
+        """Fit means, standard deviations and codes to the columns ``numeric`` and ``categorical`` of training rows.
 
-        Args:
-            frame: the training rows.
-            numeric: columns to standardise; text is parsed as numbers.
-            categorical: columns to encode as categories.
-            min_count: rows on which a value must occur to get a code of its own.
+        A categorical value must occur on ``min_count`` rows to get a code of its own. Text in a numeric column is parsed.
 
         Raises:
             InputError: for a missing column, a value that is not a number, no rows, or no columns.
@@ -224,11 +220,7 @@ def _numbers(frame: pl.DataFrame, names: Iterable[str], source: str) -> NDArray[
 def as_numbers(frame: pl.DataFrame, name: str, *, source: str = "", rows: NDArray[np.int64] | None = None) -> pl.Series:
     """A column as floats, null or NaN where the value is missing; text is parsed as numbers.
 
-    Args:
-        frame: the rows.
-        name: name of the column.
-        source: name of the file in messages.
-        rows: row numbers in messages; 0, 1, ... by default.
+    ``source`` is the name of the file in messages, ``rows`` are the row numbers in messages (0, 1, ... by default).
 
     Raises:
         InputError: for a missing column, one of another type, or text that is not a number, with its row.

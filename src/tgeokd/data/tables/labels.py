@@ -36,12 +36,7 @@ def with_label(table: Table, label: str, bad_rows: BadRows) -> Table:
 
 
 def find_classes(table: Table, label: str, positive: str | None) -> tuple[str, ...]:
-    """Names of the classes: numbers in increasing order, text in alphabetical order.
-
-    Args:
-        table: the training file.
-        label: its label column.
-        positive: of two classes, the one with index 1; the last by default.
+    """Names of the classes: numbers in increasing order, text in alphabetical order, ``positive`` last.
 
     Raises:
         InputError: for a single class, or where ``positive`` is not one of exactly two classes.

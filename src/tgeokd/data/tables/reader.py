@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import gzip
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from pyarrow import csv as arrow_csv
 
 from tgeokd.utils.errors import InputError, one_line
 
-__all__ = ["MISSING_TEXT", "Table", "read_rows", "read_table"]
+__all__ = ["MISSING_TEXT", "Table", "read_table", "row_reader"]
 
 MISSING_TEXT = ("", "?", "NA", "N/A", "NaN", "nan", "NULL", "null")
 """Missing values in a CSV file, after surrounding blanks are removed."""
@@ -88,10 +88,16 @@ def read_table(
     return Table(frame, rows, source, total, digest)
 
 
-def read_rows(path: Path) -> Iterator[tuple[NDArray[np.int64], pl.DataFrame]]:
-    """Row numbers and rows of a table, for prediction."""
-    table = read_table(path)
-    yield table.rows, table.frame
+def row_reader(
+    read: Callable[[Path], Table] = read_table,
+) -> Callable[[Path], Iterator[tuple[NDArray[np.int64], pl.DataFrame]]]:
+    """The attribute ``read_rows`` of a task whose files are read as a whole."""
+
+    def read_rows(path: Path) -> Iterator[tuple[NDArray[np.int64], pl.DataFrame]]:
+        table = read(path)
+        yield table.rows, table.frame
+
+    return read_rows
 
 
 def _read_csv(

@@ -38,7 +38,7 @@ def table_splits(
         inputs: numbers (N, M) and codes (N, K) of all rows.
         target: class indices, shape (N,).
         ids: sample ids, shape (N,).
-        rows: row numbers of the training, validation and test set.
+        rows: row numbers of the three sets.
         num_classes: C.
         noise: share of the training labels replaced by a random class.
         oversample: repeat training rows of the rarer classes until all classes are equally frequent.

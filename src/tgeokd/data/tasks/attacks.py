@@ -21,18 +21,11 @@ from tgeokd.data.tables.reader import Table
 from tgeokd.data.tables.splits import table_splits
 from tgeokd.utils.errors import InputError
 
-__all__ = ["NAMES", "attack_task", "found", "labelled"]
+__all__ = ["NAMES", "attack_task", "labelled"]
 
 NAMES = ("accuracy", "nll", "macro_f1", "macro_auc", "recall", "detection_rate")
 """The metrics of attack detection."""
 _SHOWN = 5  # columns listed in the notes, labels listed in messages
-
-
-def found(data_dir: Path, folders: Iterable[str], names: Iterable[str]) -> Path | None:
-    """The first existing path among ``names`` in ``folders`` of ``data_dir`` or directly in ``data_dir``."""
-    names = list(names)
-    places = [data_dir / folder / name for folder in (*folders, "") for name in names]
-    return next((path for path in places if path.exists()), None)
 
 
 def labelled(
@@ -43,20 +36,12 @@ def labelled(
     classes: Mapping[str, int],
     bad_rows: BadRows = "error",
 ) -> tuple[Table, Rows]:
-    """The rows with numbers in the numeric columns and a known label.
+    """The rows with numbers in the columns ``numeric`` (as floats) and a known label, and their class indices, shape (N,).
 
-    Args:
-        table: rows of a file.
-        numeric: numeric columns.
-        label: label column.
-        classes: class index of each label as text; labels may be stored as numbers.
-        bad_rows: how to treat other rows: ``error``, or ``skip`` to leave them out.
-
-    Returns:
-        The table with the numeric columns as floats, and the class indices of its rows, shape (N,).
+    ``classes`` has the class index of each label as text; labels may be stored as numbers.
 
     Raises:
-        InputError: for the first faulty row with ``bad_rows="error"``, naming file, row and column.
+        InputError: for the first other row, with file, row and column; with ``bad_rows="skip"`` they are left out instead.
     """
     good = np.ones(len(table.frame), dtype=bool)
     columns = []
@@ -99,26 +84,11 @@ def attack_task(
     test_groups: Mapping[str, NDArray[np.bool_]] | None = None,
     choose_by: str = "macro_f1",
 ) -> TaskData:
-    """A task from the rows of its splits.
+    """A task from class indices (N,), sample ids (N,) and row numbers of the training, validation and test set.
 
-    The encoder is fitted on the training rows before oversampling.
-
-    Args:
-        frame: all rows.
-        target: class indices, shape (N,).
-        ids: sample ids, shape (N,).
-        splits: row numbers of the training, validation and test set.
-        numeric: columns to standardise.
-        categorical: columns to encode as categories.
-        class_names: names of the C classes.
-        attack_classes: class indices that are attacks.
-        noise: see :func:`~tgeokd.data.tables.splits.table_splits`.
-        oversample: see there.
-        seed: see there.
-        tables: the tables that were read, for names and checksums in the notes.
-        notes: further notes.
-        test_groups: masks over the rows of the test set.
-        choose_by: see :class:`~tgeokd.core.metrics.Metrics`.
+    The encoder is fitted on the training rows before oversampling. For ``noise``, ``oversample`` and ``seed`` see
+    :func:`~tgeokd.data.tables.splits.table_splits`, for ``attack_classes`` and ``choose_by``
+    :class:`~tgeokd.core.metrics.Metrics`. ``test_groups`` are masks over the rows of the test set.
     """
     metrics = Metrics(NAMES, "macro_f1", tuple(attack_classes), tuple(class_names), choose_by)
     train, held_out, test = splits

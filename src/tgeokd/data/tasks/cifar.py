@@ -26,7 +26,7 @@ from tgeokd.data.noise import (
 )
 from tgeokd.data.split import stratified_split
 from tgeokd.data.tasks.cifar_archive import Archive, Checksum, Contents, find_archive, read_archive
-from tgeokd.data.tasks.registry import TASKS, provides, same_options
+from tgeokd.data.tasks.registry import TASKS, find_path, provides, same_options
 from tgeokd.utils.errors import InputError, missing_package, one_line
 
 __all__ = ["CIFAR10", "CIFAR100", "CIFAR100_COARSE", "cifar10", "cifar100"]
@@ -181,7 +181,7 @@ def _which_labels(task: str, options: Mapping[str, Any]) -> tuple[Spec, str]:
 def _confusion(task: str, options: Mapping[str, Any], data_dir: Path, num_classes: int) -> Tensor | None:
     """How people confuse the classes, int64, shape (C, C); None where ``data_dir`` has neither counts nor labels."""
     spec, key = _which_labels(task, options)
-    known = any(_beside(data_dir, file) for file in (spec.counts_file, spec.human_file))
+    known = find_path(data_dir, ["cifar-n"], [spec.counts_file, spec.human_file])
     return _human_counts(spec, data_dir, key, num_classes) if known else None
 
 
@@ -286,14 +286,10 @@ def _relabel(
 
 
 def _human_counts(spec: Spec, data_dir: Path, human_key: str, classes: int) -> Tensor:
-    """How people confuse the classes, from a table of counts or from CIFAR-N's labels, int64, shape (C, C).
-
-    Raises:
-        InputError: where neither file is in ``data_dir`` or its ``cifar-n``, or one has other contents.
-    """
-    if table := _beside(data_dir, spec.counts_file):
+    """How people confuse the classes, from a table of counts or from CIFAR-N's labels, int64, shape (C, C)."""
+    if table := find_path(data_dir, ["cifar-n"], [spec.counts_file]):
         return read_confusion_counts(table, classes)
-    path = _beside(data_dir, spec.human_file)
+    path = find_path(data_dir, ["cifar-n"], [spec.human_file])
     if path is None:
         raise InputError(_lacking("human", data_dir, f"{spec.counts_file} and {spec.human_file}"))
     labels = read_human_labels(path, (spec.clean_key, human_key), classes)
@@ -312,7 +308,7 @@ def _cifar_n(spec: Spec, contents: Contents, source: Path, data_dir: Path, human
                 f"{contents.unofficial[name]}), so {spec.archive.name}N's labels cannot be matched to images; noise=human "
                 "draws labels from how often people confuse the classes instead"
             )
-    path = _beside(data_dir, spec.human_file)
+    path = find_path(data_dir, ["cifar-n"], [spec.human_file])
     if path is None:
         raise InputError(_lacking("cifar_n", data_dir, spec.human_file))
     labels = read_human_labels(path, (spec.clean_key, human_key), len(contents.class_names))
@@ -327,11 +323,6 @@ def _cifar_n(spec: Spec, contents: Contents, source: Path, data_dir: Path, human
             f"{int(contents.target[row])} there, so {spec.archive.name}N's labels cannot be matched to images"
         )
     return labels[human_key]
-
-
-def _beside(data_dir: Path, name: str) -> Path | None:
-    """A file of CIFAR-N, in ``cifar-n`` or directly in the data folder; None where it is in neither."""
-    return next((path for path in (data_dir / "cifar-n" / name, data_dir / name) if path.is_file()), None)
 
 
 def _lacking(noise: str, data_dir: Path, names: str) -> str:

@@ -9,15 +9,14 @@ from typing import Literal
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from tgeokd.data.base import TaskData
 from tgeokd.data.split import stratified_split
 from tgeokd.data.tables.labels import BadRows
-from tgeokd.data.tables.reader import Table, read_table
-from tgeokd.data.tasks.attacks import attack_task, found, labelled
-from tgeokd.data.tasks.registry import TASKS, provides
-from tgeokd.utils.errors import InputError, one_line, unknown_name
+from tgeokd.data.tables.reader import Table, read_table, row_reader
+from tgeokd.data.tasks.attacks import attack_task, labelled
+from tgeokd.data.tasks.registry import TASKS, find_path, provides
+from tgeokd.utils.errors import InputError, check_names, one_line
 
 __all__ = ["FEATURES", "hil"]
 
@@ -52,13 +51,8 @@ FEATURES = tuple(_feature_names())
 """The 128 columns of the published files."""
 
 
-def _rows(path: Path) -> Iterator[tuple[NDArray[np.int64], pl.DataFrame]]:
-    table = _read(path, "error")
-    yield table.rows, table.frame
-
-
 @TASKS.register("hil")
-@provides(read_rows=_rows)
+@provides(read_rows=row_reader(lambda path: _read(path, "error")))
 def hil(
     *,
     data_dir: Path,
@@ -175,7 +169,7 @@ def _read(path: Path, bad_rows: BadRows) -> Table:
 
 
 def _single(data_dir: Path, name: str) -> Path:
-    path = found(data_dir, ["hil"], [name])
+    path = find_path(data_dir, ["hil"], [name])
     if path is None:
         raise InputError(f"neither {data_dir / 'hil' / name} nor {data_dir / name} exists")
     return path
@@ -183,7 +177,7 @@ def _single(data_dir: Path, name: str) -> Path:
 
 def _all_files(data_dir: Path, classes: Classes) -> list[Path]:
     """``data1`` to ``data15``, in this order, from the first folder that fits the task."""
-    folder = found(data_dir, ["hil"], _FOLDERS[classes])
+    folder = find_path(data_dir, ["hil"], _FOLDERS[classes])
     if folder is None:
         raise InputError(
             f"no folder {' or '.join(_FOLDERS[classes])} in {data_dir / 'hil'} or {data_dir}; give one file by data.file=FILE"
@@ -217,12 +211,7 @@ def _features(tables: list[Table], *, complete: bool) -> list[str]:
                 f"{table.source}: the label column {_LABEL!r} is missing; the last column is {columns[-1]!r}"
             )
         features = [name for name in columns if name != _LABEL and name not in _IGNORED]
-        for name in features:
-            if name not in FEATURES:
-                what, *_ = re.split(
-                    ";? known:", str(unknown_name("column", name, FEATURES))
-                )  # without the list of 128 names
-                raise InputError(f"{table.source}: {what}")
+        check_names(f"column of {table.source}", features, FEATURES)
         expected = FEATURES if complete else first
         lacking = [name for name in expected if name not in features]
         if lacking:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from tgeokd.data.base import TaskData
 from tgeokd.data.split import stratified_split
 from tgeokd.data.tables.encoder import as_numbers, place
-from tgeokd.data.tables.reader import Table, read_table
-from tgeokd.data.tasks.attacks import attack_task, found, labelled
-from tgeokd.data.tasks.registry import TASKS, provides
+from tgeokd.data.tables.reader import Table, read_table, row_reader
+from tgeokd.data.tasks.attacks import attack_task, labelled
+from tgeokd.data.tasks.registry import TASKS, find_path, provides
 from tgeokd.utils.errors import InputError, check_names
 
 __all__ = ["CATEGORIES", "nsl_kdd", "read_features"]
@@ -69,13 +69,8 @@ def read_features(path: Path) -> Table:
     return _with_logs(table, (*_NUMERIC, *_CATEGORICAL))
 
 
-def _rows(path: Path) -> Iterator[tuple[NDArray[np.int64], pl.DataFrame]]:
-    table = read_features(path)
-    yield table.rows, table.frame
-
-
 @TASKS.register("nsl_kdd")
-@provides(read_rows=_rows)
+@provides(read_rows=row_reader(read_features))
 def nsl_kdd(
     *,
     data_dir: Path,
@@ -155,7 +150,7 @@ def nsl_kdd(
 
 
 def _file(data_dir: Path, which: str) -> Path:
-    path = found(data_dir, _FOLDERS, _FILES[which])
+    path = find_path(data_dir, _FOLDERS, _FILES[which])
     if path is None:
         published, *_, parquet = _FILES[which]
         raise InputError(f"neither {published} nor {parquet} is in {data_dir / _FOLDERS[0]} or {data_dir}")

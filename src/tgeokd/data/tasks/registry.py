@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,12 +18,19 @@ if TYPE_CHECKING:
     Confusion = Callable[[Mapping[str, Any], Path, int], Tensor | None]
     RowReader = Callable[[Path], Iterator[tuple[NDArray[np.int64], pl.DataFrame]]]
 
-__all__ = ["TASKS", "provides", "same_options"]
+__all__ = ["TASKS", "find_path", "provides", "same_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 TASKS: Registry[Any] = Registry("task", "tgeokd.data.tasks", group="tgeokd.tasks")
 """Functions that take the options of a task as keyword arguments and return its :class:`~tgeokd.data.base.TaskData`."""
+
+
+def find_path(data_dir: Path, folders: Iterable[str], names: Iterable[str]) -> Path | None:
+    """The first existing path among ``names`` in ``folders`` of ``data_dir``, then in ``data_dir``; None where none exists."""
+    names = list(names)
+    places = (data_dir / folder / name for folder in (*folders, "") for name in names)
+    return next((path for path in places if path.exists()), None)
 
 
 def provides(*, read_rows: RowReader | None = None, confusion: Confusion | None = None) -> Callable[[F], F]:

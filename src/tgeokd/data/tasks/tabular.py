@@ -18,9 +18,9 @@ from tgeokd.data.base import TaskData
 from tgeokd.data.split import stratified_split, subset
 from tgeokd.data.tables.encoder import FeatureEncoder, as_numbers
 from tgeokd.data.tables.labels import BadRows, class_indices, find_classes, with_label
-from tgeokd.data.tables.reader import Table, read_rows, read_table
+from tgeokd.data.tables.reader import Table, read_table, row_reader
 from tgeokd.data.tables.splits import table_splits
-from tgeokd.data.tasks.registry import TASKS, provides, same_options
+from tgeokd.data.tasks.registry import TASKS, find_path, provides, same_options
 from tgeokd.utils.errors import InputError, check_names
 
 __all__ = ["adult", "tabular"]
@@ -123,7 +123,7 @@ def _task(
             "training labels": dict(zip(classes, counts, strict=True)),
             "numeric": [column.name for column in encoder.numeric],
             "categorical": {column.name: len(column.values) for column in encoder.categorical},
-            "columns left out": left_out | dict.fromkeys(columns.drop, "asked for"),
+            "columns left out": left_out | dict.fromkeys(columns.drop, "excluded"),
             "look like ids": _like_ids(table.frame, encoder),
             "missing": encoder.missing(fitted),
             "infinite": encoder.infinite(fitted),
@@ -134,7 +134,7 @@ def _task(
 
 
 @TASKS.register("tabular")
-@provides(read_rows=read_rows)
+@provides(read_rows=row_reader())
 @same_options(_task)
 def tabular(
     *,
@@ -192,7 +192,7 @@ def tabular(
 
 
 @TASKS.register("adult")
-@provides(read_rows=read_rows)
+@provides(read_rows=row_reader())
 @same_options(_task)
 def adult(*, data_dir: Path, train: int | None = None, **options: Any) -> TaskData:
     """Adult / Census Income (Becker and Kohavi, UCI Machine Learning Repository, 1996): predict incomes above $50,000 a year.
@@ -214,19 +214,19 @@ def adult(*, data_dir: Path, train: int | None = None, **options: Any) -> TaskDa
 
 
 def _read_adult(data_dir: Path) -> tuple[Table, Table | None]:
-    for path in (data_dir / "adult" / "adult.parquet", data_dir / "adult.parquet"):
-        if path.is_file():
-            return read_table(path, source=path.name), None
-    for folder in (data_dir / "adult", data_dir):
-        if (folder / "adult.data").is_file():
-            table = read_table(folder / "adult.data", source="adult.data", header=ADULT_HEADER)
-            if not (folder / "adult.test").is_file():
-                return table, None
-            other = read_table(folder / "adult.test", source="adult.test", header=ADULT_HEADER, skip_lines=1)
-            # a full stop follows the labels of this file only
-            frame = other.frame.with_columns(pl.col(ADULT_LABEL).str.strip_suffix("."))
-            return table, dataclasses.replace(other, frame=frame)
-    raise InputError(f"neither adult.parquet nor adult.data is in {data_dir} or {data_dir / 'adult'}")
+    if path := find_path(data_dir, ["adult"], ["adult.parquet"]):
+        return read_table(path, source=path.name), None
+    path = find_path(data_dir, ["adult"], ["adult.data"])
+    if path is None:
+        raise InputError(f"neither adult.parquet nor adult.data is in {data_dir} or {data_dir / 'adult'}")
+    table = read_table(path, source=path.name, header=ADULT_HEADER)
+    test = path.with_name("adult.test")
+    if not test.is_file():
+        return table, None
+    other = read_table(test, source=test.name, header=ADULT_HEADER, skip_lines=1)
+    # a full stop follows the labels of this file only
+    frame = other.frame.with_columns(pl.col(ADULT_LABEL).str.strip_suffix("."))
+    return table, dataclasses.replace(other, frame=frame)
 
 
 def _kinds(

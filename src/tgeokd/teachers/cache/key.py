@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Subset
 
 from tgeokd.data.arrays import ArrayDataset
+from tgeokd.data.datasets import Fingerprinted, is_random, parts_of
 from tgeokd.teachers.ids import first_rows
 from tgeokd.utils.errors import InputError
 
@@ -75,21 +75,14 @@ def samples_of(dataset: Any) -> Samples | None:
     ids = getattr(dataset, "ids", None)
     if not isinstance(ids, Tensor) or len(ids) != len(dataset):
         return None
-    fingerprint = getattr(dataset, "fingerprint", None)
-    return Samples(ids, None, str(fingerprint()) if callable(fingerprint) else None)
+    return Samples(ids, None, dataset.fingerprint() if isinstance(dataset, Fingerprinted) else None)
 
 
 def transforms_of(dataset: Any) -> tuple[list[str], list[str]]:
     """The fixed and the random transforms of the inputs, each as its ``repr``."""
-    if isinstance(dataset, Subset):
-        return transforms_of(dataset.dataset)
-    if isinstance(dataset, ConcatDataset):
-        fixed, random = zip(*(transforms_of(each) for each in dataset.datasets), strict=True)
-        return list(dict.fromkeys(chain(*fixed))), list(dict.fromkeys(chain(*random)))
-    transform = getattr(dataset, "transform", None)
-    if transform is None:
-        return [], []
-    return ([], [repr(transform)]) if getattr(transform, "random", False) else ([repr(transform)], [])
+    transforms = [each.transform for each in parts_of(dataset) if getattr(each, "transform", None) is not None]
+    fixed, random = ([repr(one) for one in transforms if is_random(one) is wanted] for wanted in (False, True))
+    return list(dict.fromkeys(fixed)), list(dict.fromkeys(random))
 
 
 def row_digests(tensors: Sequence[Tensor]) -> Tensor:

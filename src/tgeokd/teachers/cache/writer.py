@@ -116,7 +116,7 @@ def _new_folder(folder: Path) -> Iterator[Path | None]:
 
 
 class _Writer:
-    """The files of a cache while they are being filled."""
+    """The files of a cache while they are being filled; unusable after :meth:`close`."""
 
     def __init__(
         self, folder: Path, samples: Samples, num_classes: int, views: int, options: TeacherCacheOptions
@@ -173,7 +173,8 @@ class _Writer:
             "dtype": self.dtype,
             "top_k": self.top_k,
         }
-        (self.folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+        (self.folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        vars(self).clear()  # closes the memory maps: Windows does not rename a folder with open files
 
     def _new(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         mapped = np.memmap(self.folder / name, np.uint8, "w+", shape=(math.prod(shape) * dtype.itemsize,))
@@ -184,7 +185,7 @@ class _Writer:
 def _to_disk(path: Path) -> None:
     if os.name == "nt" and path.is_dir():  # folders cannot be opened there
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes only writable files
     try:
         os.fsync(descriptor)
     finally:

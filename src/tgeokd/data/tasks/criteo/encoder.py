@@ -45,18 +45,13 @@ class CriteoEncoder:
     def fit(
         cls, frames: Iterable[pl.DataFrame], *, min_count: int, max_tracked: int
     ) -> tuple[CriteoEncoder, dict[str, int]]:
-        """Learn the codes from a stream of training rows.
+        """Fit the codes to a stream of training rows, each frame with :data:`~tgeokd.data.tasks.criteo.reader.COLUMNS`.
 
-        Args:
-            frames: each with :data:`~tgeokd.data.tasks.criteo.reader.COLUMNS`, integers as numbers and categories as text.
-            min_count: rows on which a value must occur to get a code of its own.
-            max_tracked: see :class:`~tgeokd.data.tasks.criteo.counting.ValueCounts`.
+        A value must occur on ``min_count`` rows to get a code of its own. For ``max_tracked`` see
+        :class:`~tgeokd.data.tasks.criteo.counting.ValueCounts`.
 
         Returns:
             The encoder, and for each column with inexact counts the largest possible error.
-
-        Raises:
-            InputError: for an invalid ``min_count`` or ``max_tracked``.
         """
         if min_count < 1:
             raise InputError(f"min_count must be >= 1, not {min_count}")
@@ -80,15 +75,9 @@ class CriteoEncoder:
         return coded.to_numpy() if len(frame) else np.empty((0, len(COLUMNS)), dtype=np.int32)
 
     def transform(self, frame: pl.DataFrame, *, source: str = "") -> tuple[Tensor, Tensor]:
-        """The model's inputs.
+        """An empty numeric tensor, shape (N, 0), float32, and codes, shape (N, 39), int64.
 
-        Args:
-            frame: rows with the 39 columns; others are ignored. Integer columns may be text; categories must be text, because
-                numbers have lost leading zeros.
-            source: name of the file in messages.
-
-        Returns:
-            An empty numeric tensor, shape (N, 0), float32; codes, shape (N, 39), int64.
+        Integer columns may be text; categories must be text, because numbers have lost leading zeros.
 
         Raises:
             InputError: for a missing column, an integer column with other values than numbers, or categories as numbers.

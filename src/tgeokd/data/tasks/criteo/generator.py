@@ -78,13 +78,9 @@ Cells = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ClickModel:
-    """Draws rows and computes their click probabilities.
+    """Draws rows and computes their click probabilities."""
 
-    Args:
-        seed: seed of the effects and of the rows.
-    """
-
-    seed: int = 0
+    seed: int = 0  # of the effects and of the rows
 
     def chunks(self, rows: int) -> Iterator[tuple[pa.Table, Floats]]:
         """Chunks of rows: a table of ``label``, ``I1``..``C26``, and the click probabilities, shape (n,)."""
@@ -160,11 +156,6 @@ def generate(path: Path, rows: int, seed: int = 0) -> None:
     """Write a file in the format of ``train.txt``, and beside it the click probabilities.
 
     Both are written to temporary files and renamed, the raw file last, so an existing raw file is complete.
-
-    Args:
-        path: the raw file.
-        rows: number of rows.
-        seed: seed of the :class:`ClickModel`.
     """
     kinds = {"label": pa.int8(), **dict.fromkeys(INTEGERS, pa.int64()), **dict.fromkeys(CATEGORIES, pa.string())}
     options = pa.csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")

@@ -71,18 +71,7 @@ class StoreSettings:
 
 
 class Store:
-    """An existing store.
-
-    Args:
-        folder: folder of the store.
-
-    Attributes:
-        encoder: encoder of the codes.
-        report: counts of rows, labels, codes and missing values, as plain JSON.
-
-    Raises:
-        InputError: where the files are damaged.
-    """
+    """An existing store: its encoder, and a report with counts of rows, labels, codes and missing values as plain JSON."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -108,11 +97,6 @@ def open_store(path: Path, settings: StoreSettings, cache: Path) -> Store:
 
     It is written to a temporary folder and renamed, so other processes see a complete store or none; of several processes that
     write the same store at the same time, one wins.
-
-    Args:
-        path: raw file.
-        settings: settings of the store.
-        cache: folder of the stores, created if it does not exist.
 
     Raises:
         InputError: for a file that cannot be read, a bad row, too few rows, or a cache that cannot be written.

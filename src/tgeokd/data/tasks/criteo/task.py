@@ -20,7 +20,7 @@ from tgeokd.data.tasks.criteo.generator import GENERATOR_VERSION, generate, prob
 from tgeokd.data.tasks.criteo.reader import RawFile
 from tgeokd.data.tasks.criteo.rows import StoredRows, StoredSplit
 from tgeokd.data.tasks.criteo.store import Store, StoreSettings, open_store
-from tgeokd.data.tasks.registry import TASKS, provides
+from tgeokd.data.tasks.registry import TASKS, find_path, provides
 from tgeokd.utils.errors import InputError
 
 __all__ = ["criteo"]
@@ -107,13 +107,12 @@ def criteo(
 def _found(data_dir: Path | None, file: str) -> Path:
     if data_dir is None:
         raise InputError("task 'criteo' needs data_dir, the folder of your file, or generated=N for generated rows")
-    places = [Path(data_dir) / "criteo" / file, Path(data_dir) / file]
-    for place in places:
-        if place.is_file():
-            return place
-    raise InputError(
-        f"neither {places[0]} nor {places[1]} exists; the task 'criteo' reads your own copy of the click logs"
-    )
+    path = find_path(data_dir, ["criteo"], [file])
+    if path is None:
+        raise InputError(
+            f"neither {data_dir / 'criteo' / file} nor {data_dir / file} exists; criteo needs your own copy"
+        )
+    return path
 
 
 def _generated(folder: Path, rows: int) -> Path:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tgeokd.core.geometry import scalar as scalar_geometry
 from tgeokd.core.geometry import trilateral
 from tgeokd.core.geometry.class_means import ClassMeans
-from tgeokd.core.geometry.scalar import Parts, Support, scalar_from_logits
+from tgeokd.core.geometry.scalar import GeometryFeatures, SparseClassMeans, scalar_from_logits
 from tgeokd.utils.errors import InputError
 
 
@@ -69,7 +69,7 @@ CASES = st.tuples(
 @given(CASES)
 def test_from_logits_in_double_precision_it_is_the_literal_encoding(given_case):
     student, teacher, target, means = case(*given_case)
-    found = scalar_from_logits(*map(torch.from_numpy, (student, teacher, target, means)), Parts()).numpy()
+    found = scalar_from_logits(*map(torch.from_numpy, (student, teacher, target, means)), GeometryFeatures()).numpy()
     rows = zip(softmax(student), softmax(teacher), target, strict=True)
     truth = np.array([literal(S, T, y, means[y]) for S, T, y in rows])
     # A cosine between S and T is one of a difference: rounding of the points is that much larger in it.
@@ -82,7 +82,7 @@ def test_in_single_precision_it_is_as_exact_as_the_points_allow(given_case):
     student, teacher, target, means = case(*given_case)
     single = [torch.from_numpy(a).float() if a.dtype.kind == "f" else torch.from_numpy(a) for a in (student, teacher)]
     table = torch.from_numpy(means).float()
-    found = scalar_from_logits(*single, torch.from_numpy(target), table, Parts()).numpy()
+    found = scalar_from_logits(*single, torch.from_numpy(target), table, GeometryFeatures()).numpy()
     # the truth of the very logits that were given, rounded as they are
     points = (softmax(z.double().numpy()) for z in single)
     rows = zip(*points, target, strict=True)
@@ -91,14 +91,16 @@ def test_in_single_precision_it_is_as_exact_as_the_points_allow(given_case):
     assert (np.abs(found - truth) <= 1e-5 + 10 * noise).all()
 
 
-@pytest.mark.parametrize("encoding_parts", [Parts(), Parts(angles=False), Parts(inter_sample=False, edges=False)])
+@pytest.mark.parametrize(
+    "features", [GeometryFeatures(), GeometryFeatures(angles=False), GeometryFeatures(inter_sample=False, edges=False)]
+)
 @pytest.mark.parametrize("c", [2, 15, 16, 100])
-def test_from_logits_and_from_probabilities_are_the_same(c, encoding_parts):
+def test_from_logits_and_from_probabilities_are_the_same(c, features):
     student, teacher, target, means = map(torch.from_numpy, case(0, 9, c, 2.0, 1.0))
-    table = means if encoding_parts.inter_sample else None
-    found = scalar_from_logits(student, teacher, target, table, encoding_parts)
+    table = means if features.inter_sample else None
+    found = scalar_from_logits(student, teacher, target, table, features)
     probs = (student.softmax(-1), teacher.softmax(-1), target, means)
-    expected = trilateral(*probs, encoding="scalar", **encoding_parts._asdict())
+    expected = trilateral(*probs, encoding="scalar", **features._asdict())
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
 
 
@@ -135,8 +137,8 @@ def test_where_only_one_class_is_left_over_it_is_the_full_encoding(seed, c):
     table = sparse(seed, c, c - 2)
     spread = table.to_dense()
     spread[spread == 0] = 1 - spread.sum(dim=-1)  # each row lacks one entry, which must be the rest
-    found = scalar_from_logits(student, teacher, target, Support.of(table), Parts())
-    truth = scalar_from_logits(student, teacher, target, spread, Parts())
+    found = scalar_from_logits(student, teacher, target, SparseClassMeans.of(table), GeometryFeatures())
+    truth = scalar_from_logits(student, teacher, target, spread, GeometryFeatures())
     torch.testing.assert_close(found, truth, rtol=1e-10, atol=1e-10)
 
 
@@ -151,9 +153,9 @@ def spread_evenly(points, ids):
 def test_it_is_the_full_encoding_of_points_spread_evenly_and_no_edge_grows(seed, c, kept):
     student, teacher, target = batch(seed, 5, c)
     table = sparse(seed, c, kept)
-    support = Support.of(table)
-    found = scalar_from_logits(student, teacher, target, support, Parts())
-    ids, _ = support.look_up(torch.arange(c))
+    few = SparseClassMeans.of(table)
+    found = scalar_from_logits(student, teacher, target, few, GeometryFeatures())
+    ids, _ = few.look_up(torch.arange(c))
     assert torch.equal(ids[:, 0], torch.arange(c))
     S, T = student.softmax(-1), teacher.softmax(-1)
     rest = (1 - table.to_dense().sum(dim=-1, keepdim=True)) / (c - kept - 1)
@@ -180,9 +182,14 @@ def test_the_order_of_the_other_classes_does_not_matter(seed):
     order = torch.randperm(c, generator=torch.Generator().manual_seed(seed + 1))
     renamed = order.argsort()
     dense = table.to_dense()[order][:, order].to_sparse()
-    found = scalar_from_logits(student[:, order], teacher[:, order], renamed[target], Support.of(dense), Parts())
+    found = scalar_from_logits(
+        student[:, order], teacher[:, order], renamed[target], SparseClassMeans.of(dense), GeometryFeatures()
+    )
     torch.testing.assert_close(
-        found, scalar_from_logits(student, teacher, target, Support.of(table), Parts()), rtol=1e-9, atol=1e-9
+        found,
+        scalar_from_logits(student, teacher, target, SparseClassMeans.of(table), GeometryFeatures()),
+        rtol=1e-9,
+        atol=1e-9,
     )
 
 
@@ -190,8 +197,10 @@ def test_trilateral_takes_the_sparse_table_as_it_is():
     student, teacher, target = batch(0, 7, 40)
     table = sparse(0, 40, 5)
     found = trilateral(student.softmax(-1), teacher.softmax(-1), target, table, encoding="scalar")
-    torch.testing.assert_close(found, scalar_from_logits(student, teacher, target, Support.of(table), Parts()))
-    with pytest.raises(InputError, match="use encoding='scalar'"):
+    torch.testing.assert_close(
+        found, scalar_from_logits(student, teacher, target, SparseClassMeans.of(table), GeometryFeatures())
+    )
+    with pytest.raises(InputError, match="encoding='scalar'"):
         trilateral(student.softmax(-1), teacher.softmax(-1), target, table)
 
 
@@ -199,7 +208,7 @@ def test_without_class_means_very_many_classes_are_seen_on_the_teachers_largest(
     monkeypatch.setattr(scalar_geometry, "DENSE_CLASSES", 20)
     monkeypatch.setattr(scalar_geometry, "KEPT", 3)
     student, teacher, target = batch(0, 6, 25)
-    found = scalar_from_logits(student, teacher, target, None, Parts(inter_sample=False))
+    found = scalar_from_logits(student, teacher, target, None, GeometryFeatures(inter_sample=False))
     for i, y in enumerate(target.tolist()):
         T, S = teacher[i].softmax(-1), student[i].softmax(-1)
         others = [k for k in T.argsort(descending=True).tolist() if k != y][:3]
@@ -223,5 +232,5 @@ def test_another_sparse_table_is_refused(entries):
     table = torch.sparse_coo_tensor(
         [list(rows), list(columns)], torch.full((len(rows),), 0.3), (3, 3), check_invariants=True
     )
-    with pytest.raises(InputError, match="the same number of entries in each row, among them the class itself"):
-        Support.of(table)
+    with pytest.raises(InputError, match="class_means"):
+        SparseClassMeans.of(table)

@@ -24,7 +24,7 @@ def test_close_to_forward_mode(student, optimizer, clip, accumulate):
 
 @pytest.mark.parametrize("rate", [1e-8, 1e-3, 1e3])
 def test_the_step_width_does_not_depend_on_the_learning_rate(rate):
-    # the direction D v is as short or as long as the learning rate; the parameters must move by the same share of theirs
+    # the direction D v is as short or as long as the learning rate; the parameters must move by the same share of their length
     case = make_case("mlp", lambda params: torch.optim.SGD(params, lr=rate))
     forward = ratio_gradient(case.student, case.optimizer, **case.data, method="forward")
     found = ratio_gradient(case.student, case.optimizer, **case.data, method="finite_difference")
@@ -33,7 +33,7 @@ def test_the_step_width_does_not_depend_on_the_learning_rate(rate):
 
 @pytest.mark.parametrize("method", ["forward", "finite_difference", "unrolled", "last_layer"])
 def test_along_the_zero_direction_everything_is_zero(method):
-    # held-out inputs of zeros and no bias: no parameter moves the held-out loss
+    # validation inputs of zeros and no bias: no parameter changes the validation loss
     case = make_case(nn.Linear(5, 4, bias=False).double(), "momentum")
     case = case.with_(val_inputs=torch.zeros_like(case.val_inputs))
     found = ratio_gradient(case.student, case.optimizer, **case.data, method=method)
@@ -66,7 +66,7 @@ def test_float32_is_good_to_three_digits():
 
 
 class WideBag(nn.Module):
-    """A bag of 40 tokens of which training sees five, as with the rare values of a table's column."""
+    """An embedding of 40 tokens, five of which occur in training, as with the rare values of a table's column."""
 
     def __init__(self):
         super().__init__()
@@ -76,8 +76,8 @@ class WideBag(nn.Module):
         return self.head(self.bag(tokens).tanh())
 
 
-def test_rows_that_no_training_sample_touches_do_not_drown_the_others():
-    # Adam's derivative there is lr / eps, a million times that of the rows that matter, and the held-out samples visit them
+def test_rows_that_no_training_sample_uses_do_not_dominate():
+    # Adam's derivative there is lr / eps, a million times that of the rows that matter, and the validation samples use them
     case = make_case(
         WideBag().double(), "adamw", steps=0, make_inputs=lambda n: torch.randint(5 if n == 6 else 40, (n, 3)), n=6
     )
@@ -89,5 +89,5 @@ def test_rows_that_no_training_sample_touches_do_not_drown_the_others():
         group["eps"] = 1e-8
     case.optimizer.zero_grad()
     found = ratio_gradient(case.student, case.optimizer, **case.data, method="finite_difference")
-    # 6e-7 where these rows have their say, and in float32 0.3
+    # 6e-7 where these rows count, and 0.3 in float32
     assert relative_error(found, brute_force(case)) <= 1e-8

@@ -85,7 +85,7 @@ def test_an_overlap_of_exactly_one_half_is_agreement():
     assert statistics.summary()["teacher_right_agree"]["count"] == 1
 
 
-def test_nothing_added_gives_none():
+def test_without_samples_there_are_no_statistics():
     assert RatioStatistics(CPU).summary() is None
     assert RatioStatistics(CPU).mean() is None
 
@@ -94,10 +94,39 @@ def test_no_graph_is_kept():
     statistics = RatioStatistics(CPU)
     alpha, logits = torch.tensor([0.5], requires_grad=True), torch.zeros(1, 2, requires_grad=True)
     statistics.add(alpha, logits, logits, torch.tensor([0]))
-    assert not statistics._sums.requires_grad
+    assert not any(value.requires_grad for value in statistics.state_dict().values())
 
 
 def test_agreement_by_hand():
     p = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.2, 0.3, 0.5]])
     q = torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.5, 0.3, 0.2]])
     assert agreement(p, q).tolist() == pytest.approx([1.0, 0.0, 0.7])
+
+
+def some(seed, n):
+    generator = torch.Generator().manual_seed(seed)
+    logits = [2 * torch.randn(n, 3, generator=generator) for _ in range(2)]
+    return torch.rand(n, generator=generator), *logits, torch.randint(3, (n,), generator=generator)
+
+
+def test_state_dict_restores_what_was_gathered():
+    whole, first, second = (RatioStatistics(CPU) for _ in range(3))
+    for statistics in (whole, first):
+        statistics.add(*some(0, 7))
+    second.load_state_dict(first.state_dict())
+    for statistics in (whole, second):
+        statistics.add(*some(1, 5))
+    assert second.summary() == whole.summary()
+    assert first.summary() != whole.summary()
+
+
+def test_reduce_sums_over_processes():
+    whole, here, there = (RatioStatistics(CPU) for _ in range(3))
+    for seed, statistics in ((0, here), (1, there)):
+        for each in (statistics, whole):
+            each.add(*some(seed, 6))
+    elsewhere = []
+    there.reduce(lambda values: elsewhere.append(values) or values)
+    here.reduce(lambda values: values + elsewhere.pop(0))
+    assert here.summary() == whole.summary()
+    assert here.mean() == pytest.approx(whole.mean())

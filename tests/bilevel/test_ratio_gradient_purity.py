@@ -13,8 +13,8 @@ from tgeokd.bilevel import ratio_gradient
 
 
 @pytest.fixture(autouse=True)
-def _attention_as_torch_sets_it():
-    """Else what an earlier test has left changed would go unnoticed here."""
+def _fast_attention():
+    """A setting that an earlier test has left changed would hide a change here."""
     torch.backends.mha.set_fastpath_enabled(True)
     yield
     assert torch.backends.mha.get_fastpath_enabled()
@@ -88,8 +88,7 @@ def test_the_comparison_notices_a_change():
     assert not same(before, everything(case))
 
 
-@pytest.mark.parametrize("steps", [0, 2], ids=["no_state", "state"])
-@pytest.mark.parametrize("optimizer", ["momentum", "amsgrad"])
+@pytest.mark.parametrize(("optimizer", "steps"), [("momentum", 0), ("amsgrad", 2)], ids=["no_state", "state"])
 @pytest.mark.parametrize("student", ["mixed", "batch_norm_cnn", "encoder_layer", "aliased", "stateful"])
 @pytest.mark.parametrize("method", METHODS)
 def test_nothing_changes(method, student, optimizer, steps):
@@ -102,7 +101,7 @@ def test_nothing_changes(method, student, optimizer, steps):
 
 
 @pytest.mark.parametrize("method", ["exact", "finite_difference"])
-def test_nothing_changes_where_forward_mode_gives_up(method):
+def test_nothing_changes_where_forward_mode_does_not_work(method):
     case = make_case("embedding_bag", "adam", steps=2)
     before = everything(case)
     ratio_gradient(case.student, case.optimizer, **case.data, method=method)
@@ -137,7 +136,7 @@ def test_nothing_changes_for_a_student_that_is_random_in_eval_mode(method):
 
 
 class RefusesInEval(DropoutMLP):
-    """Fails on the held-out inputs, when the extra passes have begun."""
+    """Fails on the validation inputs, when the further passes have begun."""
 
     def forward(self, x):
         if not self.training:
@@ -172,7 +171,7 @@ def test_a_buffer_that_two_modules_share_does_not_change():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_same_question_twice_gives_the_same_answer(method):
+def test_two_calls_give_the_same_result(method):
     case = make_case("mixed", "momentum", steps=1)
     first = ratio_gradient(case.student, case.optimizer, **case.data, method=method)
     second = ratio_gradient(case.student, case.optimizer, **case.data, method=method)

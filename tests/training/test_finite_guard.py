@@ -1,0 +1,96 @@
+"""The guard that stops training at logits or losses that are not finite."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tgeokd.training.finite_guard import FiniteGuard
+from tgeokd.utils.errors import DivergenceError, InputError
+
+CPU = torch.device("cpu")
+GOOD, BAD = torch.zeros(2, 3), torch.tensor([[0.0, 1.0, math.nan]] * 2)
+
+
+def check(guard, step, *, student=GOOD, teacher=GOOD):
+    """As a step does it: what is wrong with the logits is wrong with the loss."""
+    guard.check((student + teacher).sum().detach(), student, teacher, step)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_the_cpu_is_checked_at_once(bad):
+    guard = FiniteGuard(CPU)
+    check(guard, 0)
+    check(guard, 1, student=torch.tensor([[1e30, -1e30]]), teacher=torch.zeros(1, 2))
+    with pytest.raises(DivergenceError, match=r"student.* 2;.*clip_norm"):
+        check(guard, 2, student=torch.tensor([[0.0, bad]], requires_grad=True), teacher=torch.zeros(1, 2))
+    with pytest.raises(InputError, match=r"teacher.* 3"):
+        check(guard, 3, teacher=torch.tensor([[0.0, bad]]), student=torch.zeros(1, 2))
+    guard.read()  # nothing is left over
+
+
+def test_the_teacher_is_named_where_both_are_wrong():
+    with pytest.raises(InputError, match="teacher"):
+        check(FiniteGuard(CPU), 0, student=BAD, teacher=BAD)
+
+
+def test_a_method_without_a_teacher():
+    guard = FiniteGuard(CPU)
+    guard.check(torch.zeros(()), GOOD, None, 0)
+    with pytest.raises(DivergenceError, match="student"):
+        guard.check(torch.tensor(math.nan), BAD, None, 1)
+
+
+def test_a_loss_that_is_not_finite_though_the_logits_are():
+    with pytest.raises(DivergenceError, match=r"loss.* 4"):
+        FiniteGuard(CPU).check(torch.tensor(math.inf), GOOD, GOOD, 4)
+
+
+# ---- on an accelerator, where reading would wait for the device
+
+
+def deferred(interval):
+    guard = FiniteGuard(CPU, interval)
+    guard._immediate = False  # as on an accelerator
+    return guard
+
+
+def test_the_first_bad_step_is_noted():
+    guard = deferred(100)
+    for step in range(8):
+        check(guard, step, student=BAD if step in (3, 5) else GOOD)
+    with pytest.raises(DivergenceError, match="step 3"):
+        guard.read()
+
+
+def test_step_zero_is_noted_too():
+    guard = deferred(100)
+    check(guard, 0, teacher=BAD)
+    check(guard, 1, teacher=BAD)
+    with pytest.raises(InputError, match="step 0"):
+        guard.read()
+
+
+def test_notes_are_read_at_intervals():
+    guard = deferred(10)
+    for step in range(9):
+        check(guard, step, teacher=BAD if step == 4 else GOOD)
+    with pytest.raises(InputError, match=r"teacher.* step 4"):
+        check(guard, 9)
+
+
+def test_the_earlier_of_two_is_named():
+    guard = deferred(100)
+    check(guard, 0, student=BAD)
+    check(guard, 1, teacher=BAD)
+    with pytest.raises(DivergenceError, match=r"student.* step 0"):
+        guard.read()
+
+
+def test_finite_values_pass():
+    guard = deferred(3)
+    for step in range(10):
+        check(guard, step)
+    guard.read()
