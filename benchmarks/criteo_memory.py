@@ -1,4 +1,4 @@
-"""Peak memory of encoding generated click logs of N and 10 N rows: it must not grow with the file.
+"""Peak memory of encoding generated click logs of N and 10 N rows, which must not grow with the file.
 
     python benchmarks/criteo_memory.py [--rows 1000000] [--folder DIR]
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def memory(name: str) -> float:
-    """A line of /proc/self/status in MB: VmRSS is what is held now, VmHWM the most that was held."""
+    """An entry of /proc/self/status in MB: VmRSS is the present memory, VmHWM the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name + ":"))
 
@@ -29,13 +29,13 @@ def measure(rows: int, folder: Path) -> dict[str, float]:
     path = folder / f"{rows}.txt"
     start = time.perf_counter()
     if not path.exists():
-        # in a process of its own, which takes its memory along
+        # in another process, so that its memory is not counted
         subprocess.run([sys.executable, __file__, "--generate", str(rows), "--folder", str(folder)], check=True)
     generating = time.perf_counter() - start
     small = folder / "small.txt"
     generate(small, 2000)
     open_store(small, StoreSettings(), folder / "cache")  # so that lazy imports are not counted
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = memory("VmRSS")
     start = time.perf_counter()
     store = open_store(path, StoreSettings(), folder / "cache")

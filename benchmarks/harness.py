@@ -1,4 +1,4 @@
-"""What all benchmarks share: ratios taken interleaved in one process, and how a figure is kept."""
+"""Shared by all benchmarks: alternating measurements in one process, and the figures made from them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Figure:
     """One number of the benchmark.
 
     Attributes:
-        name: what is measured, with its models.
-        value: the median over the runs.
-        low: the smallest.
-        high: the largest.
-        runs: how many.
-        limit: what the value must not exceed; None for a figure that is only reported.
-        note: what a reader must know to read it: definition, absolute numbers.
+        name: the quantity and its models.
+        value: median over the runs.
+        low: smallest value.
+        high: largest value.
+        runs: number of values.
+        limit: the value must not exceed it; None for a figure that is only reported.
+        note: definition, absolute numbers.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Figure:
 
 
 def seconds_of(run: Callable[[], object]) -> float:
-    """Wall time of one call, with the garbage collected before it and not during it."""
+    """Wall time of one call; garbage is collected before it and not during it."""
     gc.collect()
     gc.disable()
     try:
@@ -60,12 +60,12 @@ def seconds_of(run: Callable[[], object]) -> float:
 
 
 def interleaved(measures: dict[str, Callable[[], float]], runs: int, *, warmup: int = 1) -> dict[str, list[float]]:
-    """Values of several measures taken in turn, A B C A B C ..., so that a drift of the machine meets all alike.
+    """Values of alternating measurements, A B C A B C ..., so that a drift of the machine affects all of them.
 
     Args:
-        measures: by name: a call that gives one value (say, seconds a step).
+        measures: by name, a call that returns one value (for example seconds per step).
         runs: counted rounds.
-        warmup: rounds before them that are not counted.
+        warmup: uncounted rounds before them.
     """
     values: dict[str, list[float]] = {name: [] for name in measures}
     for round_ in range(warmup + runs):

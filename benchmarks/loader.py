@@ -1,4 +1,4 @@
-"""Whether data ever holds a student up: fetching a batch beside a training step, and how fast tables are read.
+"""Time to fetch a batch beside a training step, and to read tables.
 
 Run: python benchmarks/bench.py --only loader
 """
@@ -26,7 +26,7 @@ ROWS = 1_000_000
 
 
 def fetching(dataset: ArrayDataset, batch_size: int) -> Callable[[], float]:
-    """A measurement of a task's training loader: seconds a batch, the shuffling of the pass included."""
+    """A measurement of a task's training loader: seconds per batch, with the shuffling of the pass."""
     data = TaskData(dataset, dataset, dataset, 3, InputSpec("array", (1,)))
 
     def measure() -> float:
@@ -81,7 +81,7 @@ def figures(runs: int) -> list[Figure]:
         Figure.of(
             "fetching a batch of a table / one kd step of the MLP student",
             ratios(values, "table", "step"),
-            note=f"batch {MLP.batch_size}; hand-written step with the teacher in it, {step:.0f} µs",
+            note=f"batch {MLP.batch_size}; hand-written step with its teacher, {step:.0f} µs",
         ),
         Figure.of("µs to fetch a batch of a table", microseconds["table"], note=f"128 numbers, batch {MLP.batch_size}"),
         Figure.of(
@@ -91,8 +91,8 @@ def figures(runs: int) -> list[Figure]:
             "µs to fetch and augment a batch of images, by view", microseconds["views"], note="the same, drawn by id"
         ),
         Figure.of(
-            "rows a second from a parquet file to a task",
+            "rows per second from a parquet file to a task",
             [ROWS / seconds for seconds in reading],
-            note=f"{ROWS} rows, 20 columns: read, split, encode; as many threads as polars takes",
+            note=f"{ROWS} rows, 20 columns: read, split, encode; with the threads of polars",
         ),
     ]

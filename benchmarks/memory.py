@@ -1,12 +1,11 @@
-"""Peak memory of a training step, each way in a process of its own.
+"""Peak memory of training steps, each method in its own process.
 
-Counted is what a step adds: the peak of resident memory while three steps run, less what the process held before the first
-(interpreter, data, teacher, student). So that a way cannot profit from memory that an earlier one left behind, and so that the
-interpreter's few hundred MiB do not make every ratio look like 1.
+A figure counts what steps add: the peak of resident memory during a few steps, minus the memory before the first one
+(interpreter, data, teacher, student). Separate processes keep a method from reusing memory that an earlier one left behind.
 
-The figures with a limit are of live memory, as a GPU's allocator would count it: glibc is told (``MALLOC_MMAP_THRESHOLD_``) to
-give every larger tensor's memory back when it is freed. With its defaults it keeps freed memory for later in pieces that may
-not fit; those figures stand beside, without a limit.
+The figures with a limit count live memory, as a GPU allocator would: ``MALLOC_MMAP_THRESHOLD_`` makes glibc return the memory
+of larger tensors when they are freed. By default glibc keeps freed memory in pieces that may not fit later; these figures have
+no limit.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def measure(what: str) -> float:
                     once()
                 return 0.0
 
-        with PeakMemory() as before:  # what importing and building took
+        with PeakMemory() as before:  # memory of imports and models
             torch.zeros(1)
         with PeakMemory() as peak:
             run()
@@ -53,7 +52,7 @@ def measure(what: str) -> float:
 
 
 def figures(runs: int) -> list[Figure]:
-    """Peaks of this package's ways and of TorchOpt, beside each other."""
+    """Peaks of the package's methods and of TorchOpt."""
     return [
         *_of("peak memory", runs, LIVE, limited=True),
         *_of("peak memory, glibc's defaults", runs, {}, limited=False),
@@ -61,16 +60,16 @@ def figures(runs: int) -> list[Figure]:
 
 
 def _of(title: str, runs: int, environment: dict[str, str], *, limited: bool) -> list[Figure]:
-    ways = [*METHODS, "tgeokd", "TorchOpt"]
-    values: dict[str, list[float]] = {way: [] for way in ways}
+    methods = [*METHODS, "tgeokd", "TorchOpt"]
+    values: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(runs):
-        for way in ways:
-            command = [sys.executable, __file__, way]
+        for name in methods:
+            command = [sys.executable, __file__, name]
             done = subprocess.run(
                 command, check=True, capture_output=True, text=True, env={**os.environ, **environment}
             )
-            values[way].append(json.loads(done.stdout.splitlines()[-1]))
-    absolute = ", ".join(f"{way} {statistics.median(mib):.0f}" for way, mib in values.items())
+            values[name].append(json.loads(done.stdout.splitlines()[-1]))
+    absolute = ", ".join(f"{name} {statistics.median(mib):.0f}" for name, mib in values.items())
     note = f"what steps add to the process, MiB: {absolute}"
 
     def figure(name: str, above: str, below: str, limit: float) -> Figure:

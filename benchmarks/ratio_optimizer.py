@@ -1,7 +1,8 @@
 """Whether f_omega's own Adam is worth its lines: time per step beside ``torch.optim.Adam``, with the same numbers.
 
 Both optimizers move the one parameter of the default ratio network. Short blocks of steps alternate (A B C ...) in one
-process with one thread. A figure is the median over many blocks, so that only a few of them meet other load of the machine.
+process with one thread. A figure is the median over many blocks. Times are processor times, which other load of the machine
+affects less than wall times.
 Recorded in evidence/ratio_optimizer.json.
 
 Run: python benchmarks/ratio_optimizer.py [--blocks N] [--steps N] [--json FILE]
@@ -88,17 +89,17 @@ def figures(blocks: int = 400, steps: int = 20, work: Workload = MLP) -> list[Fi
         step, given = OPTIMIZERS[name](omega()), gradients(steps)
 
         def measure() -> float:
-            started = time.perf_counter()
+            started = time.process_time()
             for gradient in given:
                 step(gradient)
-            return (time.perf_counter() - started) / steps
+            return (time.process_time() - started) / steps
 
         return measure
 
     others = list(OPTIMIZERS)[1:]
     with threads(1):
         values = interleaved({name: block(name) for name in OPTIMIZERS}, blocks)
-        training = interleaved({"tgeo": distilled(work, "tgeo")}, 5)["tgeo"]
+        training = interleaved({"tgeo": distilled(work, "tgeo", time_of=time.process_time)}, 5)["tgeo"]
     median = {name: statistics.median(found) for name, found in values.items()}
     found = [Figure.of("µs per step of omega, own Adam", [1e6 * value for value in values["own"]])]
     for name in others:

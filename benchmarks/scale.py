@@ -1,11 +1,10 @@
-"""What the scalar encoding costs as the number of classes grows: time a sample, and memory as the number of samples grows.
+"""Cost of the scalar encoding as the number of classes grows, and memory as the number of samples grows.
 
-Any distillation loss takes the softmax normaliser of student and teacher, which is in proportion to C. The *overhead* of the
-encoding is what it costs beyond these: seconds of `scalar_from_logits` (probabilities, class means, geometry; all that
-TGeoKD does from logits to the input of f_omega) less the seconds spent inside `log_softmax` in the very same call, which is
-torch's cheapest normaliser (`logsumexp` takes about twice as long), and without freeing what that gave. To time the two apart
-and subtract would drown 0.1 ms of overhead in the noise of 10 ms. Before every call, whatever C, 64 MiB are written, because
-in a training step too the models pass between two calls and leave nothing of them in the caches. Medians, one thread.
+Any distillation loss computes the softmax normalisers of student and teacher, in time proportional to C. The *overhead* of the
+encoding is its further time: seconds of `scalar_from_logits` (all that TGeoKD computes from logits to the input of f_omega)
+minus the seconds of `log_softmax` within the same call, without freeing its results. The difference of two separate timings
+would drown 0.1 ms of overhead in the noise of 10 ms. Before every call 64 MiB are written, because in a training step the
+models empty the caches between two calls. Medians, one thread.
 
 Run: python benchmarks/scale.py
 """
@@ -37,7 +36,7 @@ CALLS = 100  # in one value
 
 
 class Encoding:
-    """A batch of logits over C classes and what there is to time on it."""
+    """A batch of logits over C classes and the timed calls on it."""
 
     def __init__(self, classes: int) -> None:
         torch.manual_seed(0)
@@ -61,7 +60,7 @@ class Encoding:
 
 
 class Normalisers:
-    """Seconds spent in `log_softmax` inside a `with` block; results are kept, as to free them is their cost too."""
+    """Seconds spent in `log_softmax` inside a `with` block; results are kept, because freeing them is part of their cost."""
 
     def __enter__(self) -> Normalisers:
         self.seconds, self.kept, self._own = 0.0, [], torch.Tensor.log_softmax
@@ -81,7 +80,7 @@ class Normalisers:
 
 
 def overhead(encoding: Encoding) -> float:
-    """Seconds of the encoding of a batch beyond the normalisers: the median of many calls."""
+    """Seconds to encode a batch beyond the normalisers, median of many calls."""
     values = []
     elsewhere = torch.zeros(2**24)
     with Normalisers() as normalisers:
@@ -101,7 +100,7 @@ def share(encoding: Encoding) -> float:
 
 
 def measure(samples: int) -> float:
-    """MiB that the survey of the teacher and training steps at C = 20,000 add, with so many training samples."""
+    """MiB that the survey of the teacher and training steps at C = 8,200 add, with this many training samples."""
     classes = 8200
 
     class Model(nn.Module):
@@ -135,10 +134,10 @@ def figures(runs: int) -> list[Figure]:
         micro = [statistics.median(values[name]) * 1e6 / BATCH for name in ("many", "few")]
         found = [
             Figure.of(
-                f"scalar encoding, overhead a sample beyond the softmax: C = {MANY:,} / C = {FEW}",
+                f"scalar encoding, overhead per sample beyond the softmax: C = {MANY:,} / C = {FEW}",
                 ratios(values, "many", "few"),
                 limit=2.0,
-                note=f"microseconds a sample: {micro[0]:.2f} / {micro[1]:.2f}; batch of {BATCH}, one thread",
+                note=f"microseconds per sample: {micro[0]:.2f} / {micro[1]:.2f}; batch of {BATCH}, one thread",
             )
         ]
         for classes in (1000, 10_000, MANY):

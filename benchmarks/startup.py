@@ -1,4 +1,4 @@
-"""How long the command line takes to start: wall times of processes, beside an interpreter that does nothing.
+"""Start-up time of the command line: wall times of processes, beside that of an interpreter that does nothing.
 
 Run: python benchmarks/startup.py [--runs N] [--json FILE], or python benchmarks/bench.py --only startup
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness import Figure, interleaved, ratios, seconds_of
 
-COMMANDS = {  # and the seconds that each may take
+COMMANDS = {  # with limits in seconds
     "--version": 0.5,
     "--help": 0.5,
     "distill --help": 1.0,
@@ -23,7 +23,7 @@ COMMANDS = {  # and the seconds that each may take
 
 
 def measure(*argv: str) -> float:
-    """Seconds that a Python process takes, away from the repository."""
+    """Seconds of a Python process outside the repository."""
     with tempfile.TemporaryDirectory() as folder:
         return seconds_of(
             lambda: subprocess.run([sys.executable, *argv], cwd=folder, stdout=subprocess.DEVNULL, check=True)

@@ -7,10 +7,10 @@ import statistics
 from harness import Figure, interleaved, ratios, threads
 from workloads import METHODS, MLP, RESNET, Workload, distilled, handwritten
 
-__all__ = ["figures"]
+__all__ = ["figures", "of_workload"]
 
 
-def _of(work: Workload, runs: int) -> list[Figure]:
+def of_workload(work: Workload, runs: int) -> list[Figure]:
     with threads(work.threads):
         values = interleaved(
             {
@@ -36,4 +36,4 @@ def _of(work: Workload, runs: int) -> list[Figure]:
 
 def figures(runs: int) -> list[Figure]:
     """Both workloads."""
-    return [*_of(RESNET, runs), *_of(MLP, 2 * runs)]
+    return [*of_workload(RESNET, runs), *of_workload(MLP, 2 * runs)]

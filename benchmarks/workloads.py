@@ -124,15 +124,21 @@ METHODS: dict[str, Callable[[Workload], Method]] = {
 class _Clock(Callback):
     """The time at the end of each step."""
 
-    def __init__(self) -> None:
+    def __init__(self, time_of: Callable[[], float]) -> None:
+        self.time_of = time_of
         self.stamps: list[float] = []
 
     def on_step_end(self, distiller: Distiller) -> None:
-        self.stamps.append(time.perf_counter())
+        self.stamps.append(self.time_of())
 
 
 def distilled(
-    work: Workload, method: str, *, cached: bool = False, callbacks: Sequence[Callback] = ()
+    work: Workload,
+    method: str,
+    *,
+    cached: bool = False,
+    callbacks: Sequence[Callback] = (),
+    time_of: Callable[[], float] = time.perf_counter,
 ) -> Callable[[], float]:
     """A measurement of our loop: seconds per step of :meth:`Distiller.fit`, without the first.
 
@@ -141,6 +147,7 @@ def distilled(
         method: of :data:`METHODS`.
         cached: the teacher's predictions are looked up instead of computed.
         callbacks: of the training, beside the clock.
+        time_of: the clock, in seconds.
     """
     batches = work.batches(work.steps + 1)
     held_out = work.held_out()
@@ -148,7 +155,7 @@ def distilled(
     def measure() -> float:
         teacher, student, optimizer = work.build()
         source: Any = StoredPredictions.from_teacher(teacher, batches) if cached else teacher
-        clock = _Clock()
+        clock = _Clock(time_of)
         options = {"temperature": work.temperature, "accelerator": "cpu", "progress": False}
         distiller = Distiller(
             student, source, METHODS[method](work), optimizer, callbacks=[clock, *callbacks], **options

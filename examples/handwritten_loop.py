@@ -12,7 +12,7 @@ from tgeokd.data import TASKS
 
 torch.manual_seed(0)
 data = TASKS["digits"](seed=0, noise=0.3)  # 30 % of the training labels are replaced; the validation labels are clean
-train_set, val_set = (TensorDataset(part.inputs, part.target) for part in (data.train, data.held_out))
+train_set, val_set = (TensorDataset(split.inputs, split.target) for split in (data.train, data.held_out))
 train_loader = DataLoader(train_set, batch_size=64, shuffle=True)
 val_loader = DataLoader(val_set, batch_size=64)
 

@@ -1,11 +1,11 @@
-"""Check that a change left all metrics as they were: run a fixed set of comparisons before and after it, and compare.
+"""Check that a change left all metrics as they were: run the same comparisons before and after it, and compare.
 
     python tools/same_metrics.py run BEFORE --data-dir DATA     # with the code before the change
     python tools/same_metrics.py run AFTER --data-dir DATA      # with the code after it, on the same machine
     python tools/same_metrics.py diff BEFORE AFTER
 
 ``run`` writes the demo and four small comparisons. ``diff`` compares every metric of every row and seed, and every number of
-every epoch, bit for bit. It reads the results and the option names of earlier versions too.
+every epoch, bit for bit. It also reads results of earlier versions.
 """
 
 from __future__ import annotations
@@ -18,47 +18,35 @@ from pathlib import Path
 from typing import Any
 
 EVERY_ROW = "ce,kd:alpha=0.5,kd,anl,ada,wls,rw,dkd,ce@train+val,kd:alpha=0.5@train+val,tgeo,tgeo:outer=holdout"
-COMPARISONS: dict[str, list[str]] = {
-    "demo": ["demo", "--seeds", "5"],
-    "adult": [
-        "compare",
-        "adult",
-        "--methods",
-        EVERY_ROW + ",tgeo:paper=True",
-        "--seeds",
-        "2",
-        "--set",
-        "data.noise=0.2",
-    ],
-    "hil": ["compare", "hil", "--methods", EVERY_ROW, "--seeds", "2"],
-    "nsl_kdd": ["compare", "nsl_kdd", "--methods", EVERY_ROW, "--seeds", "1"],
-    "cifar100": [
-        *("compare", "cifar100", "--methods", "wls,tgeo,tgeo:outer=holdout:hypergradient=exact", "--seeds", "1"),
-        *("--set", "data.checksum=any", "--set", "data.noise=symmetric", "--set", "data.noise_rate=0.4"),
-        *("--set", "teacher_cache={}", "--set", "student.epochs=3", "--set", "teacher.epochs=3"),
-    ],
+COMPARISONS = {
+    "demo": "demo --seeds 5",
+    "adult": f"compare adult --methods {EVERY_ROW},tgeo:paper=True --seeds 2 --set data.noise=0.2",
+    "hil": f"compare hil --methods {EVERY_ROW} --seeds 2",
+    "nsl_kdd": f"compare nsl_kdd --methods {EVERY_ROW} --seeds 1",
+    "cifar100": (
+        "compare cifar100 --methods wls,tgeo,tgeo:outer=holdout:hypergradient=exact --seeds 1 --set data.checksum=any"
+        " --set data.noise=symmetric --set data.noise_rate=0.4 --set teacher_cache={} --set student.epochs=3"
+        " --set teacher.epochs=3"
+    ),
 }
 RENAMED = {"every": "update_interval", "average": "ema_decay", "fixed_length": "project_out_step_length"}
 NOT_COMPARED = {"seconds"}  # of an epoch
 
 
 def run(out: Path, data_dir: Path, only: list[str]) -> None:
-    """Run the comparisons that are not there yet."""
+    """Run the comparisons that have no results yet."""
     for name in only or COMPARISONS:
         folder = out / name
-        if (folder / "results.json").exists():
-            continue
-        command = [
-            sys.executable,
-            "-c",
-            "from tgeokd.cli.main import main; main()",
-            *COMPARISONS[name],
-            "--out",
-            str(folder),
-        ]
-        if name != "demo":
-            command += ["--data-dir", str(data_dir)]
-        subprocess.run(command, check=True)
+        if not (folder / "results.json").exists():
+            command = [
+                "-c",
+                "from tgeokd.cli.main import main; main()",
+                *COMPARISONS[name].split(),
+                "--out",
+                str(folder),
+            ]
+            data = [] if name == "demo" else ["--data-dir", str(data_dir)]
+            subprocess.run([sys.executable, *command, *data], check=True)
 
 
 def row_key(found: dict[str, Any]) -> str:
@@ -82,22 +70,21 @@ def metrics_of(folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def epochs_of(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The records of all epochs, by the number of the run in the order of its first lines (folders may be renamed)."""
+def epochs_of(folder: Path) -> dict[str, str]:
+    """The records of all epochs of each run, by its folder."""
     found = {}
     for path in sorted(folder.rglob("metrics.jsonl")):
         records = [json.loads(line) for line in path.read_text().splitlines()]
-        found[str(path.parent.relative_to(folder))] = [
-            {key: value for key, value in record.items() if key not in NOT_COMPARED} for record in records
-        ]
+        kept = [{key: value for key, value in record.items() if key not in NOT_COMPARED} for record in records]
+        found[str(path.parent.relative_to(folder))] = json.dumps(kept, sort_keys=True)
     return found
 
 
 def diff(before: Path, after: Path) -> int:
-    """Print what differs; returns how many numbers do."""
+    """Print what differs; returns the number of differences."""
     different = compared = 0
     for name in COMPARISONS:
-        if not (before / name / "results.json").exists() or not (after / name / "results.json").exists():
+        if not all((side / name / "results.json").exists() for side in (before, after)):
             print(f"{name}: not run on both sides")
             different += 1
             continue
@@ -113,15 +100,14 @@ def diff(before: Path, after: Path) -> int:
                 if old[key].get(metric) != new[key].get(metric):
                     print(f"{name}: {key}: {metric} {old[key].get(metric)} -> {new[key].get(metric)}")
                     different += 1
-        old_epochs, new_epochs = epochs_of(before / name), epochs_of(after / name)
-        lines_old = sorted(json.dumps(records, sort_keys=True) for records in old_epochs.values())
-        lines_new = sorted(json.dumps(records, sort_keys=True) for records in new_epochs.values())
-        compared += sum(map(len, old_epochs.values()))
-        gone = [run for run, records in old_epochs.items() if json.dumps(records, sort_keys=True) not in lines_new]
-        if lines_old != lines_new:
-            print(f"{name}: the epochs of {len(gone)} of {len(old_epochs)} runs differ: {', '.join(gone[:5])}")
+        # Folders of runs may be renamed, so runs are compared by content.
+        old_runs, new_runs = epochs_of(before / name), epochs_of(after / name)
+        compared += len(old_runs)
+        gone = [run for run, records in old_runs.items() if records not in new_runs.values()]
+        if sorted(old_runs.values()) != sorted(new_runs.values()):
+            print(f"{name}: the epochs of {len(gone)} of {len(old_runs)} runs differ: {', '.join(gone[:5])}")
             different += max(1, len(gone))
-    print(f"{compared} numbers and epochs compared, {different} different")
+    print(f"{compared} metrics and runs compared, {different} different")
     return different
 
 
