@@ -32,8 +32,7 @@ def hub_model(name: str, *, inputs: InputSpec, num_classes: int, pretrained: boo
         **options: of the library's function, e.g. ``drop_rate`` or ``img_size``.
 
     Raises:
-        InputError: for an unknown library, model or option, inputs that the model does not take, a library that is not
-            installed, or weights that cannot be downloaded.
+        InputError: also for a library that is not installed, or weights that cannot be downloaded.
     """
     library, _, model_name = name.partition(":")
     if library not in BUILDERS:
@@ -54,9 +53,9 @@ def hub_model(name: str, *, inputs: InputSpec, num_classes: int, pretrained: boo
         raise InputError(
             f"the pretrained weights of {name!r} cannot be downloaded ({first_line(error)}); `weights` may name a local file"
         ) from error
+    except InputError:
+        raise
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{library} cannot build {model_name!r}: {first_line(error)}") from error
     _check_logits(name, model, inputs, num_classes)
     return model
@@ -103,12 +102,11 @@ def _replace_head(model: nn.Module, name: str, classes: int, num_classes: int) -
             f"'torchvision:{name}' has no layer of {classes} outputs to replace: use pretrained=false, or another model"
         )
     path, layer = layers[-1]
-    fresh: nn.Module
+    bias = layer.bias is not None
     if isinstance(layer, nn.Linear):
-        fresh = nn.Linear(layer.in_features, num_classes, bias=layer.bias is not None)
+        model.set_submodule(path, nn.Linear(layer.in_features, num_classes, bias))
     else:
-        fresh = nn.Conv2d(layer.in_channels, num_classes, kernel_size=1, bias=layer.bias is not None)
-    model.set_submodule(path, fresh)
+        model.set_submodule(path, nn.Conv2d(layer.in_channels, num_classes, 1, bias=bias))
 
 
 BUILDERS = {"timm": _timm, "torchvision": _torchvision}
