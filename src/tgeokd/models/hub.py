@@ -17,8 +17,11 @@ from tgeokd.utils.errors import InputError, first_line, missing_package, unknown
 __all__ = ["hub_model"]
 
 WITH_EXTRA_HEADS = ("googlenet", "inception_v3")
-# options of timm that unpickle a file, which can run code
-READING_FILES = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
+UNPICKLING = (
+    "checkpoint_path",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+)  # options of timm that can run code of a file
 
 
 def hub_model(name: str, *, inputs: InputSpec, num_classes: int, pretrained: bool = False, **options: Any) -> nn.Module:
@@ -40,7 +43,7 @@ def hub_model(name: str, *, inputs: InputSpec, num_classes: int, pretrained: boo
     if not isinstance(pretrained, bool):
         raise InputError(f"pretrained of model {name!r} must be true or false, not {pretrained!r}")
     check_images(name, inputs)
-    for option in READING_FILES:
+    for option in UNPICKLING:
         if option in options:
             raise InputError(f"model {name!r} takes no option {option!r}; `weights` names a local file")
     try:
@@ -125,9 +128,7 @@ def _check_logits(name: str, model: nn.Module, inputs: InputSpec, num_classes: i
         model.train()
     if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(
-            f"model {name!r} returns {found} for images of shape {shape}, not logits of shape {(1, num_classes)}"
-        )
+        raise InputError(f"model {name!r} returns {found} for images {shape}, not logits of shape {(1, num_classes)}")
 
 
 def _unknown(library: str, name: str, known: Iterable[str]) -> InputError:

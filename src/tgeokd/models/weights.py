@@ -52,7 +52,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if all(name.startswith(PARALLEL) for name in given) and not all(name.startswith(PARALLEL) for name in expected):
         given = {name.removeprefix(PARALLEL): value for name, value in given.items()}
     _compare(given, expected, path)
-    model.load_state_dict(given)
+    model.load_state_dict(dict(given))  # without the version that an ordered one may have
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -91,20 +91,16 @@ def _is_weight(name: Any, value: Any) -> bool:
 
 def _compare(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
     """Raise unless names and shapes agree. Files older than PyTorch 0.4.1 have no ``num_batches_tracked``."""
-    missing = [name for name in expected if name not in given and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in given if name not in expected]
-    wrong_shape = [
-        f"{name} {tuple(given[name].shape)} for {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in given and given[name].shape != value.shape
-    ]
-    problems = [
-        f"{len(names)} {problem}: {_some(names)}"
-        for problem, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong_shape))
-        if names
-    ]
-    if problems:
-        raise InputError(f"the weights in {path} do not match the model: {'; '.join(problems)}")
+    required = [name for name in expected if not name.endswith("num_batches_tracked")]
+    shapes = [(name, tuple(given[name].shape), tuple(expected[name].shape)) for name in expected if name in given]
+    problems = {
+        "missing": [name for name in required if name not in given],
+        "unexpected": [name for name in given if name not in expected],
+        "of another shape": [f"{name} {found} for {wanted}" for name, found, wanted in shapes if found != wanted],
+    }
+    text = "; ".join(f"{len(names)} {problem}: {_some(names)}" for problem, names in problems.items() if names)
+    if text:
+        raise InputError(f"the weights in {path} do not match the model: {text}")
 
 
 def _some(names: list[str]) -> str:

@@ -82,8 +82,6 @@ def he_init(model: nn.Module, *, plain_head: bool = False) -> None:
 def check_images(model: str, inputs: InputSpec, smallest: int = 1) -> None:
     """Raise :class:`InputError` unless the inputs are colour images with this least height and width."""
     if inputs.kind != "array" or len(inputs.shape) != 3 or inputs.shape[0] != 3 or min(inputs.shape) < 1:
-        raise InputError(
-            f"{model} takes images of shape (3, H, W), not inputs of kind {inputs.kind!r} and shape {inputs.shape}"
-        )
+        raise InputError(f"{model} takes images (3, H, W), not inputs of kind {inputs.kind!r} and shape {inputs.shape}")
     if min(inputs.shape[1:]) < smallest:
         raise InputError(f"{model} takes images of at least {smallest}x{smallest}, not of shape {inputs.shape}")

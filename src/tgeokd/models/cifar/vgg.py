@@ -31,21 +31,17 @@ class VGG(nn.Module):
     def __init__(self, convolutions: tuple[int, ...], *, inputs: InputSpec, num_classes: int) -> None:
         super().__init__()
         check_images("VGG", inputs, smallest=8)
-        self.block0, self.block1, self.block2, self.block3, self.block4 = (
-            _block(number, width_in, width)
-            for number, width_in, width in zip(convolutions, (3, *WIDTHS[:-1]), WIDTHS, strict=True)
+        self.block0, self.block1, self.block2, self.block3, self.block4 = map(
+            _block, convolutions, (3, *WIDTHS), WIDTHS
         )
         self.classifier = nn.Linear(WIDTHS[-1], num_classes)
         he_init(self, plain_head=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, C) of images (N, 3, H, W)."""
-        large = x.shape[2] >= 64
-        for block in (self.block0, self.block1, self.block2):
-            x = F.max_pool2d(F.relu(block(x)), 2)
-        x = F.relu(self.block3(x))
-        if large:
-            x = F.max_pool2d(x, 2)
+        pooled = 4 if x.shape[2] >= 64 else 3
+        for index, block in enumerate((self.block0, self.block1, self.block2, self.block3)):
+            x = F.max_pool2d(F.relu(block(x)), 2) if index < pooled else F.relu(block(x))
         return pooled_logits(self.classifier, F.relu(self.block4(x)))
 
 
