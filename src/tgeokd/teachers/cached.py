@@ -18,8 +18,7 @@ from tgeokd.data.datasets import set_view, views_of
 from tgeokd.teachers.base import Teacher
 from tgeokd.teachers.cache.key import Samples, samples_of, transforms_of
 from tgeokd.teachers.cache.loaders import BATCH, cached_ids, check_deterministic, loader_of_rows, with_views
-from tgeokd.teachers.cache.options import TeacherCacheOptions
-from tgeokd.teachers.cache.store import TeacherCache
+from tgeokd.teachers.cache.store import TeacherCache, TeacherCacheOptions
 from tgeokd.teachers.cache.writer import write_cache
 from tgeokd.utils.errors import InputError
 
@@ -29,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_VIEWS = 4
 """Each view costs one pass of the teacher and the space of its logits. More views are closer to fresh augmentation."""
-
-FOLDERS = {"validation": "held-out"}  # names on disk, for caches of earlier versions
 
 
 class CachedTeacher(Teacher):
@@ -63,8 +60,6 @@ class CachedTeacher(Teacher):
         self._adopted: int | None = None
         self.epoch = 0
 
-    # ---- the Teacher contract
-
     def logits(self, batch: Batch) -> Tensor:
         """Logits of the wrapped teacher; see :meth:`of` for stored ones."""
         return self.teacher.logits(batch)
@@ -81,38 +76,28 @@ class CachedTeacher(Teacher):
         """Read from now on the view of an epoch: the epoch's number modulo the number of views."""
         self.epoch = epoch
 
-    # ---- views
-
     def viewed(self, loader: Iterable[Any], epochs: int) -> Iterable[Any]:
         """The loader; where its data set augments at random, one like it over a fixed number of views of each sample.
 
         Raises:
             InputError: where the loader has another number of views than the options, or cannot have views.
         """
-        existing = views_of(loader)
-        if existing is not None:
-            if self.options.views not in (None, existing):
-                raise InputError(
-                    f"the training loader has {existing} views, and the teacher cache {self.options.views}"
-                )
+        existing, views = views_of(loader), self.options.views
+        if existing is not None and views not in (None, existing):
+            raise InputError(f"the training loader has {existing} views, and the teacher cache {views}")
+        if existing is not None or not isinstance(loader, DataLoader) or not transforms_of(loader.dataset)[1]:
             return loader
-        if not isinstance(loader, DataLoader) or not transforms_of(loader.dataset)[1]:
-            return loader
-        views = self.options.views or self._stored_views() or min(DEFAULT_VIEWS, epochs)
+        if views is None:
+            stored = self._folder is not None and (self._folder / "train").exists()
+            views = TeacherCache(f"{self._folder}/train").views if stored else min(DEFAULT_VIEWS, epochs)
         logger.info("the training samples are augmented in %d fixed views, one per epoch in turn", views)
         return with_views(loader, views)
-
-    def _stored_views(self) -> int | None:
-        folder = self._folder / "train" if self._folder is not None else None
-        return TeacherCache(folder).views if folder is not None and folder.exists() else None
-
-    # ---- storing
 
     def store(self, split: str, loader: Iterable[Any], num_classes: int) -> TeacherCache:
         """Query the teacher for a loader's samples, unless the cache has their logits.
 
         Args:
-            split: ``train`` or ``validation``.
+            split: ``train``, or ``held-out`` for the validation set; a folder of the cache.
             loader: yields batches with ids, and the same inputs on every pass.
             num_classes: C.
 
@@ -141,7 +126,7 @@ class CachedTeacher(Teacher):
                 "samples": samples.whole or "by sample",
             }
             parent = self._folder if self._folder is not None and recognisable else self._temporary_folder()
-            folder = parent / FOLDERS.get(split, split)
+            folder = parent / split
             if not folder.exists():
                 logger.info("querying the teacher for %d samples in %d views: %s", len(distinct.ids), views, folder)
             predictions = self._query(source, views)
@@ -157,9 +142,11 @@ class CachedTeacher(Teacher):
             return loader
         self._splits.pop(self._adopted or 0, None)  # only the latest is kept
         samples, (fixed, random) = samples_of(loader.dataset), transforms_of(loader.dataset)
+        if samples is None or samples.digests is None:
+            return loader
         for cache in [split.cache for split in self._splits.values()]:
             same = (cache.key["preprocessing"], cache.key["augmentation"]) == (_listed(fixed), _listed(random))
-            if same and samples is not None and samples.digests is not None and cache.missing(samples) is None:
+            if same and cache.missing(samples) is None:
                 other = with_views(loader, cache.views) if random else loader
                 set_view(other, self.epoch % cache.views)
                 self._adopted = _dataset_id(other)

@@ -150,8 +150,7 @@ def xgboost(
 def fit_classifier(name: str, options: Mapping[str, Any], data: TaskData, seed: int) -> ProbaTeacher:
     """Fit a classifier on the training set of a task.
 
-    LightGBM and XGBoost choose their number of trees on the validation set. The others use the training set only. None uses
-    the test set.
+    LightGBM and XGBoost choose their number of trees on the validation set. The others use the training set only.
 
     Args:
         name: in :data:`~tgeokd.teachers.registry.CLASSIFIERS`.
@@ -160,13 +159,11 @@ def fit_classifier(name: str, options: Mapping[str, Any], data: TaskData, seed: 
         seed: of the classifier.
 
     Raises:
-        InputError: for an unknown name or option, a library that is not installed, data that is not held in arrays or is
-            augmented, and options that the library rejects.
+        InputError: also for data that is not held in arrays or is augmented, and options that the library rejects.
     """
     what = f"classifier {name!r}"
-    classifier = call_validated(
-        what, CLASSIFIERS[name], options, inputs=data.inputs, num_classes=data.num_classes, seed=seed
-    )
+    fixed = {"inputs": data.inputs, "num_classes": data.num_classes, "seed": seed}
+    classifier = call_validated(what, CLASSIFIERS[name], options, **fixed)
     x, y = _columns_of(data.train, "training", what)
     classes, codes = np.unique(y, return_inverse=True)  # XGBoost and LightGBM require labels 0 to C - 1 without gaps
     arguments = _validation_arguments(name, data, classes, what) if name in ("lightgbm", "xgboost") else {}

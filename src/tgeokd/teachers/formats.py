@@ -59,21 +59,16 @@ def read_predictions(path: str | Path) -> Contents:
 
 
 def write_predictions(path: str | Path, ids: Tensor, logits: Tensor) -> None:
-    """Write ids, int64, shape (M,), and logits, float32, shape (M, C), in one atomic step.
-
-    Raises:
-        InputError: for an unknown format, or a file that cannot be written.
-    """
+    """Write ids, int64, shape (M,), and logits, float32, shape (M, C), in one atomic step."""
     path = Path(path)
     check_names("format of predictions", [path.suffix], READERS)
-    arrays = {"ids": ids.contiguous(), "logits": logits.contiguous()}
 
     def write(temporary: Path) -> None:
         if path.suffix == ".npz":
             with temporary.open("wb") as file:  # savez appends .npz to a name without it
-                np.savez(file, ids=arrays["ids"].numpy(), logits=arrays["logits"].numpy())
+                np.savez(file, ids=ids.numpy(), logits=logits.numpy())
         elif path.suffix == ".safetensors":
-            save_file(arrays, temporary)
+            save_file({"ids": ids.contiguous(), "logits": logits.contiguous()}, temporary)
         else:
             _polars().DataFrame({"id": ids.numpy(), "logits": logits.numpy()}).write_parquet(temporary)
 
