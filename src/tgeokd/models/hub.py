@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from tgeokd.data.base import InputSpec
 from tgeokd.models.cifar.layers import check_images
-from tgeokd.utils.errors import InputError, first_line, missing_package, unknown_name
+from tgeokd.utils.errors import InputError, first_line, optional_import, unknown_name
 
 __all__ = ["hub_model"]
 
@@ -46,10 +45,7 @@ def hub_model(name: str, *, inputs: InputSpec, num_classes: int, pretrained: boo
     for option in UNPICKLING:
         if option in options:
             raise InputError(f"model {name!r} takes no option {option!r}; `weights` names a local file")
-    try:
-        package = import_module(library)
-    except ModuleNotFoundError as error:
-        raise missing_package(f"model {name!r}", error) from error
+    package = optional_import(library, f"model {name!r}")
     try:
         model = BUILDERS[library](package, model_name, num_classes, pretrained, options)
     except OSError as error:

@@ -18,8 +18,7 @@ from tgeokd.data.datasets import set_view, views_of
 from tgeokd.teachers.base import Teacher
 from tgeokd.teachers.cache.key import Samples, samples_of, transforms_of
 from tgeokd.teachers.cache.loaders import BATCH, cached_ids, check_deterministic, loader_of_rows, with_views
-from tgeokd.teachers.cache.store import TeacherCache, TeacherCacheOptions
-from tgeokd.teachers.cache.writer import write_cache
+from tgeokd.teachers.cache.store import TeacherCache, TeacherCacheOptions, write_cache
 from tgeokd.utils.errors import InputError
 
 __all__ = ["DEFAULT_VIEWS", "CachedTeacher"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import zlib
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tgeokd.utils.errors import InputError, check_names, first_line, missing_package
+from tgeokd.utils.errors import InputError, check_names, first_line, optional_import
 from tgeokd.utils.files import replace_file
 
 __all__ = ["Kind", "read_predictions", "write_predictions"]
@@ -70,7 +69,8 @@ def write_predictions(path: str | Path, ids: Tensor, logits: Tensor) -> None:
         elif path.suffix == ".safetensors":
             save_file({"ids": ids.contiguous(), "logits": logits.contiguous()}, temporary)
         else:
-            _polars().DataFrame({"id": ids.numpy(), "logits": logits.numpy()}).write_parquet(temporary)
+            polars = optional_import("polars", "a parquet file")
+            polars.DataFrame({"id": ids.numpy(), "logits": logits.numpy()}).write_parquet(temporary)
 
     try:
         replace_file(path, write)
@@ -115,7 +115,7 @@ def _read_safetensors(path: Path) -> Contents:
 
 
 def _read_parquet(path: Path) -> Contents:
-    polars = _polars()
+    polars = optional_import("polars", "a parquet file")
     try:
         names = list(polars.read_parquet_schema(path))
         columns = {kind: [kind] for kind in ("probs", "logits") if kind in names}
@@ -134,15 +134,14 @@ def _read_parquet(path: Path) -> Contents:
         for name in frame.columns:
             if frame[name].null_count():
                 raise InputError(f"column {name!r} has {frame[name].null_count()} missing values")
-        values = _of_lists(frame[kind]) if columns[kind] == [kind] else frame[columns[kind]].to_numpy()
+        values = _of_lists(polars, frame[kind]) if columns[kind] == [kind] else frame[columns[kind]].to_numpy()
     except polars.exceptions.PolarsError as error:
         raise ValueError(str(error)) from error
     return _from_numpy("id", frame["id"].to_numpy()), kind, _from_numpy(kind, values)
 
 
-def _of_lists(column: Any) -> np.ndarray[Any, Any]:
+def _of_lists(polars: Any, column: Any) -> np.ndarray[Any, Any]:
     """A column of lists of equal length as an array, shape (M, C)."""
-    polars = _polars()
     if isinstance(column.dtype, polars.Array):
         column = column.arr.to_list()
     if not isinstance(column.dtype, polars.List):
@@ -151,13 +150,6 @@ def _of_lists(column: Any) -> np.ndarray[Any, Any]:
     if not len(column) or lengths.min() != lengths.max() or not lengths.min():
         raise InputError(f"the lists of column {column.name!r} have {lengths.min()} to {lengths.max()} numbers")
     return np.asarray(column.explode().to_numpy()).reshape(len(column), -1)
-
-
-def _polars() -> Any:
-    try:
-        return importlib.import_module("polars")
-    except ImportError as error:
-        raise missing_package("a parquet file", error) from error
 
 
 READERS = {".npz": _read_npz, ".safetensors": _read_safetensors, ".parquet": _read_parquet}
