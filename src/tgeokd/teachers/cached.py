@@ -51,8 +51,7 @@ class CachedTeacher(Teacher):
     ) -> None:
         self.teacher, self.options, self.precision = teacher, options, precision
         self.num_classes, self.class_names = teacher.num_classes, teacher.class_names
-        self._move = move
-        self._fingerprint = teacher.fingerprint()
+        self._move, self._fingerprint = move, teacher.fingerprint()
         self._folder = Path(options.folder) if options.folder is not None else folder
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._splits: dict[int, _StoredSplit] = {}  # by the id of the data set, which the split keeps alive
@@ -76,11 +75,7 @@ class CachedTeacher(Teacher):
         self.epoch = epoch
 
     def viewed(self, loader: Iterable[Any], epochs: int) -> Iterable[Any]:
-        """The loader; where its data set augments at random, one like it over a fixed number of views of each sample.
-
-        Raises:
-            InputError: where the loader has another number of views than the options, or cannot have views.
-        """
+        """The loader; where its data set augments at random, one like it over a fixed number of views of each sample."""
         existing, views = views_of(loader), self.options.views
         if existing is not None and views not in (None, existing):
             raise InputError(f"the training loader has {existing} views, and the teacher cache {views}")
@@ -99,9 +94,6 @@ class CachedTeacher(Teacher):
             split: ``train``, or ``held-out`` for the validation set; a folder of the cache.
             loader: yields batches with ids, and the same inputs on every pass.
             num_classes: C.
-
-        Raises:
-            InputError: for a loader without ids or with inputs that change, and for a stale cache.
         """
         device = torch.device("cuda" if torch.cuda.is_initialized() else "cpu")
         with replayed(random_state(device)):  # a DataLoader draws a seed when it starts
@@ -124,8 +116,11 @@ class CachedTeacher(Teacher):
                 "augmentation": _listed(random),
                 "samples": samples.whole or "by sample",
             }
-            parent = self._folder if self._folder is not None and recognisable else self._temporary_folder()
-            folder = parent / split
+            if self._folder is None or not recognisable:
+                self._temporary = self._temporary or tempfile.TemporaryDirectory(prefix="tgeokd-teacher-")
+                folder = Path(self._temporary.name, split)
+            else:
+                folder = self._folder / split
             if not folder.exists():
                 logger.info("querying the teacher for %d samples in %d views: %s", len(distinct.ids), views, folder)
             predictions = self._query(source, views)
@@ -171,17 +166,8 @@ class CachedTeacher(Teacher):
         if views > 1:
             set_view(loader, 0)
 
-    def _temporary_folder(self) -> Path:
-        if self._temporary is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="tgeokd-teacher-")
-        return Path(self._temporary.name)
-
     def _recognisable(self, dataset: Any, samples: Samples, transforms: list[str]) -> bool:
-        """Whether a later run can determine that the stored logits are the ones it needs.
-
-        Raises:
-            InputError: where it cannot, and the options have a folder.
-        """
+        """Whether a later run can determine that the stored logits are the ones it needs; a must with ``options.folder``."""
         if self._fingerprint is None:
             reason = "a teacher that is not a torch module has no fingerprint"
         elif samples.digests is None and samples.whole is None:

@@ -35,8 +35,8 @@ def hist_gradient_boosting(
 ) -> Any:
     """Gradient boosting of scikit-learn. Categorical columns with more than 255 codes are treated as numeric.
 
-    Early stopping monitors a tenth of the **training** samples, which scikit-learn splits off and does not train on: not every
-    supported version accepts a validation set.
+    Early stopping monitors a tenth of the **training** samples, which scikit-learn splits off: not every supported version
+    accepts a validation set.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
 

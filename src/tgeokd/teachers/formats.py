@@ -23,22 +23,16 @@ __all__ = ["Kind", "read_predictions", "write_predictions"]
 Kind = Literal["probs", "logits"]
 Contents = tuple[Tensor, Kind, Tensor]
 
-# Raised by the readers for damaged files.
+# raised by the readers for damaged files
 DAMAGED = (OSError, ValueError, EOFError, KeyError, NotImplementedError, BadZipFile, zlib.error, SafetensorError)
 
 
 def read_predictions(path: str | Path) -> Contents:
-    """Read a file of predictions.
+    """The ids, the kind ``"probs"`` or ``"logits"``, and the values, float32, of a file of predictions.
 
     Args:
         path: ``.npz`` or ``.safetensors`` with arrays ``ids`` and either ``probs`` or ``logits``; ``.parquet`` with a column
             ``id`` and either a list column ``probs`` or ``logits``, or columns ``prob_0``, ... or ``logit_0``, ....
-
-    Returns:
-        The ids; ``"probs"`` or ``"logits"``; the values, float32.
-
-    Raises:
-        InputError: for a file that is missing, damaged, of another format, or has other contents.
     """
     path = Path(path)
     check_names("format of predictions", [path.suffix], READERS)
@@ -119,16 +113,16 @@ def _read_parquet(path: Path) -> Contents:
     try:
         names = list(polars.read_parquet_schema(path))
         columns = {kind: [kind] for kind in ("probs", "logits") if kind in names}
-        for kind in ("probs", "logits"):
-            stem = kind.removesuffix("s")
-            count = sum(re.fullmatch(rf"{stem}_\d+", name) is not None for name in names)
-            if count and kind in columns:
+        for kind, stem in (("probs", "prob"), ("logits", "logit")):
+            numbered = [name for name in names if re.fullmatch(rf"{stem}_\d+", name)]
+            expected = [f"{stem}_{i}" for i in range(len(numbered))]
+            missing = sorted(set(expected) - set(numbered))
+            if numbered and kind in columns:
                 raise InputError(f"holds both a column {kind!r} and columns {stem}_0, ...")
-            if count:
-                columns[kind] = [f"{stem}_{i}" for i in range(count)]
-                missing = sorted(set(columns[kind]) - set(names))
-                if missing:
-                    raise InputError(f"holds {count} columns {stem}_0, ..., but not {missing[0]}")
+            if missing:
+                raise InputError(f"holds {len(numbered)} columns {stem}_0, ..., but not {missing[0]}")
+            if numbered:
+                columns[kind] = expected
         kind = _kind_of([*names, *columns], "id")
         frame = polars.read_parquet(path, columns=["id", *columns[kind]])
         for name in frame.columns:

@@ -46,13 +46,10 @@ class IdIndex:
         return len(self.ids)
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Rows of samples: int64, shape (N,), on the CPU.
+        """Rows of samples: int64, shape (N,), on the CPU; an :class:`InputError` for an id that is not in the table.
 
         Args:
             ids: integers, shape (N,), in any order, repeats allowed. Ids on an accelerator are copied to the CPU first.
-
-        Raises:
-            InputError: for an id that is not in the table.
         """
         _check_integers(ids)
         wanted = ids.to("cpu", torch.int64)

@@ -47,9 +47,9 @@ class StoredPredictions(Teacher):
         self.ids = self._index.ids
         self.stored_logits = to_class_logits(logits.detach().to("cpu", torch.float32))
         self.num_classes = self.stored_logits.shape[-1]
-        finite = self.stored_logits.isfinite().all(dim=-1)
-        if not bool(finite.all()):
-            row = int((~finite).nonzero()[0])
+        wrong = (~self.stored_logits.isfinite().all(dim=-1)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
             raise InputError(f"the teacher's logits of row {row} (sample {int(self.ids[row])}) are NaN or infinite")
 
     def __len__(self) -> int:
@@ -102,15 +102,10 @@ class StoredPredictions(Teacher):
     def from_teacher(cls, teacher: Any, *loaders: Iterable[Any]) -> StoredPredictions:
         """Query any teacher once for every sample.
 
-        Augmentation in a loader is drawn once and then fixed; pass loaders without it.
-
         Args:
             teacher: see :func:`~tgeokd.teachers.network.as_teacher`. A module is in eval mode meanwhile, and inputs are moved
                 to its device.
-            *loaders: yield batches with ids. A sample may occur more than once, as in an oversampled training set.
-
-        Raises:
-            InputError: for batches without ids, an id with different logits, and whatever the constructor refuses.
+            *loaders: yield batches with ids, without augmentation. A sample may occur more than once, with the same logits.
         """
         queried = as_teacher(teacher)
         # a callable that is not a module has no mode, and gets its inputs on their device

@@ -21,28 +21,21 @@ CHUNK = 1 << 21  # words of 8 bytes hashed at a time
 
 
 class Samples(NamedTuple):
-    """What is known of the samples of a data set without fetching them.
-
-    Attributes:
-        ids: int64, shape (N,).
-        digests: hashes of the inputs before any transform, int64, shape (N,); None where unknown.
-        whole: the ``fingerprint()`` of a data set without digests; None where it has none.
-    """
+    """What is known of the samples of a data set without fetching them."""
 
     ids: Tensor
+    """int64, shape (N,)."""
     digests: Tensor | None
+    """Hashes of the inputs before any transform, int64, shape (N,); None where unknown."""
     whole: str | None
+    """The ``fingerprint()`` of a data set without digests; None where it has none."""
 
     def take(self, rows: Tensor) -> Samples:
         """The samples of some rows."""
         return Samples(self.ids[rows], None if self.digests is None else self.digests[rows], self.whole)
 
     def distinct(self) -> tuple[Samples, list[int] | None]:
-        """Each id once, and the rows to fetch: those where an id occurs first if equal ids have equal digests, else None.
-
-        Raises:
-            InputError: where samples of one id have different digests.
-        """
+        """Each id once, and the rows to fetch: those where an id occurs first if equal ids have equal digests, else None."""
         rows, first = first_rows(self.ids)
         if len(rows) == len(self.ids):
             return self, None

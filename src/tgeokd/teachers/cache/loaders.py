@@ -29,11 +29,7 @@ def cached_ids(batch: Batch) -> Tensor:
 
 
 def with_views(loader: DataLoader[Any], views: int) -> DataLoader[Any]:
-    """A loader like another, with its sampler, over ``views`` fixed augmented versions of its samples.
-
-    Raises:
-        InputError: for a data set that augments at random and has no ``with_views(views)``.
-    """
+    """A loader like another, with its sampler, over ``views`` fixed augmented versions of its samples."""
     settings = {name: getattr(loader, name) for name in (*SETTINGS, *WORKERS)}
     return BatchLoader(_with_views(loader.dataset, views), **settings)
 
@@ -86,5 +82,5 @@ def _equal(first: Any, second: Any) -> bool:
     if isinstance(first, dict):
         return all(_equal(value, second[key]) for key, value in first.items())
     if isinstance(first, tuple | list):
-        return all(_equal(*pair) for pair in zip(first, second, strict=True))
+        return all(map(_equal, first, second))
     return True
