@@ -20,7 +20,7 @@ from tgeokd.core.metrics import Metrics
 from tgeokd.data.loaders import set_view, union_loader
 from tgeokd.methods import Method
 from tgeokd.teachers.base import Teacher
-from tgeokd.teachers.cache.options import TeacherCacheOptions
+from tgeokd.teachers.cache.store import TeacherCacheOptions
 from tgeokd.teachers.cached import CachedTeacher
 from tgeokd.teachers.network import as_teacher
 from tgeokd.teachers.stored import StoredPredictions

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
 
-__all__ = ["DivergenceError", "InputError", "check_names", "first_line", "missing_package", "one_line", "unknown_name"]
+__all__ = ["DivergenceError", "InputError", "check_names", "first_line", "missing_package", "one_line", "optional_import", "unknown_name"]
 
 LISTED = 40  # names listed in a message at most
 
@@ -31,6 +33,14 @@ def missing_package(what: str, error: ImportError) -> InputError:
     library = (error.name or "").partition(".")[0]
     package = next((f"tgeokd[{extra}]" for extra, libraries in EXTRAS.items() if library in libraries), library)
     return InputError(f"{what} needs {library or error}: pip install '{package}'")
+
+
+def optional_import(library: str, what: str) -> Any:
+    """An optional library, imported; the error of :func:`missing_package` where it is not installed."""
+    try:
+        return import_module(library)
+    except ImportError as error:
+        raise missing_package(what, error) from error
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
