@@ -19,18 +19,10 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from tgeokd.data.loaders import (
-    ArrayDataset,
-    BatchLoader,
-    BlockShuffle,
-    OuterStream,
-    group,
-    joined,
-    resident,
-    shuffling,
-    subset,
-    union_loader,
-)
+from tgeokd.data.arrays import ArrayDataset
+from tgeokd.data.datasets import joined, subset
+from tgeokd.data.loaders import BatchLoader, OuterStream, group, resident, shuffling, union_loader
+from tgeokd.data.sampler import BlockShuffle
 from tgeokd.utils.errors import InputError
 
 

@@ -28,7 +28,7 @@ from tgeokd import (
     WeightedSoftLabelKD,
 )
 from tgeokd.core.metrics import Metrics
-from tgeokd.data.loaders import ArrayDataset
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.teachers import StoredPredictions
 from tgeokd.training.callbacks import Callback
 from tgeokd.training.distiller import History

@@ -19,7 +19,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR,
 from torch.utils.data import DataLoader, Dataset, RandomSampler, TensorDataset
 
 from tgeokd import AdaptiveKD, AnnealingKD, Distiller, TGeoKD
-from tgeokd.data.loaders import ArrayDataset, shuffling
+from tgeokd.data.arrays import ArrayDataset
+from tgeokd.data.loaders import shuffling
 from tgeokd.teachers import StoredPredictions
 from tgeokd.training.callbacks import Callback
 from tgeokd.utils.errors import InputError

@@ -45,11 +45,7 @@ class StoredInBlocks(Protocol):
 
 @runtime_checkable
 class Identified(Protocol):
-    """Has sample ids.
-
-    Attributes:
-        ids: int64, shape (N,); None where samples have no ids.
-    """
+    """Has sample ids, int64, shape (N,); None where samples have no ids."""
 
     ids: Tensor | None
 
@@ -64,13 +60,9 @@ class Fingerprinted(Protocol):
 
 @runtime_checkable
 class HasViews(Protocol):
-    """Can augment each sample in a fixed number of reproducible versions, its views.
+    """Can augment each sample in a fixed number of reproducible versions, its views."""
 
-    Attributes:
-        views: number of views; None where a random transform draws new numbers on every access.
-    """
-
-    views: int | None
+    views: int | None  # None where a random transform draws new numbers on every access
 
     def with_views(self, views: int) -> Dataset[Any]:
         """The same samples in a fixed number of views."""

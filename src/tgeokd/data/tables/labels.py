@@ -19,11 +19,7 @@ BadRows = Literal["error", "skip"]
 
 
 def with_label(table: Table, label: str, bad_rows: BadRows) -> Table:
-    """The rows that have a label.
-
-    Raises:
-        InputError: for the first row without one under ``bad_rows="error"``, or where no row has one.
-    """
+    """The rows that have a label; without ``bad_rows="skip"`` an error for the first row without one."""
     known = as_text(table.frame, label, source=table.source).is_not_null().to_numpy()
     if known.all():
         return table
@@ -36,11 +32,7 @@ def with_label(table: Table, label: str, bad_rows: BadRows) -> Table:
 
 
 def find_classes(table: Table, label: str, positive: str | None) -> tuple[str, ...]:
-    """Names of the classes: numbers in increasing order, text in alphabetical order, ``positive`` last.
-
-    Raises:
-        InputError: for a single class, or where ``positive`` is not one of exactly two classes.
-    """
+    """Names of the classes: numbers in increasing order, text in alphabetical order, ``positive`` (one of two) last."""
     values = pl.DataFrame({"value": table.frame[label], "name": as_text(table.frame, label)}).unique("name")
     order = "value" if values["value"].dtype.is_numeric() else "name"
     classes = tuple(values.sort(order)["name"])
@@ -55,11 +47,7 @@ def find_classes(table: Table, label: str, positive: str | None) -> tuple[str, .
 
 
 def class_indices(table: Table, label: str, classes: Sequence[str]) -> NDArray[np.int64]:
-    """The labels as class indices, shape (N,).
-
-    Raises:
-        InputError: for a label that is not one of the classes, with its row.
-    """
+    """The labels as class indices, shape (N,)."""
     names = as_text(table.frame, label, source=table.source)
     indices = names.replace_strict(list(classes), range(len(classes)), default=-1, return_dtype=pl.Int64).to_numpy()
     if (indices < 0).any():

@@ -18,8 +18,7 @@ from tgeokd.data.base import TaskData
 from tgeokd.data.tables.labels import BadRows
 from tgeokd.data.tasks.criteo.generator import GENERATOR_VERSION, generate, probability_file
 from tgeokd.data.tasks.criteo.reader import RawFile
-from tgeokd.data.tasks.criteo.rows import StoredRows, StoredSplit
-from tgeokd.data.tasks.criteo.store import Store, StoreSettings, open_store
+from tgeokd.data.tasks.criteo.store import Store, StoredRows, StoredSplit, StoreSettings, open_store
 from tgeokd.data.tasks.registry import TASKS, find_path, provides
 from tgeokd.utils.errors import InputError
 
@@ -74,13 +73,11 @@ def criteo(
             (:mod:`tgeokd.data.tasks.criteo.generator`). The notes have the best possible AUC and log loss.
         cache: folder for stores and generated files. By default ``.tgeokd-cache`` beside the file, and for generated files
             the user's cache folder.
-
-    Raises:
-        InputError: for a missing file, a wrong format, a bad row (with file and line), or an invalid option.
     """
     settings = StoreSettings(seed, held_out, test, min_count, max_tracked, rows, bad_rows)
     if generated is not None:
-        folder = Path(cache) if cache else _user_cache()
+        user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tgeokd" / "criteo"
+        folder = Path(cache) if cache else user_cache
         path = _generated(folder, generated)
     else:
         path = _found(data_dir, file)
@@ -109,9 +106,8 @@ def _found(data_dir: Path | None, file: str) -> Path:
         raise InputError("task 'criteo' needs data_dir, the folder of your file, or generated=N for generated rows")
     path = find_path(data_dir, ["criteo"], [file])
     if path is None:
-        raise InputError(
-            f"neither {data_dir / 'criteo' / file} nor {data_dir / file} exists; criteo needs your own copy"
-        )
+        places = f"neither {data_dir / 'criteo' / file} nor {data_dir / file}"
+        raise InputError(f"{places} exists; criteo needs your own copy")
     return path
 
 
@@ -135,10 +131,6 @@ def _totals(report: dict[str, Any]) -> dict[str, Any]:
     sums = {key: sum(report[key].values()) for key in ("codes", "missing_values")}
     unknown = {split: sum(columns.values()) for split, columns in report["values_without_a_code"].items()}
     return report | sums | {"values_without_a_code": unknown}
-
-
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tgeokd" / "criteo"
 
 
 def _best(store: Store, probability: NDArray[np.float64]) -> dict[str, float]:
