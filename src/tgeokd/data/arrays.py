@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from tgeokd.data.datasets import FetchesBatches, Fingerprinted, HasViews, Identified, Joinable, Subsettable, is_random
+from tgeokd.data.datasets import FetchesBatches, Fingerprinted, HasViews, Joinable, Subsettable, is_random
 from tgeokd.utils.errors import InputError
 
 __all__ = ["ArrayDataset", "WholeBatch"]
@@ -26,7 +26,7 @@ class WholeBatch(tuple[Any, ...]):
 default_collate_fn_map[WholeBatch] = lambda batch, *, collate_fn_map=None: tuple(batch[0])
 
 
-class ArrayDataset(Dataset[Any], FetchesBatches, Identified, Fingerprinted, HasViews, Joinable, Subsettable):
+class ArrayDataset(Dataset[Any], FetchesBatches, Fingerprinted, HasViews, Joinable, Subsettable):
     """Samples held in tensors. A loader fetches a whole batch by one indexing operation, without Python per row.
 
     A transform that draws random numbers declares it by an attribute ``random = True``. Where it also has a method
@@ -104,9 +104,8 @@ class ArrayDataset(Dataset[Any], FetchesBatches, Identified, Fingerprinted, HasV
             raise InputError(f"views must be >= 1, not {views}")
         if is_random(self.transform):
             if not hasattr(self.transform, "view"):
-                raise InputError(
-                    f"views need a transform with view(inputs, ids, view), which {type(self.transform).__name__} does not have"
-                )
+                given = type(self.transform).__name__
+                raise InputError(f"views need a transform with view(inputs, ids, view), which {given} does not have")
             if self.ids is None:
                 raise InputError("views depend on sample ids, and this data set has none: pass ids=")
         other = self._like(self.inputs, self.target, self.ids)
@@ -128,7 +127,7 @@ class ArrayDataset(Dataset[Any], FetchesBatches, Identified, Fingerprinted, HasV
         digest = hashlib.sha256(repr(self.transform).encode())
         for tensor in (*_tensors(self.inputs), *_tensors(self.ids)):
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     @property

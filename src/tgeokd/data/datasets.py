@@ -15,7 +15,6 @@ __all__ = [
     "FetchesBatches",
     "Fingerprinted",
     "HasViews",
-    "Identified",
     "Joinable",
     "StoredInBlocks",
     "Subsettable",
@@ -41,13 +40,6 @@ class StoredInBlocks(Protocol):
     """Stored on disk in blocks of consecutive rows; shuffling keeps reads within a few blocks."""
 
     block_size: int
-
-
-@runtime_checkable
-class Identified(Protocol):
-    """Has sample ids, int64, shape (N,); None where samples have no ids."""
-
-    ids: Tensor | None
 
 
 @runtime_checkable

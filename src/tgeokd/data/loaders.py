@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -82,18 +82,12 @@ def shuffling(dataset: Dataset[Any], generator: torch.Generator | None = None) -
 
 def union_loader(train: Iterable[Any], held_out: Iterable[Any]) -> DataLoader[Any]:
     """A shuffled loader over the training and the validation samples, otherwise like ``train``; both map-style."""
+    advice = "pass a training loader over both sets yourself and use outer='holdout'"
     if not (_rebatchable(train) and _rebatchable(held_out)):
-        raise InputError(
-            "outer='union' must mix two torch DataLoaders over map-style data sets; for other loaders pass a training "
-            "loader over both parts yourself and use outer='holdout'"
-        )
-    assert isinstance(train, DataLoader)
-    assert isinstance(held_out, DataLoader)
+        raise InputError(f"outer='union' must mix two torch DataLoaders over map-style data sets; for others {advice}")
     if not isinstance(train.sampler, SequentialSampler | RandomSampler | BlockShuffle):
-        raise InputError(
-            f"outer='union' cannot extend the sampler {type(train.sampler).__name__} to the held-out samples; pass a training "
-            "loader over both parts yourself and use outer='holdout'"
-        )
+        sampler = type(train.sampler).__name__
+        raise InputError(f"outer='union' cannot extend the sampler {sampler} to the validation samples; {advice}")
     dataset = joined(train.dataset, held_out.dataset)
     return _like(train, dataset, train.batch_size or 1, drop_last=train.drop_last, generator=train.generator)
 
@@ -129,7 +123,7 @@ class OuterStream:
         self._seed, self._generator, self._loader = seed, torch.Generator(), source
         self._iterator: Iterator[Any] = iter(())
         self._epoch, self._drawn = 0, 0
-        if isinstance(source, DataLoader) and _rebatchable(source):
+        if _rebatchable(source):
             size = batch_size or min(source.batch_size or 1, limit or len(source.dataset))  # type: ignore[arg-type]
             size = min(size, len(source.dataset))  # type: ignore[arg-type]
             self._loader = _like(source, source.dataset, size, drop_last=True, generator=self._generator)
@@ -171,14 +165,10 @@ def order_of(loader: Iterable[Any]) -> torch.Generator | None:
     return own if own is not None else getattr(getattr(loader, "sampler", None), "generator", None)
 
 
-def _rebatchable(loader: Any) -> bool:
-    return (
-        isinstance(loader, DataLoader)
-        and loader.batch_size is not None
-        and not isinstance(loader.dataset, IterableDataset)
-        and hasattr(loader.dataset, "__len__")
-        and hasattr(loader.dataset, "__getitem__")
-    )
+def _rebatchable(loader: Any) -> TypeGuard[DataLoader[Any]]:
+    if not isinstance(loader, DataLoader) or loader.batch_size is None or isinstance(loader.dataset, IterableDataset):
+        return False
+    return hasattr(loader.dataset, "__len__") and hasattr(loader.dataset, "__getitem__")
 
 
 def _like(

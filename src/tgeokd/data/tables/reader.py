@@ -19,11 +19,12 @@ from pyarrow import csv as arrow_csv
 
 from tgeokd.utils.errors import InputError, one_line
 
-__all__ = ["MISSING_TEXT", "Table", "read_table"]
+__all__ = ["MISSING_TEXT", "BadRows", "Table", "read_table"]
 
 MISSING_TEXT = ("", "?", "NA", "N/A", "NaN", "nan", "NULL", "null")
 """Missing values in a CSV file, after surrounding blanks are removed."""
 
+BadRows = Literal["error", "skip"]
 SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
 
 
@@ -46,7 +47,7 @@ def read_table(
     path: Path,
     *,
     source: str | None = None,
-    bad_rows: Literal["error", "skip"] = "error",
+    bad_rows: BadRows = "error",
     header: Sequence[str] | None = None,
     skip_lines: int = 0,
 ) -> Table:

@@ -16,9 +16,8 @@ from tgeokd.core.metrics import Metrics
 from tgeokd.data.base import TaskData
 from tgeokd.data.split import Rows
 from tgeokd.data.tables.encoder import FeatureEncoder, as_numbers, place
-from tgeokd.data.tables.labels import BadRows
-from tgeokd.data.tables.reader import Table
-from tgeokd.data.tables.splits import Draws, table_splits
+from tgeokd.data.tables.labels import Draws, table_splits
+from tgeokd.data.tables.reader import BadRows, Table
 from tgeokd.utils.errors import InputError
 
 __all__ = ["NAMES", "attack_task", "labelled", "refuse_lacking"]

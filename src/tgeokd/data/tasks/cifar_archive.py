@@ -100,10 +100,8 @@ def _read(archive: Archive, source: Path, checksum: Checksum, stamps: tuple[tupl
     unofficial = {name: official for name, official in archive.members if md5[name] != official}
     if unofficial and checksum == "official":
         name, official = next(iter(unofficial.items()))
-        raise InputError(
-            f"{source}: {name!r} has md5 {md5[name]} instead of the official {official}; it is damaged or another file "
-            "(checksum=any accepts another archive of the same layout)"
-        )
+        given = f"{name!r} has md5 {md5[name]} instead of the official {official}; it is damaged or another file"
+        raise InputError(f"{source}: {given} (checksum=any accepts another archive of the same layout)")
     where = f"{source}: {archive.meta[0]!r}"
     found = _content(where, members[archive.meta[0]]).get(archive.keys[1])
     if not isinstance(found, list) or not found:
@@ -132,8 +130,7 @@ def _unpack(archive: Archive, source: Path) -> dict[str, bytes]:
                         raise tarfile.ReadError("unexpected end of data")
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise InputError(f"{source} is truncated or not a tar archive: {one_line(error)}") from error
-    missing = [path for path, name in wanted.items() if name not in members]
-    if missing:
+    if missing := [path for path, name in wanted.items() if name not in members]:
         raise InputError(f"{source} is truncated or not {archive.name}: it has no {missing[0]}")
     return members
 

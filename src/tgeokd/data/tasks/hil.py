@@ -12,9 +12,8 @@ import polars as pl
 
 from tgeokd.data.base import TaskData
 from tgeokd.data.split import stratified_split
-from tgeokd.data.tables.labels import BadRows
-from tgeokd.data.tables.reader import Table, read_table
-from tgeokd.data.tables.splits import Draws
+from tgeokd.data.tables.labels import Draws
+from tgeokd.data.tables.reader import BadRows, Table, read_table
 from tgeokd.data.tasks.attacks import attack_task, labelled, refuse_lacking
 from tgeokd.data.tasks.registry import TASKS, find_path, provides, row_reader
 from tgeokd.utils.errors import InputError, check_names, one_line

@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
 from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader  # type: ignore[import-untyped]
 
 from tgeokd.data.base import InputSpec, TaskData
-from tgeokd.data.datasets import Identified, Joinable
+from tgeokd.data.datasets import Joinable
 from tgeokd.data.split import stratified_split
 from tgeokd.data.tasks.registry import TASKS
 from tgeokd.utils.errors import InputError, one_line
@@ -42,7 +42,7 @@ class UnreadableImageError(InputError):
         super().__init__(last.removeprefix(f"{type(self).__module__}.{type(self).__qualname__}: "))
 
 
-class ImageFiles(Dataset[Any], Identified, Joinable):
+class ImageFiles(Dataset[Any], Joinable):
     """Image files, read and decoded one by one: ``(image, target, id)``.
 
     The paths are one array: a list of objects would be copied into every worker process. ``target`` and ``ids`` are int64,
@@ -50,8 +50,7 @@ class ImageFiles(Dataset[Any], Identified, Joinable):
     """
 
     def __init__(self, paths: Strings, target: Tensor, ids: Tensor, transform: Callable[[Any], Tensor]):
-        self.paths, self.target, self.transform = paths, target, transform
-        self.ids: Tensor = ids
+        self.paths, self.target, self.ids, self.transform = paths, target, ids, transform
 
     def __len__(self) -> int:
         return len(self.target)
@@ -120,17 +119,15 @@ def imagenet(
     normalise = [T.ToTensor(), T.Normalize(MEAN, STD)]
     random = T.Compose([T.RandomResizedCrop(crop), T.RandomHorizontalFlip(), *normalise])
     plain = T.Compose([T.Resize(resize), T.CenterCrop(crop), *normalise])
-    rows = {"train": len(fit), "held_out": len(held), "test": len(tested)}
-    return TaskData(
+    splits = (
         images.select(fit, random),
         images.select(held, plain),
         val.select(tested, plain, first_id=len(images.target)),
-        count,
-        InputSpec("array", (3, crop, crop)),
-        class_names=names,
-        notes={"rows": rows, "image_size": crop, "classes": count},
-        workers=workers,
     )
+    rows = dict(zip(("train", "held_out", "test"), map(len, splits), strict=True))
+    notes = {"rows": rows, "image_size": crop, "classes": count}
+    inputs = InputSpec("array", (3, crop, crop))
+    return TaskData(*splits, count, inputs, class_names=names, notes=notes, workers=workers)
 
 
 class _Folder(NamedTuple):

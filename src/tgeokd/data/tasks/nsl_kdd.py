@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from tgeokd.data.base import TaskData
 from tgeokd.data.split import stratified_split
 from tgeokd.data.tables.encoder import as_numbers, place
+from tgeokd.data.tables.labels import Draws
 from tgeokd.data.tables.reader import Table, read_table
-from tgeokd.data.tables.splits import Draws
 from tgeokd.data.tasks.attacks import attack_task, labelled, refuse_lacking
 from tgeokd.data.tasks.registry import TASKS, find_path, provides, row_reader
 from tgeokd.utils.errors import InputError, check_names
@@ -116,11 +116,9 @@ def nsl_kdd(
             raise InputError(f"train must lie in [1, {len(rest) - 1}], the other rows of {paths[0].name}, not {train}")
         _, chosen, _ = stratified_split(y_fit[rest], held_out=train, test=None, seed=seed, class_names=names)
         rest = rest[chosen]
-    seen = set(fit["attack"][np.concatenate([rest, held])].unique())
-    kinds = test["attack"]
-    known = kinds.is_in(list(seen)).to_numpy()
-    normal = (kinds == "normal").to_numpy()
-
+    kinds, seen = test["attack"], set(fit["attack"][np.concatenate([rest, held])].unique())
+    known, normal = kinds.is_in(list(seen)).to_numpy(), (kinds == "normal").to_numpy()
+    groups = {"normal": normal, "seen attack": known & ~normal, "unseen attack": ~known & ~normal}
     frame = pl.concat([fit, test])
     return attack_task(
         frame,
@@ -135,7 +133,7 @@ def nsl_kdd(
         tables=[fitted, tested],
         notes={"unseen_attacks": sorted(set(kinds.unique()) - seen)},
         choose_by="nll",  # a validation set has a few rows of U2R, so macro F1 would depend on single rows
-        test_groups={"normal": normal, "seen attack": known & ~normal, "unseen attack": ~known & ~normal},
+        test_groups=groups,
     )
 
 

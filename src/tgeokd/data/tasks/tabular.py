@@ -17,9 +17,8 @@ from tgeokd.core.metrics import Metrics
 from tgeokd.data.base import TaskData
 from tgeokd.data.split import stratified_split, subset
 from tgeokd.data.tables.encoder import FeatureEncoder, as_numbers
-from tgeokd.data.tables.labels import BadRows, class_indices, find_classes, with_label
-from tgeokd.data.tables.reader import Table, read_table
-from tgeokd.data.tables.splits import Draws, table_splits
+from tgeokd.data.tables.labels import Draws, class_indices, find_classes, table_splits, with_label
+from tgeokd.data.tables.reader import BadRows, Table, read_table
 from tgeokd.data.tasks.registry import TASKS, find_path, provides, row_reader, same_options
 from tgeokd.utils.errors import InputError, check_names
 

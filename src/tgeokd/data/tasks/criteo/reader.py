@@ -20,7 +20,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.csv  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from tgeokd.data.tables.labels import BadRows
+from tgeokd.data.tables.reader import BadRows
 from tgeokd.utils.errors import InputError
 
 __all__ = ["CATEGORIES", "COLUMNS", "INTEGERS", "Block", "RawFile"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import shutil
@@ -30,7 +31,7 @@ from tgeokd.data.arrays import WholeBatch
 from tgeokd.data.datasets import FetchesBatches, Joinable, StoredInBlocks
 from tgeokd.data.tables.counter import row_uniform
 from tgeokd.data.tables.encoder import MISSING, UNKNOWN
-from tgeokd.data.tables.labels import BadRows
+from tgeokd.data.tables.reader import BadRows
 from tgeokd.data.tasks.criteo.encoder import CriteoEncoder
 from tgeokd.data.tasks.criteo.reader import COLUMNS, RawFile
 from tgeokd.utils.errors import InputError
@@ -54,8 +55,7 @@ logger = logging.getLogger(__name__)
 class StoreSettings:
     """Everything besides the file that determines the contents of a store; see :func:`~tgeokd.data.tasks.criteo.task.criteo`.
 
-    The split of a row is a function of its number and the seed, so it is known while the file is streamed; class frequencies
-    are equal in all splits up to chance.
+    The split of a row is a function of its number and the seed, so it is known while the file is streamed.
     """
 
     seed: int = 0
@@ -84,9 +84,8 @@ class Store:
         try:
             self.encoder = CriteoEncoder.from_dict(json.loads((folder / "encoder.json").read_text()))
             self.report: dict[str, Any] = json.loads((folder / "report.json").read_text())
-            for split in SPLITS:
-                for name in ARRAYS:
-                    self.array(split, name)
+            for split, name in itertools.product(SPLITS, ARRAYS):
+                self.array(split, name)
         except (OSError, ValueError, KeyError) as error:
             advice = "delete that folder to encode them again"
             raise InputError(f"the encoded rows in {folder} are damaged; {advice}") from error
@@ -174,11 +173,11 @@ def _encode(
     unknown = {split: np.zeros(len(COLUMNS), dtype=np.int64) for split in SPLITS}
     files: dict[tuple[str, str], BinaryIO] = {}
     with ExitStack() as stack:
-        for split in SPLITS:
-            for name, (kind, rest) in ARRAYS.items():
-                file = files[split, name] = stack.enter_context((folder / f"{split}.{name}.npy").open("wb"))
-                header = {"descr": kind, "fortran_order": False, "shape": (size[split], *rest)}
-                np.lib.format.write_array_header_1_0(file, header)  # the values are appended block by block
+        for split, name in itertools.product(SPLITS, ARRAYS):
+            kind, rest = ARRAYS[name]
+            file = files[split, name] = stack.enter_context((folder / f"{split}.{name}.npy").open("wb"))
+            header = {"descr": kind, "fortran_order": False, "shape": (size[split], *rest)}
+            np.lib.format.write_array_header_1_0(file, header)  # the values are appended block by block
         written: Counter[str] = Counter()
         for block in raw:
             codes, in_split = encoder.codes(block.frame), settings.split(block.rows)
@@ -191,14 +190,12 @@ def _encode(
                     files[split, name].write(np.ascontiguousarray(content[here], dtype=ARRAYS[name][0]).data)
     if written != size:
         raise InputError(f"{raw.path} changed while it was being read")
-    return {
-        "missing_values": _by_column(missing),
-        "values_without_a_code": {split: _by_column(counts) for split, counts in unknown.items()},
-    }
 
+    def by_column(counts: NDArray[np.int64]) -> dict[str, int]:
+        return {column: int(n) for column, n in zip(COLUMNS, counts, strict=True) if n}
 
-def _by_column(counts: NDArray[np.int64]) -> dict[str, int]:
-    return {column: int(n) for column, n in zip(COLUMNS, counts, strict=True) if n}
+    without_code = {split: by_column(counts) for split, counts in unknown.items()}
+    return {"missing_values": by_column(missing), "values_without_a_code": without_code}
 
 
 @dataclass(frozen=True)

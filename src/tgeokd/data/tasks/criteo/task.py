@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tgeokd.core.metrics import Metrics
 from tgeokd.data.base import TaskData
-from tgeokd.data.tables.labels import BadRows
+from tgeokd.data.tables.reader import BadRows
 from tgeokd.data.tasks.criteo.generator import GENERATOR_VERSION, generate, probability_file
 from tgeokd.data.tasks.criteo.reader import RawFile
 from tgeokd.data.tasks.criteo.store import Store, StoredRows, StoredSplit, StoreSettings, open_store
@@ -84,21 +84,15 @@ def criteo(
         folder = Path(cache) if cache else path.parent / ".tgeokd-cache"
     store = open_store(path, settings, folder)
     train = StoredSplit(store, "train", noise, seed)
-    notes: dict[str, Any] = {"file": path.name, "bytes": path.stat().st_size, **_totals(store.report)}
+    notes: dict[str, Any] = {"file": path.name, "bytes": path.stat().st_size, **store.report}
+    notes |= {key: sum(notes[key].values()) for key in ("codes", "missing_values")}  # over the columns
+    unknown = notes["values_without_a_code"]
+    notes["values_without_a_code"] = {split: sum(counts.values()) for split, counts in unknown.items()}
     if generated is not None:
         notes["best_possible"] = _best(store, np.load(probability_file(path), mmap_mode="r"))
-    return TaskData(
-        train=StoredRows([train]),
-        held_out=StoredRows([StoredSplit(store, "held_out")]),
-        test=StoredRows([StoredSplit(store, "test")]),
-        num_classes=2,
-        inputs=store.encoder.inputs,
-        corrupted=train.all_flipped(),
-        class_names=METRICS.class_names,
-        metrics=METRICS,
-        notes=notes,
-        encoder=store.encoder,
-    )
+    held_out_set, test_set = (StoredRows([StoredSplit(store, name)]) for name in ("held_out", "test"))
+    splits, flipped, encoder = (StoredRows([train]), held_out_set, test_set), train.all_flipped(), store.encoder
+    return TaskData(*splits, 2, encoder.inputs, flipped, METRICS.class_names, METRICS, notes, encoder=encoder)
 
 
 def _found(data_dir: Path | None, file: str) -> Path:
@@ -124,13 +118,6 @@ def _generated(folder: Path, rows: int) -> Path:
         except OSError as error:
             raise InputError(f"cannot write to the folder {folder}: {error.strerror or error}") from error
     return path
-
-
-def _totals(report: dict[str, Any]) -> dict[str, Any]:
-    """The report of a store with sums over the columns."""
-    sums = {key: sum(report[key].values()) for key in ("codes", "missing_values")}
-    unknown = {split: sum(columns.values()) for split, columns in report["values_without_a_code"].items()}
-    return report | sums | {"values_without_a_code": unknown}
 
 
 def _best(store: Store, probability: NDArray[np.float64]) -> dict[str, float]:
