@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from quick import short
 
 from tgeokd.data import InputSpec, TaskData
-from tgeokd.data.loaders import ArrayDataset
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.tasks.cifar import CIFAR100
 from tgeokd.paper.outliers import below, feature_sd, noisy_inputs, relabellers, wrong_labels
 from tgeokd.runs.config import preset, replace

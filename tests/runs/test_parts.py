@@ -7,7 +7,7 @@ import torch
 from quick import short
 
 from tgeokd.data import InputSpec, TaskData
-from tgeokd.data.loaders import ArrayDataset
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.methods import build_method
 from tgeokd.runs import build
 from tgeokd.runs.build import build_student, build_teacher_network, load_data, teacher_seed

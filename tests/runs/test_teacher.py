@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import accuracy_score, log_loss
 
-from tgeokd.data.loaders import ArrayDataset
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.runs.build import build_teacher_network, load_data, teacher_seed
 from tgeokd.runs.results import RunResults
 from tgeokd.runs.single import check, run

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from quick import InlinePool, contents, set_options, short
 
 from tgeokd.data import InputSpec, TaskData
-from tgeokd.data.loaders import ArrayDataset
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.runs import compare as module
 from tgeokd.runs import single as run_module
 from tgeokd.runs.build import build_student, load_data

@@ -1,7 +1,5 @@
 """Data sets and tasks."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from tgeokd.data.tasks.registry import TASKS

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tgeokd.data import TaskData
-from tgeokd.data.loaders import subset
+from tgeokd.data.datasets import subset
 from tgeokd.methods import build_method
 from tgeokd.runs.build import build_distiller, build_student, fit, method_of
 from tgeokd.runs.config import RunConfig

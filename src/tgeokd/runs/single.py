@@ -13,7 +13,7 @@ import torch
 
 from tgeokd.core.metrics import Metrics, higher_is_better
 from tgeokd.data import TaskData
-from tgeokd.data.loaders import subset
+from tgeokd.data.datasets import subset
 from tgeokd.runs.build import build_distiller, build_student, fit, load_data, method_of, use_threads
 from tgeokd.runs.config import RunConfig
 from tgeokd.runs.results import RunRecord, RunResults

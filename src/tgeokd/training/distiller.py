@@ -17,7 +17,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tgeokd.bilevel.optimizer_rules import unwrapped
 from tgeokd.core.compiling import check_compiler, compile_module
 from tgeokd.core.metrics import Metrics
-from tgeokd.data.loaders import set_view, union_loader
+from tgeokd.data.datasets import set_view
+from tgeokd.data.loaders import union_loader
 from tgeokd.methods import Method
 from tgeokd.teachers.base import Teacher
 from tgeokd.teachers.cache.store import TeacherCacheOptions
