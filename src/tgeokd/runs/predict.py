@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from tgeokd.data import TASKS
 from tgeokd.data.tables import encoder_from_dict
 from tgeokd.runs.build import build_network
 from tgeokd.runs.config import load_config
-from tgeokd.runs.results import RunResults
+from tgeokd.runs.results import RunResults, load_json
 from tgeokd.utils.errors import InputError, one_line
 from tgeokd.utils.files import replace_file
 
@@ -57,7 +56,7 @@ def predict(folder: Path, file: Path, out: Path) -> int:
     read_rows = getattr(TASKS[config.task], "read_rows", None)
     if read_rows is None or not (folder / "encoder.json").exists():
         raise InputError(f"the run in {folder} is of task {config.task!r}; predict takes runs on tables")
-    encoder = encoder_from_dict(_read_json(folder / "encoder.json"))
+    encoder = encoder_from_dict(load_json(folder / "encoder.json"))
     student = build_network(config.student, encoder.inputs, len(names), seed=config.seed)
     try:
         load_model(student, str(folder / "student.safetensors"))
@@ -80,19 +79,9 @@ def _table(
     import polars as pl
 
     numeric, categorical = encoder.transform(frame, source=source)
-    parts = []
     with torch.no_grad():
-        for some in torch.arange(len(frame)).split(ROWS):
-            parts.append(class_logits(student, (numeric[some], categorical[some])).softmax(dim=-1))
-    probs = torch.cat(parts).numpy() if parts else np.empty((0, len(names)), dtype=np.float32)
-    best = np.array(names)[probs.argmax(axis=1)] if len(probs) else np.array([], dtype=str)
+        batches = zip(numeric.split(ROWS), categorical.split(ROWS), strict=True)
+        probs = torch.cat([class_logits(student, batch).softmax(dim=-1) for batch in batches]).numpy()
+    best = np.array(names)[probs.argmax(axis=1)]
     columns = {f"prob_{c}": probs[:, c] for c in range(len(names))}
     return pl.DataFrame({"id": np.asarray(rows, dtype=np.int64), **columns, "prediction": best})
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path.parent} holds no finished run: {path.name} cannot be read") from error
-    return content
