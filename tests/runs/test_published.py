@@ -22,6 +22,7 @@ R34, R18 = "torchvision:resnet34", "torchvision:resnet18"
 
 def find(task, teacher, student, method, options=None, metric=None):
     models = ({"name": model} if isinstance(model, str) else model for model in (teacher, student))
+    metric = metric or ("auc" if task == "criteo" else "accuracy")
     return claimed(task, *models, MethodSpec(method, options or {}), metric)
 
 

@@ -69,8 +69,7 @@ def method_of(config: RunConfig) -> Method:
     method = build_method(config.method, **config.options)
     if config.train_on == "train+val" and method.outer is not None:
         raise InputError(
-            f"method {config.method!r} needs validation samples; train_on=train+val leaves none (outer=union trains on them "
-            "too)"
+            f"method {config.method!r} needs validation samples; train_on=train+val leaves none (outer=union trains on them)"
         )
     return method
 
@@ -103,9 +102,7 @@ def _warn_if_emulated(precision: str, accelerator: str) -> None:
     """Warn, once, where bfloat16 would be computed by a processor without instructions for it."""
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
     if precision.startswith("bf16") and on_cpu and not _native_bfloat16():
-        logger.warning(
-            "precision %s: this processor emulates bfloat16, which is slow; use precision=32-true", precision
-        )
+        logger.warning("precision %s: this processor emulates bfloat16 slowly; use precision=32-true", precision)
 
 
 def _native_bfloat16() -> bool:

@@ -43,6 +43,8 @@ def compare(
 ) -> ComparisonResults:
     """Run every row on every variant of the data for every seed, and write ``results.json``.
 
+    Wrong settings are refused before anything is written.
+
     Args:
         config: what all runs share; its method and options are replaced by each row's.
         rows: methods to compare.
@@ -51,13 +53,10 @@ def compare(
         variants: of the data.
         tune: trials of hyper-parameters per row and variant, judged on validation samples under a seed of their own (by the
             task's ``metrics.choose_by``); the best choice is then used for all seeds. 0 takes the methods' defaults.
-        jobs: processes; by default one per core.
-        executor: runs the trainings; by default local processes.
+        jobs: number of local processes; by default one per core.
+        executor: runs the trainings instead of local processes.
         resume: finish the comparison in ``out``; a finished run is not run again.
         on_event: called with a line of text, the number of finished trainings, and the number of all trainings.
-
-    Raises:
-        InputError: for wrong settings, before anything is written; from a training, with its name.
     """
     data = _validate(config, rows, seeds, variants, tune)
     plan = Plan(config, rows, seeds, variants, out, tune, data.metrics.choose_by)

@@ -6,7 +6,6 @@ import os
 import platform
 import signal
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -49,20 +48,19 @@ class Executor(ABC):
         ``on_done`` is called with a finished job and the number of finished jobs. An InputError or a DivergenceError of a job
         is raised with the job's name, and jobs that have not started are cancelled.
         """
-        blocked = list(jobs)
+        waiting = list(jobs)
         results: dict[Any, Any] = {}
-        ready, running = deque[Job](), dict[Future[Any], Job]()
-        pool, at_once = self.open(len(blocked))
+        running: dict[Future[Any], Job] = {}
+        pool, at_once = self.open(len(waiting))
         try:
-            while blocked or ready or running:
-                ready += [job for job in blocked if results.keys() >= set(job.needs)]
-                blocked = [job for job in blocked if not results.keys() >= set(job.needs)]
-                while ready and len(running) < at_once:
-                    job = ready.popleft()
+            while waiting or running:
+                ready = [job for job in waiting if results.keys() >= set(job.needs)]
+                for job in ready[: at_once - len(running)]:
+                    waiting.remove(job)
                     function, arguments = job.prepare(results)
                     running[pool.submit(function, *arguments)] = job
                 if not running:
-                    raise ValueError(f"jobs need results that no job has: {[job.key for job in blocked]}")
+                    raise ValueError(f"jobs need results that no job has: {[job.key for job in waiting]}")
                 for finished in wait(running, return_when=FIRST_COMPLETED).done:
                     job = running.pop(finished)
                     try:
@@ -71,7 +69,7 @@ class Executor(ABC):
                         raise type(error)(f"{job.name}: {error}" if job.name else str(error)) from error
                     on_done(job, len(results))
         finally:
-            pool.shutdown(wait=not (blocked or ready or running), cancel_futures=True)
+            pool.shutdown(wait=not (waiting or running), cancel_futures=True)
         return results
 
 

@@ -45,9 +45,6 @@ def predict(folder: Path, file: Path, out: Path) -> int:
 
     Returns:
         Number of predicted rows.
-
-    Raises:
-        InputError: for a folder without a finished table run, or a file that the encoder cannot read, with row and column.
     """
     if out.suffix not in (".parquet", ".csv"):
         raise InputError(f"predictions are written as .parquet or .csv, not {out.name}")

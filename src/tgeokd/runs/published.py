@@ -31,7 +31,7 @@ class Published(NamedTuple):
 
 
 def claimed(
-    task: str, teacher: Mapping[str, Any], student: Mapping[str, Any], row: MethodSpec, metric: str | None = None
+    task: str, teacher: Mapping[str, Any], student: Mapping[str, Any], row: MethodSpec, metric: str
 ) -> Published | None:
     """What is published for a row of a comparison, None where nothing is.
 
@@ -41,18 +41,16 @@ def claimed(
         task: name of the task.
         teacher: name and options of its model, plain data. Ignored for ``ce``.
         student: the same of the student. Ignored for ``teacher``.
-        row: of the options, ``standardise`` tells the two kinds of ``dkd`` apart; the others do not matter.
-        metric: by default the one the task's sources report first.
+        row: of its options, ``standardise`` tells the two kinds of ``dkd`` apart; the others do not matter.
+        metric: name of the metric.
     """
     method = METHODS.renamed.get(row.method, row.method)
     if method == "dkd" and row.options.get("standardise"):
         method = "dkd+lskd"
     for entry in _load():
         models = [(entry.teacher, teacher), (entry.student, student)]
-        if (
-            (entry.task, entry.method) == (task, method)
-            and metric in (None, entry.metric)
-            and all(name is None or {"name": name, **entry.needs}.items() <= model.items() for name, model in models)
+        if (entry.task, entry.method, entry.metric) == (task, method, metric) and all(
+            name is None or {"name": name, **entry.needs}.items() <= model.items() for name, model in models
         ):
             return entry
     return None
@@ -72,30 +70,20 @@ def claims(config: RunConfig, rows: Iterable[MethodSpec], metric: str) -> list[C
 def _load() -> list[Published]:
     """All entries, in the order of the file."""
     content = yaml.safe_load(resources.files("tgeokd.runs").joinpath("published.yaml").read_text())
-    return [
-        Published(
-            table["task"],
-            teacher,
-            student,
-            method,
-            table["metric"],
-            value=round(value * (0.01 if table.get("percent") else 1.0), 6),
-            source=content["sources"][source]["name"],
-            protocol=content["sources"][source]["protocol"],
-            needs=table.get("needs", {}),
-        )
-        for table in content["tables"]
-        for teacher, student, method, value, source in _numbers(table)
-    ]
+    return [entry for table in content["tables"] for entry in _entries(table, content["sources"])]
 
 
-def _numbers(table: Mapping[str, Any]) -> Iterator[tuple[str | None, str | None, str, float, str]]:
-    """Teacher, student, method, number and key of the source of each number of a table."""
-    source = table["alone"]["source"]
-    for model, value in table["alone"]["values"].items():
-        yield model, None, "teacher", value, source
-        yield None, model, "ce", value, source
+def _entries(table: Mapping[str, Any], sources: Mapping[str, Any]) -> Iterator[Published]:
+    def entry(teacher: str | None, student: str | None, method: str, value: float, source: str) -> Published:
+        value = round(value * (0.01 if table.get("percent") else 1.0), 6)
+        place = (table["task"], teacher, student, method, table["metric"])
+        return Published(*place, value, **sources[source], needs=table.get("needs", {}))
+
+    alone = table["alone"]
+    for model, value in alone["values"].items():
+        yield entry(model, None, "teacher", value, alone["source"])
+        yield entry(None, model, "ce", value, alone["source"])
     for teacher, student, *values in table.get("pairs", []):
-        for (method, origin), number in zip(table["methods"].items(), values, strict=True):
-            if number is not None:
-                yield teacher, student, method, number, origin
+        for (method, source), value in zip(table["methods"].items(), values, strict=True):
+            if value is not None:
+                yield entry(teacher, student, method, value, source)

@@ -62,8 +62,8 @@ def run(
         teacher_path: the teacher, as :func:`~tgeokd.runs.teacher.build_teacher` saved it.
         out: folder for the run's files; None writes nothing.
         resume: continue the run in ``out``.
-        progress: show a bar.
-        key: see :class:`~tgeokd.runs.results.RunResults`.
+        progress: show a progress bar.
+        key: stored with the results, see :mod:`tgeokd.runs.stored`.
     """
     data = load_data(config)
     distiller, seconds, memory = _train(config, data, teacher_path, out=out, resume=resume, progress=progress)

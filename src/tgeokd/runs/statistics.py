@@ -37,13 +37,10 @@ class PairedTest:
 
 
 def paired(differences: Sequence[float]) -> PairedTest:
-    """Paired t test: the mean of the differences, its 95 % interval, and the p value of a mean of 0.
+    """Paired t test: the mean of at least one finite difference, its 95 % interval, and the p value of a mean of 0.
 
     One difference has no spread, nor have differences that are all the same (two equal counts on a small test set are no
     certainty, and the t statistic would divide by 0): interval and p value are None then.
-
-    Args:
-        differences: one per pair; at least one, all finite.
     """
     n = len(differences)
     if not n or not all(map(math.isfinite, differences)):
@@ -59,13 +56,10 @@ def paired(differences: Sequence[float]) -> PairedTest:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values of one family of tests, corrected for their number by Holm's step-down method, in the order given.
+    """P values of one family of tests, corrected for their number in the order given: the family-wise error rate is kept.
 
-    The k-th smallest of m, k from 0, is multiplied by m - k, made no smaller than the one before, and cut off at 1. Among
-    all of a family that fall below a level, the chance of any false one is at most that level.
-
-    Reference:
-        Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979.
+    The k-th smallest of m, k from 0, is multiplied by m - k, made no smaller than the one before, and cut off at 1 (Holm,
+    "A Simple Sequentially Rejective Multiple Test Procedure", 1979).
     """
     wrong = [p for p in p_values if not 0 <= p <= 1]
     if wrong:
@@ -81,18 +75,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def paired_table(
     runs: Sequence[RunRecord], metric: str, references: Sequence[MethodSpec] | None = None
 ) -> list[PairedDifference]:
-    """Each reference row against every other row of its data variant, over the seeds that both have.
+    """Each reference row against every other row of its data variant, over the seeds that both have, in the order of the runs.
 
     Args:
-        runs: of any variants and rows.
-        metric: the compared one, on the test set or, as ``val_...``, on the validation set.
+        runs: of any variants and rows, each with the metric, and no two of the same variant, row and seed.
+        metric: on the test set or, as ``val_...``, on the validation set.
         references: rows that a positive gain speaks for; by default :func:`~tgeokd.runs.results.default_rows`.
-
-    Returns:
-        One record per pair of rows, in the order of the runs.
-
-    Raises:
-        InputError: for an unknown metric, a run without it, or two runs of the same variant, row and seed.
     """
     variants: dict[str, dict[MethodSpec, dict[int, float]]] = {}
     for run in runs:
@@ -139,8 +127,7 @@ def summarise(runs: Sequence[RunRecord], tuning: Iterable[TuningRecord] = ()) ->
     summary = []
     for (variant, row), own in grouped.items():
         kd, ce = (first.get((variant, method)) for method in ("kd", "ce"))
-        seconds = _spread([run.seconds for run in own])
-        memory = _spread([run.peak_memory_mb for run in own])
+        seconds, memory = _spread([run.seconds for run in own]), _spread([run.peak_memory_mb for run in own])
         tried = trials.get((variant, row), [])
         # the recall of a class is missing where the split of a seed lacks the class
         names = dict.fromkeys(name for run in own for name in run.metrics)

@@ -32,13 +32,12 @@ def _kind(config: RunConfig) -> Literal["network", "classifier", "predictions"]:
     recipe = config.teacher
     if recipe.predictions is not None:
         return "predictions"
-    if recipe.model.get("name") in CLASSIFIERS:
-        if recipe.weights is not None:
-            raise InputError(
-                f"teacher.weights takes the weights of a network, and {recipe.model['name']} is not a network"
-            )
-        return "classifier"
-    return "network"
+    name = recipe.model.get("name")
+    if name not in CLASSIFIERS:
+        return "network"
+    if recipe.weights is not None:
+        raise InputError(f"teacher.weights takes the weights of a network, and {name} is not a network")
+    return "classifier"
 
 
 def is_network(config: RunConfig) -> bool:
@@ -68,13 +67,12 @@ def _check_pretrained(network: nn.Module, config: RunConfig, data: TaskData) -> 
     """Refuse an untrained network, and a pretrained one whose classifier would be random."""
     if config.teacher.model.get("pretrained") is not True:
         raise InputError(
-            "the teacher would stay untrained: give teacher.epochs, teacher.weights, or a pretrained teacher.model"
+            "the teacher is untrained: give teacher.epochs, teacher.weights, or a pretrained teacher.model"
         )
     classes = getattr(network, "pretrained_cfg", {}).get("num_classes", 1000)  # torchvision's all have ImageNet's 1000
     if classes != data.num_classes:
         raise InputError(
-            f"the pretrained teacher has {classes} classes and the task has {data.num_classes}, so its classifier would be "
-            "untrained: give teacher.epochs"
+            f"the pretrained teacher has {classes} classes and the task {data.num_classes}: give teacher.epochs"
         )
 
 
