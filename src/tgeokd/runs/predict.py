@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model
-from torch import nn
 
 from tgeokd.core.model_call import class_logits
 from tgeokd.data import TASKS
@@ -19,11 +18,6 @@ from tgeokd.runs.config import load_config
 from tgeokd.runs.results import RunResults, load_json
 from tgeokd.utils.errors import InputError, one_line
 from tgeokd.utils.files import replace_file
-
-if TYPE_CHECKING:
-    import polars as pl
-
-    from tgeokd.data import Encoder
 
 __all__ = ["predict"]
 
@@ -62,23 +56,17 @@ def predict(folder: Path, file: Path, out: Path) -> int:
     student.eval()
     import polars as pl
 
-    tables = [_table(student, encoder, rows, frame, names, str(file)) for rows, frame in read_rows(file)]
-    predicted = pl.concat(tables)
+    def table(rows: Any, frame: pl.DataFrame) -> pl.DataFrame:
+        numeric, categorical = encoder.transform(frame, source=str(file))
+        with torch.no_grad():
+            batches = zip(numeric.split(ROWS), categorical.split(ROWS), strict=True)
+            probs = torch.cat([class_logits(student, batch).softmax(dim=-1) for batch in batches]).numpy()
+        best = np.array(names)[probs.argmax(axis=1)]
+        columns = {f"prob_{c}": probs[:, c] for c in range(len(names))}
+        return pl.DataFrame({"id": np.asarray(rows, dtype=np.int64), **columns, "prediction": best})
+
+    predicted = pl.concat([table(rows, frame) for rows, frame in read_rows(file)])
     write = predicted.write_parquet if out.suffix == ".parquet" else predicted.write_csv
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, lambda path: write(path))
     return len(predicted)
-
-
-def _table(
-    student: nn.Module, encoder: Encoder, rows: Any, frame: pl.DataFrame, names: list[str], source: str
-) -> pl.DataFrame:
-    import polars as pl
-
-    numeric, categorical = encoder.transform(frame, source=source)
-    with torch.no_grad():
-        batches = zip(numeric.split(ROWS), categorical.split(ROWS), strict=True)
-        probs = torch.cat([class_logits(student, batch).softmax(dim=-1) for batch in batches]).numpy()
-    best = np.array(names)[probs.argmax(axis=1)]
-    columns = {f"prob_{c}": probs[:, c] for c in range(len(names))}
-    return pl.DataFrame({"id": np.asarray(rows, dtype=np.int64), **columns, "prediction": best})
