@@ -12,12 +12,11 @@ from typing import Any, ClassVar
 from tgeokd.paper import ANALYSES
 from tgeokd.runs.build import use_threads
 from tgeokd.runs.config import RunConfig, replace
-from tgeokd.runs.executors import LocalProcesses, call_all
+from tgeokd.runs.executors import LocalProcesses, call_all, machine
 from tgeokd.runs.results import MethodSpec
 from tgeokd.runs.single import check
 from tgeokd.runs.statistics import PairedTest
 from tgeokd.runs.stored import computed, result_key
-from tgeokd.runs.summary import machine
 from tgeokd.runs.teacher import is_network
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import write_json

@@ -13,7 +13,6 @@ from tgeokd.runs.compare import compare
 from tgeokd.runs.config import RunConfig
 from tgeokd.runs.results import DataVariant, MethodSpec, RunRecord
 from tgeokd.runs.statistics import PairedTest
-from tgeokd.utils.files import slug
 
 __all__ = ["ComparisonAnalysis", "gain", "gain_text", "group_gap", "group_mean", "histories"]
 
@@ -41,7 +40,7 @@ class ComparisonAnalysis(Analysis):
 
 def histories(folder: Path, row: MethodSpec, seeds: Iterable[int]) -> list[list[dict[str, Any]]]:
     """The records of a row's epochs, one list per seed."""
-    folders = (folder / slug(VARIANT) / slug(row.label) / f"seed-{seed}" for seed in seeds)
+    folders = (row.folder(folder, VARIANT) / f"seed-{seed}" for seed in seeds)
     return [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
 
 

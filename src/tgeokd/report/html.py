@@ -65,13 +65,12 @@ def _comparison(folder: Path, results: ComparisonResults) -> list[Section]:
         for run in results.runs:
             if run.variant == variant:
                 values.setdefault(run.label, []).append(run.metrics[metric])
-        own = [row.label for row in results.summary if row.variant == variant and row.method == DEFAULT_METHOD]
+        own = [row.spec for row in results.summary if row.variant == variant and row.method == DEFAULT_METHOD]
         path = figures / f"{metric}-{slug(variant)}.png"
-        drawn = [metric_by_row(values, metric, path, title=variant, highlighted=own)]
-        for label in own:
-            names = slug(variant), slug(label)
-            folders = sorted(folder.joinpath(*names).glob("seed-*"))
-            drawn += _ratio_figures(folders, figures, f"-{'-'.join(names)}", f"{label}, {variant}")
+        drawn = [metric_by_row(values, metric, path, title=variant, highlighted=[row.label for row in own])]
+        for row in own:
+            folders = sorted(row.folder(folder, variant).glob("seed-*"))
+            drawn += _ratio_figures(folders, figures, f"-{slug(variant)}-{slug(row.label)}", f"{row.label}, {variant}")
         sections.append(Section(variant, comparison_table(results, variant), drawn))
         others = [pair for pair in results.pairs if pair not in main]
         for name, pairs in (("", main), ("other ", others)):
