@@ -146,7 +146,8 @@ def check_ratios(alpha: Tensor | float) -> None:
     else:
         low = high = alpha
     if not (low >= 0 and high <= 1):
-        raise InputError(f"alpha must lie in [0, 1], but spans {low:.4g} to {high:.4g}")
+        given = f"not {low:.4g}" if low == high else f"but spans {low:.4g} to {high:.4g}"
+        raise InputError(f"alpha must lie in [0, 1], {given}")
 
 
 def logits_from_probs(probs: Tensor) -> Tensor:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from tgeokd.methods.base import ForwardContext, LossInputs, Method, Outer, SampleLoss
-from tgeokd.methods.registry import METHODS
+from tgeokd.methods.base import METHODS, ForwardContext, LossInputs, Method, Outer, SampleLoss
+from tgeokd.utils.validation import call_validated
 
 __all__ = ["METHODS", "ForwardContext", "LossInputs", "Method", "Outer", "SampleLoss", "build_method"]
 
 
 def build_method(name: str, /, **options: Any) -> Method:
-    """A method by its name.
-
-    Args:
-        name: in :data:`METHODS`.
-        **options: the constructor's arguments.
+    """A method by its name in :data:`METHODS`, with the arguments of its constructor.
 
     Raises:
         InputError: for an unknown method or option (with the nearest name), or an impossible value.
@@ -24,7 +20,5 @@ def build_method(name: str, /, **options: Any) -> Method:
         >>> build_method("kd", alpha=0.5).constant
         0.5
     """
-    from tgeokd.utils.validation import call_validated
-
     method: Method = call_validated(f"method {name!r}", METHODS[name], options)
     return method
