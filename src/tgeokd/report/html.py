@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from tgeokd.methods.registry import DEFAULT_METHOD
 from tgeokd.report.figures import alpha_by_group, alpha_by_label, metric_by_row
 from tgeokd.report.tables import Table, comparison_table, paired_differences
-from tgeokd.runs.results import DEFAULT_METHOD, ComparisonResults, RunResults, read
+from tgeokd.runs.results import ComparisonResults, RunResults, read
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import slug, write_text
 

@@ -12,12 +12,13 @@ from typing import Any
 import yaml
 
 from tgeokd.data import TaskData
+from tgeokd.methods.registry import DEFAULT_METHOD
 from tgeokd.runs.build import load_data
 from tgeokd.runs.config import RunConfig, replace
 from tgeokd.runs.executors import Executor, Job, LocalProcesses, machine
 from tgeokd.runs.plan import TUNING_SEED, Plan, Training
 from tgeokd.runs.published import claims
-from tgeokd.runs.results import DEFAULT_METHOD, ComparisonResults, DataVariant, MethodSpec, RunRecord, RunResults
+from tgeokd.runs.results import ComparisonResults, DataVariant, MethodSpec, RunRecord, RunResults
 from tgeokd.runs.single import Score, check, halves, run, trial
 from tgeokd.runs.statistics import paired_table, summarise
 from tgeokd.runs.stored import computed, result_key, stored
