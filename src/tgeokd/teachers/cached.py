@@ -21,12 +21,13 @@ from tgeokd.teachers.cache.loaders import BATCH, cached_ids, check_deterministic
 from tgeokd.teachers.cache.store import TeacherCache, TeacherCacheOptions, write_cache
 from tgeokd.utils.errors import InputError
 
-__all__ = ["DEFAULT_VIEWS", "CachedTeacher"]
+__all__ = ["CachedTeacher"]
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_VIEWS = 4
-"""Each view costs one pass of the teacher and the space of its logits. More views are closer to fresh augmentation."""
+DEFAULT_VIEWS = (
+    4  # each costs one pass of the teacher and the space of its logits; more are closer to fresh augmentation
+)
 
 
 class CachedTeacher(Teacher):

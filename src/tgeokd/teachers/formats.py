@@ -55,13 +55,14 @@ def write_predictions(path: str | Path, ids: Tensor, logits: Tensor) -> None:
     """Write ids, int64, shape (M,), and logits, float32, shape (M, C), in one atomic step."""
     path = Path(path)
     check_names("format of predictions", [path.suffix], READERS)
+    ids, logits = ids.contiguous(), logits.contiguous()
 
     def write(temporary: Path) -> None:
         if path.suffix == ".npz":
             with temporary.open("wb") as file:  # savez appends .npz to a name without it
                 np.savez(file, ids=ids.numpy(), logits=logits.numpy())
         elif path.suffix == ".safetensors":
-            save_file({"ids": ids.contiguous(), "logits": logits.contiguous()}, temporary)
+            save_file({"ids": ids, "logits": logits}, temporary)
         else:
             polars = optional_import("polars", "a parquet file")
             polars.DataFrame({"id": ids.numpy(), "logits": logits.numpy()}).write_parquet(temporary)
