@@ -16,12 +16,7 @@ __all__ = ["EvalTransform", "TrainTransform", "crop_and_flip", "normalised"]
 
 
 def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """``(images / 255 - mean) / std`` per channel.
-
-    Args:
-        images: uint8, shape (N, C, H, W).
-        mean: mean of each of the C channels, of values in [0, 1].
-        std: standard deviation of each channel.
+    """``(images / 255 - mean) / std`` of uint8 images of shape (N, C, H, W), with a mean and a standard deviation per channel.
 
     Returns:
         float32, shape (N, C, H, W), in the memory format channels last, in which convolutions are faster on most devices.
@@ -45,17 +40,13 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, paddi
     """Pad each image with zeros, crop it to its original size, and mirror it where ``flip`` is true.
 
     Args:
-        images: shape (N, C, H, W).
+        images: shape (N, C, H, W); the result has the same type and shape.
         top: first row of the crop in the padded image, int64 in [0, 2 padding], shape (N,).
         left: first column of the crop, int64 in [0, 2 padding], shape (N,).
         flip: whether to mirror left and right, bool, shape (N,).
         padding: pixels added on each side.
-
-    Returns:
-        The same type and shape as ``images``.
     """
-    n, channels, height, width = images.shape
-    device = images.device
+    (n, channels, height, width), device = images.shape, images.device
     tall, wide = height + 2 * padding, width + 2 * padding
     framed = F.pad(images, (padding,) * 4)
     pixels = torch.cat([framed, framed.flip(3)]).view(-1)

@@ -53,7 +53,7 @@ def confusion_noise(target: Tensor, counts: Tensor, seed: int) -> tuple[Tensor, 
         seed: seed of the draws.
 
     Returns:
-        The noisy labels, shape (N,), and a mask of the wrong ones, shape (N,), bool.
+        As :func:`symmetric_noise`.
     """
     generator = np.random.default_rng(seed)
     cumulative = counts.numpy().cumsum(axis=1)[target.numpy()]
@@ -103,13 +103,13 @@ def read_human_labels(path: Path, keys: Sequence[str], num_classes: int) -> dict
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         first = one_line(error).partition(". ")[0]
         raise InputError(f"{path} is not a file of CIFAR-N labels: {first or type(error).__name__}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must have a dictionary of labels, not {type(content).__name__}")
     labels = {}
     for key in keys:
-        value = content.get(key) if isinstance(content, dict) else None
-        if value is None:
-            given = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-            raise InputError(f"{path} has no {key!r}, but {given}")
-        array = np.asarray(value)
+        if content.get(key) is None:
+            raise InputError(f"{path} has no {key!r}, but {', '.join(map(str, content))}")
+        array = np.asarray(content[key])
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise InputError(f"{path}: {key!r} must have integers of shape (N,), not of shape {array.shape}")
         unknown = (array < 0) | (array >= num_classes)

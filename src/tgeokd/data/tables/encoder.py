@@ -111,10 +111,9 @@ class FeatureEncoder:
         flagged = np.array([column.indicator for column in self.numeric], dtype=bool)
         features = np.concatenate([standard, missing[:, flagged].astype(np.float32)], axis=1)
 
-        codes = np.empty((len(frame), len(self.categorical)), dtype=np.int64)
-        for i, column in enumerate(self.categorical):
-            codes[:, i] = _codes(as_text(frame, column.name, source=source), column.values)
-        return torch.from_numpy(features), torch.from_numpy(codes)
+        codes = [_codes(as_text(frame, c.name, source=source), c.values) for c in self.categorical]
+        table = np.stack(codes, axis=1) if codes else np.empty((len(frame), 0), dtype=np.int64)
+        return torch.from_numpy(features), torch.from_numpy(table)
 
     @property
     def inputs(self) -> InputSpec:
@@ -125,9 +124,8 @@ class FeatureEncoder:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, the input of :meth:`from_dict`."""
         plain: dict[str, Any] = dataclasses.asdict(self)
-        for column in plain["categorical"]:
-            column["values"] = list(column["values"])
-        return plain | {"numeric": list(plain["numeric"]), "categorical": list(plain["categorical"])}
+        categorical = [column | {"values": list(column["values"])} for column in plain["categorical"]]
+        return plain | {"numeric": list(plain["numeric"]), "categorical": categorical}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> FeatureEncoder:

@@ -95,7 +95,6 @@ def _read_csv(
         raise InputError(f"{source} has two columns named {min(twice)!r}")
     before = 1 + skip_lines + (header is None)  # pyarrow's number of the first data row
     skipped: list[int] = []
-
     wrong: list[str] = []
 
     def bad(row: Any) -> str:
@@ -105,14 +104,12 @@ def _read_csv(
             wrong.append(f"row {skipped[0]} (the first is 0) of {source} has {found}")
         return "skip"
 
+    # pyarrow numbers bad rows with one thread only
+    read = arrow_csv.ReadOptions(use_threads=False, column_names=names, skip_rows=before - 1)
+    parse = arrow_csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=bad)
+    convert = arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
     try:
-        table = arrow_csv.read_csv(
-            path,
-            # pyarrow numbers bad rows with one thread only
-            arrow_csv.ReadOptions(use_threads=False, column_names=names, skip_rows=before - 1),
-            arrow_csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=bad),
-            arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
-        )
+        table = arrow_csv.read_csv(path, read, parse, convert)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"cannot read {source}: {one_line(error)}") from error
     if wrong:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tgeokd.core.metrics import Metrics
 from tgeokd.data.base import TaskData
 from tgeokd.data.split import Rows
-from tgeokd.data.tables.encoder import FeatureEncoder, as_numbers, place
+from tgeokd.data.tables.encoder import FeatureEncoder, as_numbers, as_text, place
 from tgeokd.data.tables.labels import Draws, table_splits
 from tgeokd.data.tables.reader import BadRows, Table
 from tgeokd.utils.errors import InputError
@@ -47,15 +47,15 @@ def labelled(
     for name in numeric:
         column = table.frame[name]
         if bad_rows == "skip" and column.dtype == pl.String:
-            text = column.str.strip_chars()
+            text = as_text(table.frame, name)
             column = text.cast(pl.Float64, strict=False)
-            good &= (column.is_not_null() | text.is_null() | (text == "")).fill_null(True).to_numpy()
+            good &= (column.is_not_null() | text.is_null()).to_numpy()
         else:
             column = as_numbers(table.frame, name, source=table.source, rows=table.rows)
         columns.append(column.alias(name))
     text = table.frame[label].cast(pl.String).str.strip_chars(" \t'\"").str.replace(r"^(\d+)\.0$", "$1")
-    names, indices = pl.Series(list(classes), dtype=pl.String), pl.Series(list(classes.values()), dtype=pl.Int64)
-    target = np.array(text.replace_strict(names, indices, default=-1, return_dtype=pl.Int64), dtype=np.int64)
+    found = text.replace_strict(list(classes), list(classes.values()), default=-1, return_dtype=pl.Int64)
+    target = np.array(found, dtype=np.int64)
     good &= target >= 0
     if bad_rows == "error" and not good.all():
         row = int((~good).argmax())
@@ -95,11 +95,11 @@ def attack_task(
     def by_class(rows: Rows) -> dict[str, int]:
         return dict(zip(class_names, np.bincount(target[rows], minlength=len(class_names)).tolist(), strict=True))
 
+    counts = {"held_out": len(held_out), "test": len(test)}
     everything = {
         "files": {Path(table.source).name: table.sha256 for table in tables},
         **notes,
-        "rows": {"train": len(train), "oversampled": len(data["train"]) - len(train)}
-        | {"held_out": len(held_out), "test": len(test)},
+        "rows": {"train": len(train), "oversampled": len(data["train"]) - len(train)} | counts,
         "class_counts": {"train": by_class(train), "held_out": by_class(held_out), "test": by_class(test)},
         "wrong_training_labels": int(data["corrupted"][: len(train)].sum()),
         "missing": _most(encoder.missing(frame)),

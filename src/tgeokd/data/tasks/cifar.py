@@ -119,10 +119,9 @@ def _task(
         raise InputError(f"noise_rate must lie in [0, 1], not {noise_rate}")
     if noise_rate and noise != "symmetric":
         raise InputError(f"noise_rate={noise_rate} needs noise=symmetric, not noise={noise}")
-    source = _source(spec, data_dir, download)
+    source = _source(spec.archive, data_dir, download)
     contents = read_archive(spec.archive, source, checksum)
-    names = contents.class_names
-    classes = len(names)
+    names, classes = contents.class_names, len(contents.class_names)
     everything, everything_test = contents.target.numpy(), contents.test_target.numpy()
     rest, held, _ = stratified_split(everything, held_out=held_out, test=None, seed=seed, class_names=names)
     fit = _subset("train", everything, rest, train, classes, seed)
@@ -131,9 +130,8 @@ def _task(
     relabel = _relabel(spec, contents, source, data_dir, noise, noise_rate)
     fit_rows, held_rows, test_rows = (torch.from_numpy(rows) for rows in (fit, held, tested))
     labels, corrupted = relabel(fit_rows, seed)
-    held_labels = contents.target[held_rows]
-    if held_out_noise:
-        held_labels, _ = relabel(held_rows, seed + 2**31)  # larger than any seed of a training set
+    held_seed = seed + 2**31  # larger than any seed of a training set
+    held_labels = relabel(held_rows, held_seed)[0] if held_out_noise else contents.target[held_rows]
 
     plain = EvalTransform(spec.mean, spec.std)
     random = TrainTransform(spec.mean, spec.std, padding=size // 8, seed=seed) if augment else plain
@@ -219,9 +217,8 @@ def cifar10(*, data_dir: Path, cifar_n_labels: CifarLabels = "worse_label", **op
     return _task(_spec("cifar10", {"cifar_n_labels": cifar_n_labels}), data_dir=data_dir, **options)
 
 
-def _source(spec: Spec, data_dir: Path, download: bool) -> Path:
+def _source(archive: Archive, data_dir: Path, download: bool) -> Path:
     """The archive or its folder, downloaded if ``download`` is set and neither exists."""
-    archive = spec.archive
     found = find_archive(archive, data_dir)
     if found is None and download:
         try:
@@ -268,8 +265,9 @@ def _human_counts(spec: Spec, data_dir: Path, classes: int) -> Tensor:
         return read_confusion_counts(table, classes)
     path, clean, noisy = _human_labels(spec, data_dir, "human", classes)
     counts = confusion_counts(clean, noisy, classes)
-    if not counts.any(dim=1).all():
-        raise InputError(f"{path} has no image of class {int((~counts.any(dim=1)).int().argmax())}")
+    absent = ~counts.any(dim=1)
+    if absent.any():
+        raise InputError(f"{path} has no image of class {int(absent.int().argmax())}")
     return counts
 
 

@@ -73,10 +73,10 @@ class Contents:
 
 def find_archive(archive: Archive, data_dir: Path) -> Path | None:
     """The archive, or the folder with its members, in the data folder; None where neither exists."""
-    for path in (data_dir / archive.file, data_dir / archive.folder / archive.file):
+    folder = data_dir / archive.folder
+    for path in (data_dir / archive.file, folder / archive.file):
         if path.is_file():
             return path
-    folder = data_dir / archive.folder
     return folder if any((folder / name).is_file() for name, _ in archive.members) else None
 
 
@@ -89,7 +89,7 @@ def read_archive(archive: Archive, source: Path, checksum: Checksum) -> Contents
     for file in files:
         if not file.is_file():
             raise InputError(f"{file} does not exist")
-    stamps = tuple((stat.st_mtime_ns, stat.st_size) for stat in (file.stat() for file in files))
+    stamps = tuple((stat.st_mtime_ns, stat.st_size) for stat in map(Path.stat, files))
     return _read(archive, source, checksum, stamps)
 
 
@@ -167,10 +167,9 @@ class _ArraysOnly(pickle.Unpickler):
     """An unpickler that accepts plain containers, numbers, text and NumPy arrays only."""
 
     def find_class(self, module: str, name: str) -> Any:
-        try:
-            return ALLOWED[module, name]
-        except KeyError:
-            raise InputError(f"refers to {module}.{name}, which is not allowed in a file of images") from None
+        if (module, name) not in ALLOWED:
+            raise InputError(f"refers to {module}.{name}, which is not allowed in a file of images")
+        return ALLOWED[module, name]
 
 
 def _content(where: str, data: bytes) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tgeokd.data.split import stratified_split
 from tgeokd.data.tables.labels import Draws
 from tgeokd.data.tables.reader import BadRows, Table, read_table
 from tgeokd.data.tasks.attacks import attack_task, labelled, refuse_lacking
-from tgeokd.data.tasks.registry import TASKS, find_path, provides, row_reader
+from tgeokd.data.tasks.registry import TASKS, existing_path, find_path, provides, row_reader
 from tgeokd.utils.errors import InputError, check_names, one_line
 
 __all__ = ["FEATURES", "hil"]
@@ -39,12 +39,11 @@ _CLASS_NAMES = {"binary": ("Natural", "Attack"), "triple": ("NoEvents", "Natural
 def _feature_names() -> Iterator[str]:
     """The published header: 29 measurements of the phasor measurement unit of each of 4 relays, then 12 logs."""
     for relay in ("R1", "R2", "R3", "R4"):
-        for i in range(1, 13):
-            kind = "V" if i in (1, 2, 3, 7, 8, 9) else "I"
+        for i, kind in enumerate("VVVIIIVVVIII", start=1):
             yield from (f"{relay}-PA{i}:{kind}H", f"{relay}-PM{i}:{kind}")
         yield from (f"{relay}:F", f"{relay}:DF", f"{relay}-PA:Z", f"{relay}-PA:ZH", f"{relay}:S")
-    for log in ("control_panel_log", "relay{}_log", "snort_log"):
-        yield from (log.format(i) if "{}" in log else f"{log}{i}" for i in range(1, 5))
+    for log in ("control_panel_log{}", "relay{}_log", "snort_log{}"):
+        yield from (log.format(i) for i in range(1, 5))
 
 
 FEATURES = tuple(_feature_names())
@@ -97,23 +96,16 @@ def hil(
         bad_rows: ``error`` stops at a row with a value that is not a number, an unknown label, or a wrong number of values;
             ``skip`` leaves such rows out and counts them in the notes.
     """
-    paths = [_single(data_dir, file)] if file is not None else _all_files(data_dir, classes)
+    paths = _all_files(data_dir, classes) if file is None else [existing_path(data_dir, "hil", file)]
     tables = [_read(path, bad_rows) for path in paths]
     features = _features(tables, complete=file is None)
     classes_of = _class_by_label(classes)
 
-    frames, targets, ids = [], [], []
-    skipped: dict[str, int] = {}
-    first = 0
-    for table in tables:
-        good, labels = labelled(table, numeric=features, label=_LABEL, classes=classes_of, bad_rows=bad_rows)
-        frames.append(good.frame.select(features))
-        targets.append(labels)
-        ids.append(first + good.rows)
-        first += table.total
-        if len(labels) < table.total:
-            skipped[Path(table.source).name] = table.total - len(labels)
-    target = np.concatenate(targets)
+    read = [labelled(t, numeric=features, label=_LABEL, classes=classes_of, bad_rows=bad_rows) for t in tables]
+    target = np.concatenate([labels for _, labels in read])
+    firsts = np.cumsum([0, *(table.total for table in tables)])
+    ids = np.concatenate([first + good.rows for first, (good, _) in zip(firsts[:-1], read, strict=True)])
+    skipped = {Path(good.source).name: good.total - len(labels) for good, labels in read if len(labels) < good.total}
     if not len(target):
         raise InputError(f"{_where(paths)} has no valid row; {sum(skipped.values())} were skipped")
     found_classes = np.unique(target)
@@ -129,9 +121,9 @@ def hil(
                 raise InputError(f"{_where(paths)} has no row of class {name!r}, which classes={classes} needs")
     splits = stratified_split(target, held_out=held_out, test=test, seed=seed, class_names=names)
     return attack_task(
-        pl.concat(frames),
+        pl.concat([good.frame.select(features) for good, _ in read]),
         target,
-        np.concatenate(ids),
+        ids,
         splits,
         numeric=features,
         class_names=names,
@@ -161,13 +153,6 @@ def _read(path: Path, bad_rows: BadRows) -> Table:
     raise InputError(f"{path} has no line @data; it is not an ARFF file")
 
 
-def _single(data_dir: Path, name: str) -> Path:
-    path = find_path(data_dir, ["hil"], [name])
-    if path is None:
-        raise InputError(f"neither {data_dir / 'hil' / name} nor {data_dir / name} exists")
-    return path
-
-
 def _all_files(data_dir: Path, classes: Classes) -> list[Path]:
     """``data1`` to ``data15``, in this order, from the first folder that fits the task."""
     folder = find_path(data_dir, ["hil"], _FOLDERS[classes])
@@ -175,7 +160,7 @@ def _all_files(data_dir: Path, classes: Classes) -> list[Path]:
         names = " or ".join(_FOLDERS[classes])
         raise InputError(f"no folder {names} in {data_dir / 'hil'} or {data_dir}; give one file by data.file=FILE")
     paths: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+    for path in sorted(folder.glob("*")):
         if match := re.fullmatch(r"data(\d+)(\.csv)?\.(csv|arff|parquet)", path.name):
             number = int(match[1])
             if number in paths:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tgeokd.utils.errors import InputError
 from tgeokd.utils.registry import Registry
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     Confusion = Callable[[Mapping[str, Any], Path, int], Tensor | None]
     RowReader = Callable[[Path], Iterator[tuple[NDArray[np.int64], pl.DataFrame]]]
 
-__all__ = ["TASKS", "find_path", "provides", "row_reader", "same_options"]
+__all__ = ["TASKS", "existing_path", "find_path", "provides", "row_reader", "same_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,6 +34,15 @@ def find_path(data_dir: Path, folders: Iterable[str], names: Iterable[str]) -> P
     names = list(names)
     places = (data_dir / folder / name for folder in (*folders, "") for name in names)
     return next((path for path in places if path.exists()), None)
+
+
+def existing_path(data_dir: Path, folder: str, name: str, advice: str = "") -> Path:
+    """A path in ``folder`` of ``data_dir`` or in ``data_dir``; an InputError with some advice where neither exists."""
+    path = find_path(data_dir, [folder], [name])
+    if path is None:
+        places = f"neither {data_dir / folder / name} nor {data_dir / name} exists"
+        raise InputError(f"{places}; {advice}" if advice else places)
+    return path
 
 
 def provides(*, read_rows: RowReader | None = None, confusion: Confusion | None = None) -> Callable[[F], F]:

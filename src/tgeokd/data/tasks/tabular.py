@@ -223,10 +223,10 @@ def _kinds(
         elif column.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Boolean):
             _refuse_mistakes(table, name)
             most = column[fit].drop_nulls().alias("value").value_counts(name="rows")["rows"].max()
-            if not isinstance(most, int) or most < max(min_count, 2):
-                dropped[name] = f"text, no value on {max(min_count, 2)} training rows"
-            else:
+            if isinstance(most, int) and most >= max(min_count, 2):
                 categorical.append(name)
+            else:
+                dropped[name] = f"text, no value on {max(min_count, 2)} training rows"
         else:
             dropped[name] = f"of type {column.dtype}"
     return numeric, categorical, dropped

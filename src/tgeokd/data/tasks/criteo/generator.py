@@ -20,8 +20,6 @@ Rows are drawn in chunks of 65,536, each from its own random stream: a longer fi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -69,11 +67,20 @@ Floats = NDArray[np.float64]
 Cells = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
 class ClickModel:
-    """Draws rows and computes their click probabilities."""
+    """Draws rows and computes their click probabilities; the seed is that of the effects and of the rows."""
 
-    seed: int = 0  # of the effects and of the rows
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        effects, vectors, curves, sample = (np.random.default_rng([seed, stream]) for stream in (2, 3, 4, 5))
+        decay = [np.sqrt(1 + np.arange(size) / FREQUENT) for size in SIZES]
+        self._effects = [effects.standard_normal(len(d)) / d / np.log(len(d)) for d in decay]
+        self._vectors = {name: vectors.standard_normal((SIZES[CATEGORIES.index(name)], LATENT)) for name in PAIRED}
+        self._curves = curves.standard_normal((len(INTEGERS), 2)) * [1.0, 0.5]  # linear and quadratic coefficients
+        cells = _cells(sample)
+        self._scales = {name: DEVIATIONS[name] / float(term.std()) for name, term in self._terms(*cells).items()}
+        score = self._score(*cells)
+        self.bias = float(brentq(lambda b: expit(b + score).mean() - CLICKS, -20, 20))  # ``b``
 
     def chunks(self, rows: int) -> Iterator[tuple[pa.Table, Floats]]:
         """Chunks of rows: a table of ``label``, ``I1``..``C26``, and the click probabilities, shape (n,)."""
@@ -89,35 +96,6 @@ class ClickModel:
             for i, name in enumerate(CATEGORIES):
                 columns[name] = _hexadecimal(_token(i, ranks[:size, i]), missing[name][:size])
             yield pa.table(columns), probability[:size]
-
-    @cached_property
-    def bias(self) -> float:
-        """``b``, from the same sample as the scales."""
-        score = self._score(*self._sample)
-        return float(brentq(lambda b: expit(b + score).mean() - CLICKS, -20, 20))
-
-    @cached_property
-    def _effects(self) -> list[Floats]:
-        random = np.random.default_rng([self.seed, 2])
-        return [random.standard_normal(size) / np.sqrt(1 + np.arange(size) / FREQUENT) / np.log(size) for size in SIZES]
-
-    @cached_property
-    def _vectors(self) -> dict[str, Floats]:
-        random = np.random.default_rng([self.seed, 3])
-        return {name: random.standard_normal((SIZES[CATEGORIES.index(name)], LATENT)) for name in PAIRED}
-
-    @cached_property
-    def _curves(self) -> Floats:
-        """Linear and quadratic coefficient of each integer column, shape (13, 2)."""
-        return np.random.default_rng([self.seed, 4]).standard_normal((len(INTEGERS), 2)) * [1.0, 0.5]
-
-    @cached_property
-    def _sample(self) -> tuple[Cells, Cells, dict[str, NDArray[np.bool_]]]:
-        return _cells(np.random.default_rng([self.seed, 5]))
-
-    @cached_property
-    def _scales(self) -> dict[str, float]:
-        return {name: DEVIATIONS[name] / float(term.std()) for name, term in self._terms(*self._sample).items()}
 
     def _score(self, integers: Cells, ranks: Cells, missing: dict[str, NDArray[np.bool_]]) -> Floats:
         score = np.zeros(len(ranks))

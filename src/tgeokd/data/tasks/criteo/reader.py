@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import sys
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,10 +48,10 @@ class Block:
 
 
 class RawFile:
-    """A raw file; every iteration reads it from the start.
+    """A raw file; every iteration reads it from the start, in the memory of a few blocks.
 
     A row is bad if it has a wrong number of fields, a label other than 0 or 1, or an integer column that is not a finite
-    number. The memory needed is that of a few blocks, whatever the size of the file.
+    number.
 
     Args:
         path: the file.
@@ -75,9 +76,9 @@ class RawFile:
     ) -> None:
         if rows is not None and rows < 1:
             raise InputError(f"rows must be >= 1 or null, not {rows}")
-        self.path, self.bad_rows, self.limit, self.block_bytes = path, bad_rows, rows, block_bytes
+        self.path, self.bad_rows, self.labels, self.block_bytes = path, bad_rows, labels, block_bytes
+        self.limit = sys.maxsize if rows is None else rows
         self.skipped: Counter[str] = Counter()
-        self.labels = labels
         self.header, self.names = _names(path, _first_line(path), labels)
         self._wanted = [LABEL, *COLUMNS] if labels else list(COLUMNS)
         self._first_row = 2 if self.header else 1  # line of the first data row
@@ -92,19 +93,16 @@ class RawFile:
             rows, next_row = _numbered(len(batch), next_row, [row for row, _ in short])
             while short and short[0][0] < next_row:
                 self._skip(short.popleft()[0])
-            past = rows >= self.limit if self.limit is not None else np.zeros(len(rows), dtype=bool)
-            if past.any():
-                batch, rows = batch.filter(~past), rows[~past]
-            if len(batch):
-                yield self._checked(batch, rows)
-            if past.any():
+            kept = rows < self.limit
+            if kept.any():
+                yield self._checked(batch.filter(kept), rows[kept])
+            if not kept.all():
                 break
         for row, _ in short:
             self._skip(row)
 
     def _skip(self, row: int) -> None:
-        """Count a row left out by the parser."""
-        if self.limit is None or row < self.limit:
+        if row < self.limit:
             self.skipped["wrong number of fields"] += 1
 
     def _batches(self, short: deque[tuple[int, int]]) -> Iterator[pl.DataFrame]:
@@ -115,27 +113,21 @@ class RawFile:
             return "skip" if self.bad_rows == "skip" else "error"
 
         # pyarrow numbers rows with one thread only; without empty lines, the rows after one would have wrong numbers
-        read = {"use_threads": False, "block_size": self.block_bytes, "skip_rows": self._first_row - 1}
-        parse = {"ignore_empty_lines": False, "invalid_row_handler": wrong_number}
-        parse |= {"delimiter": ",", "quote_char": '"'} if self.header else {"delimiter": "\t", "quote_char": False}
-        convert = {"column_types": dict.fromkeys(self.names, pa.string()), "strings_can_be_null": True}
-        options = (
-            pa.csv.ReadOptions(column_names=self.names, **read),
-            pa.csv.ParseOptions(**parse),
-            pa.csv.ConvertOptions(include_columns=self._wanted, null_values=[""], **convert),
-        )
+        read = pa.csv.ReadOptions(use_threads=False, block_size=self.block_bytes, skip_rows=self._first_row - 1)
+        parse = pa.csv.ParseOptions(ignore_empty_lines=False, invalid_row_handler=wrong_number)
+        convert = pa.csv.ConvertOptions(null_values=[""], strings_can_be_null=True, include_columns=self._wanted)
+        read.column_names, convert.column_types = self.names, dict.fromkeys(self.names, pa.string())
+        parse.delimiter, parse.quote_char = (",", '"') if self.header else ("\t", False)
         try:
             with pa.input_stream(str(self.path), compression="detect") as stream:
-                for batch in pa.csv.open_csv(stream, *options):
+                for batch in pa.csv.open_csv(stream, read, parse, convert):
                     frame = pl.from_arrow(pa.Table.from_batches([batch]))
                     assert isinstance(frame, pl.DataFrame)
                     yield frame if self.labels else frame.with_columns(pl.lit("0").alias(LABEL))
         except (pa.ArrowInvalid, OSError) as error:
             if short and self.bad_rows == "error":
-                row, fields = short[0]
-                raise InputError(
-                    f"{self.path}, line {row + self._first_row}: {fields} fields, not {len(self.names)}"
-                ) from error
+                line, fields = short[0][0] + self._first_row, short[0][1]
+                raise InputError(f"{self.path}, line {line}: {fields} fields, not {len(self.names)}") from error
             raise InputError(f"cannot read {self.path}: {str(error).splitlines()[0]}") from error
 
     def _checked(self, text: pl.DataFrame, rows: NDArray[np.int64]) -> Block:
@@ -145,23 +137,18 @@ class RawFile:
         finite = np.isfinite(numbers.fill_null(np.nan).to_numpy())
         unreadable = given.with_columns(pl.all().is_not_null()).to_numpy() & ~finite
         label = text[LABEL].fill_null("")
-        faults = {
-            "label is not 0 or 1": ~label.is_in(["0", "1"]).to_numpy(),
-            "an integer column is not a number": unreadable.any(axis=1),
-        }
-        bad = np.logical_or.reduce(list(faults.values()))
+        wrong_label = ~label.is_in(["0", "1"]).to_numpy()
+        bad = wrong_label | unreadable.any(axis=1)
         if bad.any():
             if self.bad_rows == "error":
                 at = int(bad.argmax())
-                what = f"the label is {label[at]!r}, not 0 or 1"
-                if label[at] in ("0", "1"):
-                    column = INTEGERS[int(unreadable[at].argmax())]
-                    what = f"column {column} is {text[column][at]!r}, not a number"
+                column = INTEGERS[int(unreadable[at].argmax())]
+                what = f"column {column} is {text[column][at]!r}, not a number"
+                if wrong_label[at]:
+                    what = f"the label is {label[at]!r}, not 0 or 1"
                 raise InputError(f"{self.path}, line {rows[at] + self._first_row}: {what}")
-            before = np.zeros_like(bad)
-            for fault, where in faults.items():
-                self.skipped[fault] += int((where & ~before).sum())
-                before |= where
+            self.skipped["label is not 0 or 1"] += int(wrong_label.sum())
+            self.skipped["an integer column is not a number"] += int((bad & ~wrong_label).sum())
             self.skipped = +self.skipped  # drops zeros
             text, numbers, label, rows = text.filter(~bad), numbers.filter(~bad), label.filter(~bad), rows[~bad]
         return Block(rows, label.cast(pl.UInt8).to_numpy(), numbers.with_columns(text.select(CATEGORIES)))

@@ -42,11 +42,7 @@ SPLITS = ("train", "held_out", "test")
 VERSION = 1  # of the file format; stores of other versions are not used
 SPLIT, FLIP = 0, 1  # purposes of random numbers: the split of a row, and whether its label is flipped
 AT_A_TIME = 1 << 20  # rows whose flips are drawn at a time
-ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "codes": ("<i4", (len(COLUMNS),)),
-    "label": ("|u1", ()),
-    "row": ("<i8", ()),
-}
+ARRAYS = {"codes": "<i4", "label": "|u1", "row": "<i8"}  # types of the values
 
 logger = logging.getLogger(__name__)
 
@@ -174,9 +170,9 @@ def _encode(
     files: dict[tuple[str, str], BinaryIO] = {}
     with ExitStack() as stack:
         for split, name in itertools.product(SPLITS, ARRAYS):
-            kind, rest = ARRAYS[name]
             file = files[split, name] = stack.enter_context((folder / f"{split}.{name}.npy").open("wb"))
-            header = {"descr": kind, "fortran_order": False, "shape": (size[split], *rest)}
+            shape = (size[split], len(COLUMNS)) if name == "codes" else (size[split],)
+            header = {"descr": ARRAYS[name], "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)  # the values are appended block by block
         written: Counter[str] = Counter()
         for block in raw:
@@ -187,7 +183,7 @@ def _encode(
                 written[split] += int(here.sum())
                 unknown[split] += (codes[here] == UNKNOWN).sum(axis=0)
                 for name, content in (("codes", codes), ("label", block.label), ("row", block.rows)):
-                    files[split, name].write(np.ascontiguousarray(content[here], dtype=ARRAYS[name][0]).data)
+                    files[split, name].write(np.ascontiguousarray(content[here], dtype=ARRAYS[name]).data)
     if written != size:
         raise InputError(f"{raw.path} changed while it was being read")
 

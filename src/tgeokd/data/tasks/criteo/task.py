@@ -19,7 +19,7 @@ from tgeokd.data.tables.reader import BadRows
 from tgeokd.data.tasks.criteo.generator import GENERATOR_VERSION, generate, probability_file
 from tgeokd.data.tasks.criteo.reader import RawFile
 from tgeokd.data.tasks.criteo.store import Store, StoredRows, StoredSplit, StoreSettings, open_store
-from tgeokd.data.tasks.registry import TASKS, find_path, provides
+from tgeokd.data.tasks.registry import TASKS, existing_path, provides
 from tgeokd.utils.errors import InputError
 
 __all__ = ["criteo"]
@@ -79,8 +79,10 @@ def criteo(
         user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tgeokd" / "criteo"
         folder = Path(cache) if cache else user_cache
         path = _generated(folder, generated)
+    elif data_dir is None:
+        raise InputError("task 'criteo' needs data_dir, the folder of your file, or generated=N for generated rows")
     else:
-        path = _found(data_dir, file)
+        path = existing_path(data_dir, "criteo", file, "criteo needs your own copy")
         folder = Path(cache) if cache else path.parent / ".tgeokd-cache"
     store = open_store(path, settings, folder)
     train = StoredSplit(store, "train", noise, seed)
@@ -93,16 +95,6 @@ def criteo(
     held_out_set, test_set = (StoredRows([StoredSplit(store, name)]) for name in ("held_out", "test"))
     splits, flipped, encoder = (StoredRows([train]), held_out_set, test_set), train.all_flipped(), store.encoder
     return TaskData(*splits, 2, encoder.inputs, flipped, METRICS.class_names, METRICS, notes, encoder=encoder)
-
-
-def _found(data_dir: Path | None, file: str) -> Path:
-    if data_dir is None:
-        raise InputError("task 'criteo' needs data_dir, the folder of your file, or generated=N for generated rows")
-    path = find_path(data_dir, ["criteo"], [file])
-    if path is None:
-        places = f"neither {data_dir / 'criteo' / file} nor {data_dir / file}"
-        raise InputError(f"{places} exists; criteo needs your own copy")
-    return path
 
 
 def _generated(folder: Path, rows: int) -> Path:
