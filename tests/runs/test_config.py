@@ -40,7 +40,7 @@ def test_the_digits_recipe_can_be_built():
 
 
 def test_a_recipe_for_an_unknown_task_is_refused():
-    with pytest.raises(InputError, match="'digit'.*'digits'"):
+    with pytest.raises(InputError, match=r"'digit'.*'digits'"):
         preset("digit")
 
 
@@ -381,7 +381,7 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_one():
         InputError, match=r"^unknown preset of adult 'papr'; did you mean 'paper'\? known: lite, paper$"
     ):
         preset("adult", "papr")
-    with pytest.raises(InputError, match="'adlut'.*'adult'"):
+    with pytest.raises(InputError, match=r"'adlut'.*'adult'"):
         presets("adlut")
 
 

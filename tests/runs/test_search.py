@@ -136,9 +136,9 @@ def test_more_trials_than_there_are_are_refused(method, n, largest):
 
 
 def test_wrong_methods_and_options_are_refused():
-    with pytest.raises(InputError, match="'tgoe'.*'tgeo'"):
+    with pytest.raises(InputError, match=r"'tgoe'.*'tgeo'"):
         trials("tgoe", {}, 3, seed=0)
-    with pytest.raises(InputError, match="'alhpa'.*'alpha'"):
+    with pytest.raises(InputError, match=r"'alhpa'.*'alpha'"):
         trials("kd", {"alhpa": 0.5}, 3, seed=0)
-    with pytest.raises(InputError, match="alpha.*5"):
+    with pytest.raises(InputError, match=r"alpha.*5"):
         trials("kd", {"alpha": 5.0}, 1, seed=0)
