@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 from tgeokd import Distiller
 from tgeokd.data import InputSpec
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.augment import TrainTransform
-from tgeokd.data.loaders import ArrayDataset, BatchLoader
+from tgeokd.data.loaders import BatchLoader
 from tgeokd.models import build_model
 from tgeokd.teachers import TeacherCacheOptions
 

@@ -17,8 +17,8 @@ from harness import Figure, interleaved, ratios, seconds_of, threads
 from workloads import MLP, handwritten
 
 from tgeokd.data import InputSpec, TaskData
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.augment import TrainTransform
-from tgeokd.data.loaders import ArrayDataset
 from tgeokd.data.tasks.tabular import tabular
 
 SAMPLES = 20_000

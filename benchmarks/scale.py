@@ -26,7 +26,7 @@ from tgeokd import Distiller, TGeoKD
 from tgeokd.core.geometry.class_means import ClassMeans
 from tgeokd.core.geometry.scalar import GeometryFeatures, SparseClassMeans, scalar_from_logits
 from tgeokd.core.losses import fuse, gt_loss, kd_loss
-from tgeokd.data.loaders import ArrayDataset
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.utils.memory import PeakMemory
 
 __all__ = ["figures"]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from tgeokd import Distiller, TGeoKD, VanillaKD
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.base import InputSpec
-from tgeokd.data.loaders import ArrayDataset
 from tgeokd.methods import Method
 from tgeokd.models import build_model
 from tgeokd.teachers import StoredPredictions

@@ -17,7 +17,7 @@ import torch
 from sklearn.model_selection import train_test_split
 
 from tgeokd.data import TaskData
-from tgeokd.data.loaders import subset
+from tgeokd.data.datasets import subset
 from tgeokd.runs.build import load_data, use_threads
 from tgeokd.runs.config import RunConfig, preset, replace
 from tgeokd.runs.teacher import build_teacher, cache_teacher_logits

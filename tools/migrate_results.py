@@ -28,7 +28,7 @@ from tgeokd.runs.results import (
     TeacherRecord,
     TuningRecord,
 )
-from tgeokd.runs.summary import summarise
+from tgeokd.runs.statistics import summarise
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import replace_file
 

@@ -21,7 +21,6 @@ import yaml
 from tgeokd.report.tables import comparison_table, formatted, title
 from tgeokd.runs.config import preset, presets
 from tgeokd.runs.results import DEFAULT_METHOD, ComparisonResults, MethodSpec, PairedDifference
-from tgeokd.utils.files import slug
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "results.md"
@@ -66,7 +65,7 @@ def learned(folder: Path, results: ComparisonResults) -> list[dict[str, Any]]:
     for run in results.runs:
         if run.method != DEFAULT_METHOD:
             continue
-        place = folder / slug(run.variant) / slug(run.label) / f"seed-{run.seed}"
+        place = run.spec.folder(folder, run.variant) / f"seed-{run.seed}"
         last = json.loads((place / "metrics.jsonl").read_text().splitlines()[-1])
         record = {"seed": run.seed, "mean": last["alpha_mean"]}
         for name in ("teacher_right", "teacher_wrong"):

@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 import tgeokd
 from tgeokd.cli.main import app
-from tgeokd.cli.options import analysis_names, method_names, task_names
 from tgeokd.data import TASKS
 from tgeokd.methods import METHODS
 from tgeokd.paper import ANALYSES
@@ -65,12 +64,6 @@ def test_help_of_compare_shows_how_rows_are_written_in_80_columns():
     output = help_of("compare", columns=80)
     assert "ce@train+val" in output
     assert "…" not in output
-
-
-def test_names_come_from_the_registries():
-    assert sorted(task_names()) == sorted(TASKS)
-    assert sorted(method_names()) == sorted(METHODS)
-    assert sorted(analysis_names()) == sorted(ANALYSES)
 
 
 def test_no_command_shows_the_help(tgeokd_):

@@ -13,7 +13,7 @@ from tgeokd.runs.config import load_config, override, preset
 from tgeokd.runs.single import check
 from tgeokd.runs.teacher import load_teacher
 from tgeokd.teachers import TeacherCache, TeacherCacheOptions
-from tgeokd.teachers.cache.writer import write_cache
+from tgeokd.teachers.cache.store import write_cache
 from tgeokd.utils.errors import InputError
 
 SHORT = set_options()

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from tgeokd import Distiller
 from tgeokd.core.compiling import compile_module, forward_of, uncompiled
-from tgeokd.data.loaders import ArrayDataset
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.methods import build_method
 from tgeokd.runs.build import build_distiller, build_student, load_data, method_of
 from tgeokd.utils.errors import InputError

@@ -10,7 +10,9 @@ from numbered_rows import Pairs, Rows, arrays, found_ids, ids, tensors
 from small_training import refused
 from torch.utils.data import DataLoader, TensorDataset
 
-from tgeokd.data.loaders import ArrayDataset, joined, resident, subset
+from tgeokd.data.arrays import ArrayDataset
+from tgeokd.data.datasets import joined, subset
+from tgeokd.data.loaders import resident
 
 
 @given(st.integers(1, 20), st.integers(1, 7), st.booleans())

@@ -7,7 +7,7 @@ import torch
 
 from tgeokd.data import InputSpec, TaskData
 from tgeokd.data.arrays import ArrayDataset
-from tgeokd.data.loaders import BlockShuffle
+from tgeokd.data.sampler import BlockShuffle
 
 
 def part(n, start, transform=None):

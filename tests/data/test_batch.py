@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from small_training import refused
 from torch.utils.data import DataLoader
 
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.batch import Batch
-from tgeokd.data.loaders import ArrayDataset
 from tgeokd.utils.errors import InputError
 
 INTEGERS = [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8]

@@ -14,7 +14,7 @@ from refusals import refused
 
 from tgeokd.data.base import InputSpec
 from tgeokd.data.tasks.criteo import CriteoEncoder
-from tgeokd.data.tasks.criteo.counting import ValueCounts
+from tgeokd.data.tasks.criteo.encoder import ValueCounts
 
 ROWS = make_rows(600, seed=1)
 

@@ -16,8 +16,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.loaders import shuffling
 from tgeokd.data.tasks.criteo import store as store_module
-from tgeokd.data.tasks.criteo.rows import StoredRows, StoredSplit
-from tgeokd.data.tasks.criteo.store import SPLITS, StoreSettings, open_store
+from tgeokd.data.tasks.criteo.store import SPLITS, StoredRows, StoredSplit, StoreSettings, open_store
 
 ROWS = make_rows(900, seed=2)
 SETTINGS = StoreSettings(seed=3, min_count=4)

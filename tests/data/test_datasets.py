@@ -11,7 +11,6 @@ from tgeokd.data.datasets import (
     FetchesBatches,
     Fingerprinted,
     HasViews,
-    Identified,
     Joinable,
     StoredInBlocks,
     Subsettable,
@@ -29,7 +28,7 @@ def arrays(n=5):
     return ArrayDataset(torch.arange(float(n))[:, None], torch.arange(n), torch.arange(n))
 
 
-@pytest.mark.parametrize("protocol", [FetchesBatches, Fingerprinted, HasViews, Identified, Joinable, Subsettable])
+@pytest.mark.parametrize("protocol", [FetchesBatches, Fingerprinted, HasViews, Joinable, Subsettable])
 def test_arrays_implement_a_protocol_that_a_plain_data_set_does_not(protocol):
     assert isinstance(arrays(), protocol)
     assert not isinstance(PLAIN, protocol)
@@ -38,11 +37,9 @@ def test_arrays_implement_a_protocol_that_a_plain_data_set_does_not(protocol):
 def test_a_protocol_is_recognised_by_its_members():
     class Own(TensorDataset):
         block_size = 2
-        ids = torch.arange(5)
 
     own = Own(*PLAIN.tensors)
     assert isinstance(own, StoredInBlocks)
-    assert isinstance(own, Identified)
     assert not isinstance(own, FetchesBatches)
 
 

@@ -21,14 +21,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from tgeokd.data.loaders import (
-    ArrayDataset,
-    BatchLoader,
-    BlockShuffle,
-    OuterStream,
-    shuffling,
-    union_loader,
-)
+from tgeokd.data.arrays import ArrayDataset
+from tgeokd.data.loaders import BatchLoader, OuterStream, shuffling, union_loader
+from tgeokd.data.sampler import BlockShuffle
 
 # ---- shuffling by blocks
 

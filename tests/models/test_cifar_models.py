@@ -224,7 +224,7 @@ def test_heads_are_initialized_as_published():
 
 
 def bottleneck_net(*, inputs, num_classes):
-    return WideStemResNet(Bottleneck, (1, 1, 1, 1), num_classes)
+    return WideStemResNet(Bottleneck, (1, 1, 1, 1), inputs=inputs, num_classes=num_classes)
 
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8", "bottleneck", "ShuffleV1", "ShuffleV2", "MobileNetV2"])

@@ -11,7 +11,7 @@ from torch import nn
 from tgeokd.bilevel import ratio_gradient
 from tgeokd.data.base import InputSpec
 from tgeokd.models import build_model
-from tgeokd.models.bert import bert
+from tgeokd.models.bert import TableBert
 from tgeokd.models.mlp import mlp
 from tgeokd.models.table import CategoryEmbedding
 from tgeokd.utils.errors import InputError
@@ -21,7 +21,7 @@ SPEC = InputSpec("table", (3,), (4, 7))
 BOTH, NUMBERS, CODES = SPEC, InputSpec("table", (3,)), InputSpec("table", (0,), (4, 7))
 BUILD = {
     "mlp": lambda spec, **options: mlp(inputs=spec, num_classes=3, **{"hidden": (8, 5), **options}),
-    "bert": lambda spec, **options: bert(
+    "bert": lambda spec, **options: TableBert(
         inputs=spec, num_classes=3, **{"layers": 2, "hidden": 8, "heads": 2, "intermediate": 12, **options}
     ),
 }

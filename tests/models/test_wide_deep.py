@@ -11,7 +11,7 @@ from tgeokd.bilevel.estimators.last_layer import LastLayerEstimator
 from tgeokd.data import TASKS
 from tgeokd.data.base import InputSpec
 from tgeokd.models import build_model
-from tgeokd.models.wide_deep import wide_deep
+from tgeokd.models.wide_deep import WideDeep
 from tgeokd.utils.errors import InputError
 
 TABLE = InputSpec("table", (3,), (4, 5, 7))
@@ -26,7 +26,7 @@ def batch(n: int = 12, inputs: InputSpec = TABLE, dtype: torch.dtype = torch.flo
 
 def model(inputs: InputSpec = TABLE, num_classes: int = 2, **options) -> nn.Module:
     torch.manual_seed(1)
-    built = wide_deep(inputs=inputs, num_classes=num_classes, **{"embedding": 3, "hidden": (6, 5), **options}).double()
+    built = WideDeep(inputs=inputs, num_classes=num_classes, **{"embedding": 3, "hidden": (6, 5), **options}).double()
     for parameter in built.parameters():  # the wide part starts at zero
         nn.init.normal_(parameter, std=0.4)
     return built
@@ -57,7 +57,7 @@ def test_logits_equal_a_sum_over_the_columns(num_classes, m, k):
 
 def test_the_wide_scores_start_as_the_logits_of_their_classes():
     torch.manual_seed(0)
-    net = wide_deep(inputs=TABLE, num_classes=3, embedding=2, hidden=(4,)).double()
+    net = WideDeep(inputs=TABLE, num_classes=3, embedding=2, hidden=(4,)).double()
     numeric, categorical = batch()
     before = net(numeric, categorical)
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_the_wide_part_learns_single_effects_and_the_deep_part_interactions():
 
     def accuracy(target: torch.Tensor, *, wide_alone: bool) -> float:
         torch.manual_seed(0)
-        net = wide_deep(inputs=inputs, num_classes=2, embedding=4, hidden=(16,))
+        net = WideDeep(inputs=inputs, num_classes=2, embedding=4, hidden=(16,))
         if wide_alone:
             nn.init.zeros_(net.head.weight[:, :16].data)
             net.embedding.requires_grad_(False)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 from quick import short
 
-from tgeokd.paper.cost import INTERVAL
 from tgeokd.runs.executors import InProcess, LocalProcesses
 
 
@@ -16,4 +15,4 @@ def inline(monkeypatch):
 @pytest.fixture(scope="session")
 def noisy():
     """Two epochs, 30 % of the training labels replaced, and an update of the ratio network in every step."""
-    return short("data.noise=0.3", "student.batch_size=200", "teacher.batch_size=200", f"options.{INTERVAL}=1")
+    return short("data.noise=0.3", "student.batch_size=200", "teacher.batch_size=200", "options.update_interval=1")

@@ -100,8 +100,8 @@ def resolved(entry):
     """The settings that a method trains with, for a student that ends in a linear layer."""
     method = build_method(entry.method, **entry.options)
     plain = {key: value for key, value in vars(method).items() if value is None or type(value).__module__ == "builtins"}
-    ways = {"auto": "last_layer", "exact": "forward"}
-    return type(method), plain | {"hypergradient": ways.get(method.hypergradient, method.hypergradient)}
+    chosen = getattr(method, "hypergradient", None)
+    return type(method), plain | {"hypergradient": {"auto": "last_layer", "exact": "forward"}.get(chosen, chosen)}
 
 
 def test_no_two_rows_of_cost_are_the_same_run():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy import stats
 
-from tgeokd.paper.formatting import difference, interval, mean, metric_interval, subtract, verdict
+from tgeokd.paper.formatting import difference, interval, mean, subtract, verdict
 from tgeokd.runs.statistics import PairedTest
 
 UP, DOWN, EITHER = (0.30, 0.32, 0.31), (-0.30, -0.32, -0.31), (0.30, -0.30, 0.01)
@@ -14,9 +14,9 @@ UP, DOWN, EITHER = (0.30, 0.32, 0.31), (-0.30, -0.32, -0.31), (0.30, -0.30, 0.01
 def test_the_printed_numbers_are_scipy_s_t_interval():
     low, high = stats.t.interval(0.95, 2, loc=0.31, scale=stats.sem(UP))
     assert f"+0.31 (95 % interval {low:+.2f} to {high:+.2f})" == interval(difference(UP))
-    shown = metric_interval(difference(UP), "accuracy")
+    shown = interval(difference(UP), "accuracy")
     assert all(text in shown for text in ("+31.00 points", f"{100 * low:+.2f}", f"{100 * high:+.2f}"))
-    assert metric_interval(difference([0.1]), "nll").startswith("+0.1000 (")
+    assert interval(difference([0.1]), "nll").startswith("+0.1000 (")
 
 
 @pytest.mark.parametrize("values", [[0.1], [0.5, 0.5], []])

@@ -7,8 +7,7 @@ import pytest
 from tgeokd.report.tables import comparison_table, paired_differences
 from tgeokd.runs.plan import parse_method
 from tgeokd.runs.results import Claim, ComparisonResults, RowSummary, RunRecord, Spread
-from tgeokd.runs.statistics import paired_table
-from tgeokd.runs.summary import summarise
+from tgeokd.runs.statistics import paired_table, summarise
 
 
 def row(text="kd", metrics=None, **values):

@@ -17,9 +17,9 @@ from tgeokd.runs.executors import InProcess
 from tgeokd.runs.plan import DataVariant, MethodSpec, parse_method
 from tgeokd.runs.results import ComparisonResults, RunResults, TuningRecord
 from tgeokd.runs.single import Score, run
-from tgeokd.runs.summary import summarise
+from tgeokd.runs.statistics import summarise
 from tgeokd.runs.teacher import load_teacher
-from tgeokd.utils.errors import InputError
+from tgeokd.utils.errors import DivergenceError, InputError
 
 ROWS = [parse_method(text) for text in ("ce", "kd:alpha=0", "kd:alpha=0.5", "tgeo", "ce@train+val")]
 SEEDS = (0, 1, 2)
@@ -315,14 +315,14 @@ def test_settings_whose_folders_would_be_the_same_are_refused(tmp_path, inline):
 
 
 def test_a_run_that_fails_ends_the_comparison_with_one_line_that_says_why(tmp_path, inline):
-    with pytest.raises(InputError, match="NaN") as caught:
+    with pytest.raises(DivergenceError, match="NaN") as caught:
         compare(short("student.optimizer.lr=1e30"), ROWS[:2], [0], tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out" / "results.json").exists()
 
 
 def test_a_run_that_fails_is_named(tmp_path, inline):
-    with pytest.raises(InputError, match=r"kd \(alpha=0\.5\).*seed 4"):
+    with pytest.raises(DivergenceError, match=r"kd \(alpha=0\.5\).*seed 4"):
         compare(short("student.optimizer.lr=1e30"), [parse_method("kd:alpha=0.5")], [4], tmp_path / "out")
 
 

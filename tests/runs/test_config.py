@@ -40,7 +40,7 @@ def test_the_digits_recipe_can_be_built():
 
 
 def test_a_recipe_for_an_unknown_task_is_refused():
-    with pytest.raises(InputError, match=r"unknown task 'digit'; did you mean 'digits'\?"):
+    with pytest.raises(InputError, match="'digit'.*'digits'"):
         preset("digit")
 
 
@@ -381,13 +381,13 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_one():
         InputError, match=r"^unknown preset of adult 'papr'; did you mean 'paper'\? known: lite, paper$"
     ):
         preset("adult", "papr")
-    with pytest.raises(InputError, match=r"unknown task 'adlut'; did you mean 'adult'"):
+    with pytest.raises(InputError, match="'adlut'.*'adult'"):
         presets("adlut")
 
 
 @pytest.mark.parametrize("name", ["../digits/lite", "lite.yaml", "", "."])
 def test_a_recipe_is_a_name_not_a_path(name):
-    with pytest.raises(InputError, match="unknown preset of adult"):
+    with pytest.raises(InputError, match="preset of adult"):
         preset("adult", name)
 
 

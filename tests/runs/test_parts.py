@@ -7,7 +7,7 @@ import torch
 from quick import short
 
 from tgeokd.data import InputSpec, TaskData
-from tgeokd.data.loaders import ArrayDataset
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.methods import build_method
 from tgeokd.runs import build
 from tgeokd.runs.build import build_student, build_teacher_network, load_data, teacher_seed
@@ -61,7 +61,7 @@ def test_real_tasks_without_a_folder_are_refused_alike():
 def test_a_folder_that_is_not_there_is_refused(config, tmp_path, task):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "nowhere", tmp_path / "file"):
-        with pytest.raises(InputError, match=f"^the data folder {path} does not exist$"):
+        with pytest.raises(InputError, match=str(path)):
             load_data(config(task, data_dir=str(path)))
 
 
@@ -75,8 +75,8 @@ def test_the_folder_and_the_seed_reach_the_task(config, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"row": 3}, r"unknown option of task 'yours' 'row'; did you mean 'rows'\?"),
-        ({"rows": "3"}, r"rows of task 'yours' must be of type int, not '3'"),
+        ({"row": 3}, "'yours'.*'row'.*'rows'"),
+        ({"rows": "3"}, "rows.*'yours'.*int.*'3'"),
         ({"data_dir": "/"}, "data_dir"),
         ({"seed": 3}, "seed"),
     ],
@@ -116,7 +116,7 @@ def test_networks_follow_from_the_seed_alone_and_leave_teacher_and_student_diffe
 @pytest.mark.parametrize("fixed", ["inputs", "num_classes"])
 def test_what_follows_from_the_data_cannot_be_set(fixed):
     config = short(f"student.model.{fixed}=3")
-    with pytest.raises(InputError, match=rf"model\.{fixed} follows from the data and cannot be set"):
+    with pytest.raises(InputError, match=rf"model\.{fixed}"):
         build_student(config, load_data(config))
 
 

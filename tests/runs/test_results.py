@@ -19,8 +19,7 @@ from tgeokd.runs.results import (
     default_rows,
     read,
 )
-from tgeokd.runs.statistics import paired_table
-from tgeokd.runs.summary import summarise
+from tgeokd.runs.statistics import paired_table, summarise
 from tgeokd.utils.errors import InputError
 
 RUN = RunResults(task="digits", run=a_run("default", "tgeo:hidden=[8, 4]"), class_names=["a", "b"], data={"rows": 3})

@@ -131,14 +131,14 @@ def test_apply_multiplies_rate_and_decay_and_replaces_the_temperature():
 
 @pytest.mark.parametrize(("method", "n", "largest"), [("ce", 10, 9), ("kd", 26, 25), ("tgeo", 0, 25)])
 def test_more_trials_than_there_are_are_refused(method, n, largest):
-    with pytest.raises(InputError, match=f"a search of '{method}' has 1 to {largest} trials, not {n}"):
+    with pytest.raises(InputError, match=f"'{method}'.*{largest}.*{n}"):
         trials(method, {}, n, seed=0)
 
 
 def test_wrong_methods_and_options_are_refused():
-    with pytest.raises(InputError, match="unknown method 'tgoe'; did you mean 'tgeo'"):
+    with pytest.raises(InputError, match="'tgoe'.*'tgeo'"):
         trials("tgoe", {}, 3, seed=0)
-    with pytest.raises(InputError, match="did you mean 'alpha'"):
+    with pytest.raises(InputError, match="'alhpa'.*'alpha'"):
         trials("kd", {"alhpa": 0.5}, 3, seed=0)
-    with pytest.raises(InputError, match="alpha must lie in"):
+    with pytest.raises(InputError, match="alpha.*5"):
         trials("kd", {"alpha": 5.0}, 1, seed=0)

@@ -93,11 +93,11 @@ def test_a_run_leaves_the_promised_files_and_nothing_else(finished):
     assert {path.name for path in finished[0].iterdir()} == {
         "metrics.jsonl",
         "student.safetensors",
-        "last.ckpt",
+        "checkpoints",
         "results.json",
         "ratios.json",
     }
-    assert [path.name for path in (finished[0] / "last.ckpt").iterdir()] == ["state.pt"]
+    assert {path.suffix for path in (finished[0] / "checkpoints").iterdir()} == {".pt", ".sha256"}
     records = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == [0, 1]
     last = RunResults.read(finished[0] / "results.json").run.metrics
@@ -161,8 +161,8 @@ def test_train_and_held_out_together_train_on_both(config, teacher, tmp_path):
     one = replace(config, method="ce", student=replace(config.student, epochs=1))
     for train_on, steps in (("train", 10), ("train+val", 13)):
         run(replace(one, train_on=train_on), teacher[0], tmp_path / train_on)
-        state = torch.load(tmp_path / train_on / "last.ckpt" / "state.pt", weights_only=True)
-        assert state["step"] == steps
+        last = max((tmp_path / train_on / "checkpoints").glob("step-*.pt"))
+        assert int(last.stem.removeprefix("step-")) == steps
 
 
 @pytest.mark.parametrize("settings", [["method=tgeo"], ["method=tgeo", "options.outer=union"], ["method=rw"]])
@@ -178,30 +178,30 @@ def test_a_method_that_needs_held_out_samples_may_not_train_on_them(settings, tm
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["temperature=0"], "temperature must be > 0, not 0"),
-        (["temperature=-1"], "temperature must be > 0, not -1"),
-        (["method=tgoe"], "unknown method 'tgoe'; did you mean 'tgeo'"),
-        (["method=kd", "options.alpha=2"], r"alpha must lie in \[0, 1\], not 2"),
-        (["options.outre=union"], "unknown option of method 'tgeo' 'outre'; did you mean 'outer'"),
-        (["options.outer_batch_size=0"], "outer_batch_size must be"),
-        (["data.nois=0.1"], "unknown option of task 'digits' 'nois'; did you mean 'noise'"),
-        (["data.noise=1.5"], r"noise must lie in \[0, 1\]"),
-        (["student.model.name=mpl"], "unknown model 'mpl'"),
-        (["teacher.model={hidden: [3]}"], r"model needs a name"),
-        (["student.optimizer.lr=0"], "lr must be > 0"),
-        (["teacher.optimizer.lr=-1"], "lr must be > 0"),
-        (["task=digit"], "unknown task 'digit'"),
-        (["checkpoint_every=0"], "checkpoint_every must be >= 1, not 0"),
-        (["student.patience=0"], "patience must be >= 1"),
-        (["teacher.patience=-1"], "patience must be >= 1"),
-        (["student.clip_norm=-1"], "clip_norm must be > 0, not -1"),
-        (["teacher.clip_norm=0"], "clip_norm must be > 0, not 0"),
+        (["temperature=0"], "temperature.*0"),
+        (["temperature=-1"], "temperature.*-1"),
+        (["method=tgoe"], "'tgoe'.*'tgeo'"),
+        (["method=kd", "options.alpha=2"], r"alpha.*not 2"),
+        (["options.outre=union"], "'tgeo'.*'outre'.*'outer'"),
+        (["options.outer_batch_size=0"], "outer_batch_size.*0"),
+        (["data.nois=0.1"], "'digits'.*'nois'.*'noise'"),
+        (["data.noise=1.5"], r"noise.*1\.5"),
+        (["student.model.name=mpl"], "'mpl'.*'mlp'"),
+        (["teacher.model={hidden: [3]}"], r"model\.name"),
+        (["student.optimizer.lr=0"], "lr.*0"),
+        (["teacher.optimizer.lr=-1"], "lr.*-1"),
+        (["task=digit"], "'digit'.*'digits'"),
+        (["checkpoint_every=0"], "checkpoint_every.*not 0"),
+        (["student.patience=0"], "student.patience.*not 0"),
+        (["teacher.patience=-1"], "teacher.patience.*not -1"),
+        (["student.clip_norm=-1"], "clip_norm.*-1"),
+        (["teacher.clip_norm=0"], "clip_norm.*0"),
         (["student.optimizer.momentum=-1"], "sgd: .*momentum"),
-        (["student.model.inputs=3"], "model.inputs follows from the data"),
-        (["teacher.model.num_classes=3"], "model.num_classes follows from the data"),
-        (["options.name=x"], "unknown option of method 'tgeo' 'name'"),
-        (["options.lr=-1"], "lr"),
-        (["options.every=0"], "every must be >= 1, not 0"),
+        (["student.model.inputs=3"], r"model\.inputs"),
+        (["teacher.model.num_classes=3"], r"model\.num_classes"),
+        (["options.name=x"], "'tgeo'.*'name'"),
+        (["options.lr=-1"], "lr.*-1"),
+        (["options.update_interval=0"], "update_interval.*not 0"),
         (["accelerator=gpux"], "accelerator.*gpux"),
         (["precision=33-true"], "precision.*33-true"),
         (["precision=16-mixed"], "precision '16-mixed'"),
@@ -235,8 +235,8 @@ def test_the_seed_decides_the_first_weights_of_teacher_and_student_which_differ(
     np.testing.assert_allclose(began["student", 1], expected, atol=1e-6)
 
 
-def test_a_missing_teacher_is_the_user_s_to_mend(config, tmp_path):
-    with pytest.raises(InputError, match=r"cannot load the teacher from .*nowhere\.safetensors"):
+def test_a_missing_teacher_is_refused(config, tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.safetensors"):
         run(config, tmp_path / "nowhere.safetensors", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -250,23 +250,17 @@ def test_a_missing_teacher_is_the_user_s_to_mend(config, tmp_path):
     ],
     ids=["empty", "text", "no tensors"],
 )
-def test_a_broken_teacher_file_is_the_user_s_to_mend(config, tmp_path, content):
+def test_a_broken_teacher_file_is_refused(config, tmp_path, content):
     path = tmp_path / "broken.safetensors"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"cannot load the teacher from .*broken\.safetensors"):
+    with pytest.raises(InputError, match=r"broken\.safetensors"):
         run(config, path)
 
 
-def test_a_teacher_of_another_shape_is_the_user_s_to_mend(config, teacher, tmp_path):
+def test_a_teacher_of_another_shape_is_refused_in_one_line(config, teacher, tmp_path):
     wrong = short("data.noise=0.3", "seed=3", "teacher.model.hidden=[5]")
-    with pytest.raises(InputError, match="cannot load the teacher from"):
+    with pytest.raises(InputError, match=teacher[0].name) as caught:
         run(wrong, teacher[0], tmp_path / "out")
-
-
-def test_a_teacher_of_another_shape_is_refused_in_one_line(config, teacher):
-    wrong = short("data.noise=0.3", "seed=3", "teacher.model.hidden=[5]")
-    with pytest.raises(InputError) as caught:
-        run(wrong, teacher[0])
     assert "\n" not in str(caught.value)
 
 

@@ -23,7 +23,7 @@ from tgeokd import DistillationStep, LossInputs, TGeoKD
 from tgeokd.bilevel import Estimator, OuterDirection
 from tgeokd.bilevel.estimators.last_layer import LastLayerEstimator
 from tgeokd.core.losses import kd_loss
-from tgeokd.data.loaders import ArrayDataset
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.runs.config import preset
 from tgeokd.teachers.network import as_teacher
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tgeokd.teachers import TeacherCache, TeacherCacheOptions
 from tgeokd.teachers.cache.key import Samples
-from tgeokd.teachers.cache.writer import write_cache
+from tgeokd.teachers.cache.store import write_cache
 from tgeokd.utils.errors import InputError
 
 N, C, V = 12, 6, 3

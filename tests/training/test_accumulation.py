@@ -8,7 +8,7 @@ from small_training import assert_close, data, distiller_of, loader, validation_
 from torch.utils.data import DataLoader
 
 from tgeokd import TGeoKD, VanillaKD, WeightedSoftLabelKD
-from tgeokd.data.loaders import ArrayDataset
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.training.callbacks import Callback
 
 

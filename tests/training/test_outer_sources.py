@@ -9,7 +9,7 @@ from small_training import data, distiller_of, loader, mlp, seen_by, validation_
 from torch.utils.data import DataLoader
 
 from tgeokd import ReweightingKD, TGeoKD
-from tgeokd.data.loaders import ArrayDataset
+from tgeokd.data.arrays import ArrayDataset
 
 
 @pytest.mark.parametrize(("outer", "count"), [("holdout", 24), ("train", 24), ("union", 36)])

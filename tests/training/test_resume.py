@@ -27,7 +27,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR,
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from tgeokd import AdaptiveKD, AnnealingKD, TGeoKD
-from tgeokd.data.loaders import ArrayDataset, shuffling
+from tgeokd.data.arrays import ArrayDataset
+from tgeokd.data.loaders import shuffling
 from tgeokd.teachers import StoredPredictions
 
 # ---- everything that has a state

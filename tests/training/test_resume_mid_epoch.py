@@ -31,7 +31,7 @@ from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from torch.utils.data import DataLoader, Dataset
 
 from tgeokd import TGeoKD
-from tgeokd.data.loaders import ArrayDataset
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.teachers import TeacherCacheOptions
 from tgeokd.training.callbacks import Callback
 

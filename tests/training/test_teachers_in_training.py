@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tgeokd import AdaptiveKD, ReweightingKD, TGeoKD, VanillaKD
-from tgeokd.data.loaders import ArrayDataset
+from tgeokd.data.arrays import ArrayDataset
 from tgeokd.teachers import StoredPredictions
 
 

@@ -10,14 +10,18 @@ import sys
 import time
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
-from torch import nn
 
 from tgeokd.utils import files
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import RunFolder, replace_file, slug, write_json
+
+
+def checkpoint(run):
+    """A file that looks like a checkpoint."""
+    path = run / files.CHECKPOINTS / "step-000000001.pt"
+    path.parent.mkdir(parents=True)
+    path.touch()
 
 
 def names(path):
@@ -40,7 +44,7 @@ def test_a_folder_with_other_things_is_taken(tmp_path):
     assert names(tmp_path) == ["notes.txt"]
 
 
-@pytest.mark.parametrize("mark", ["metrics.jsonl", "results.json", "student.safetensors", "last.ckpt"])
+@pytest.mark.parametrize("mark", ["metrics.jsonl", "results.json", "student.safetensors", "checkpoints"])
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path, mark):
     (tmp_path / mark).write_text("precious")
     with pytest.raises(InputError, match=mark.replace(".", r"\.")):
@@ -49,10 +53,10 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path, mark):
     assert (tmp_path / mark).read_text() == "precious"
 
 
-@pytest.mark.parametrize("present", [[], ["metrics.jsonl"], ["last.ckpt"]])
+@pytest.mark.parametrize("present", [[], ["metrics.jsonl"], ["checkpoints"]])
 def test_resuming_without_a_checkpoint_is_refused(tmp_path, present):
     for name in present:
-        (tmp_path / name).mkdir() if name == "last.ckpt" else (tmp_path / name).touch()
+        (tmp_path / name).mkdir() if name == "checkpoints" else (tmp_path / name).touch()
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(InputError, match="checkpoint"):
             RunFolder(folder, resume=True)
@@ -60,10 +64,9 @@ def test_resuming_without_a_checkpoint_is_refused(tmp_path, present):
 
 
 def test_a_folder_with_a_checkpoint_can_be_resumed(tmp_path):
-    folder = RunFolder(tmp_path)
-    folder.append_line("metrics.jsonl", {"epoch": 0})
-    folder.write_checkpoint({"epoch": 1})
-    assert RunFolder(tmp_path, resume=True).read_checkpoint() == {"epoch": 1}
+    checkpoint(tmp_path)
+    (tmp_path / "metrics.jsonl").touch()
+    assert RunFolder(tmp_path, resume=True).has_checkpoint
 
 
 def test_what_writes_no_checkpoints_can_be_resumed_without(tmp_path):
@@ -167,8 +170,8 @@ def test_a_lock_file_that_nobody_holds_does_not_block(tmp_path):
 
 
 def test_resuming_removes_the_temporary_files_of_killed_processes(tmp_path):
-    (tmp_path / "last.ckpt").mkdir()
-    left = [tmp_path / ".results.json.4711.tmp", tmp_path / "last.ckpt" / ".state.pt.4711.tmp"]
+    (tmp_path / "checkpoints").mkdir()
+    left = [tmp_path / ".results.json.4711.tmp", tmp_path / "checkpoints" / ".step-1.pt.4711.tmp"]
     kept = [tmp_path / ".mine.tmp", tmp_path / "notes.1.tmp"]
     for path in (*left, *kept):
         path.write_text("half of")
@@ -196,64 +199,16 @@ def test_files_round_trip(tmp_path):
     assert names(tmp_path) == ["config.yaml", "metrics.jsonl", "results.json", "same.json"]
 
 
-def test_weights_round_trip_also_where_they_are_tied(tmp_path):
-    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
-    model[2].weight = model[0].weight
-    RunFolder(tmp_path).write_weights(model)
-    held = load_file(tmp_path / "student.safetensors")
-    state = model.state_dict()
-    assert set(state) - set(held) <= {"0.weight", "2.weight"}
-    assert len({"0.weight", "2.weight"} & set(held)) == 1  # stored once
-    for name, value in held.items():
-        assert torch.equal(value, state[name])
-
-
-def test_checkpoints_replace_each_other(tmp_path):
-    folder = RunFolder(tmp_path)
-    for epoch in range(3):
-        folder.write_checkpoint({"epoch": epoch, "weights": {"w": torch.full((2,), float(epoch))}})
-    state = folder.read_checkpoint()
-    assert state["epoch"] == 2
-    assert state["weights"]["w"].tolist() == [2.0, 2.0]
-    assert names(tmp_path / "last.ckpt") == ["state.pt"]
-
-
-class Harmful:
-    def __reduce__(self):
-        return (os.mkdir, ("pwned",))
-
-
-def test_a_checkpoint_cannot_run_code(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folder = RunFolder(tmp_path / "run")
-    folder.write_checkpoint({"epoch": Harmful()})
-    with pytest.raises(InputError, match=r"state\.pt"):
-        folder.read_checkpoint()
-    assert not (tmp_path / "pwned").exists()
-
-
 # ---- a writer that fails
-
-
-class Unwritable:
-    """Cannot be turned into JSON, YAML or a pickle."""
-
-    def __reduce__(self):
-        raise RuntimeError("no")
 
 
 def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
     folder = RunFolder(tmp_path)
     folder.write_json("results.json", {"old": 1})
-    folder.write_checkpoint({"epoch": 1})
     with pytest.raises(TypeError):
-        folder.write_json("results.json", {"new": Unwritable()})
-    with pytest.raises(RuntimeError, match="no"):
-        folder.write_checkpoint({"epoch": 2, "x": torch.zeros(1000), "y": Unwritable()})
+        folder.write_json("results.json", {"new": object()})
     assert json.loads((tmp_path / "results.json").read_text()) == {"old": 1}
-    assert folder.read_checkpoint() == {"epoch": 1}
-    assert names(tmp_path) == ["last.ckpt", "results.json"]
-    assert names(tmp_path / "last.ckpt") == ["state.pt"]
+    assert names(tmp_path) == ["results.json"]
 
 
 def test_a_writer_that_breaks_off_half_way_leaves_the_old_file(tmp_path):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -17,40 +16,26 @@ __all__ = ["Tensors", "current_buffers", "functional_logits", "modes", "trainabl
 Tensors = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class _Slot:
-    """A place that holds a tensor: an entry of some submodule's dictionary of parameters or buffers.
-
-    Attributes:
-        holder: that dictionary.
-        attribute: the entry's key.
-        name: the tensor's one name in the whole module, under whatever names it is shared.
-        param: the parameter that was found there; None for a buffer.
-    """
+class _Place(NamedTuple):
+    """An entry of some submodule's dictionary of parameters or buffers."""
 
     holder: dict[str, Tensor | None]
-    attribute: str
-    name: str
-    param: Tensor | None
+    key: str
+    name: str  # the tensor's one name in the whole module, under whatever names it is shared
+    param: Tensor | None  # the parameter that was found there; None for a buffer
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """What walking a module finds.
-
-    Attributes:
-        modules: it and all its submodules, with the children each had.
-        slots: every place that holds one of its tensors.
-    """
+class _Layout(NamedTuple):
+    """All submodules of a module with the children each had, and every place that holds a tensor."""
 
     modules: list[tuple[nn.Module, list[nn.Module | None]]]
-    slots: list[_Slot]
+    places: list[_Place]
 
     @property
     def valid(self) -> bool:
-        """Whether the module is still built of the same parts."""
+        """Whether the module is still built of the same submodules and parameters."""
         return all(list(m._modules.values()) == children for m, children in self.modules) and all(
-            slot.holder.get(slot.attribute) is slot.param for slot in self.slots if slot.param is not None
+            place.holder.get(place.key) is place.param for place in self.places if place.param is not None
         )
 
 
@@ -69,29 +54,29 @@ def functional_logits(student: nn.Module, params: Tensors, buffers: Tensors, inp
     """
     # torch.func.functional_call walks the module on every call, and with tied tensors leaves a module that is reachable
     # under two names with the wrong ones for good.
-    slots = [slot for slot in _layout(student).slots if slot.name in params or slot.name in buffers]
-    with _swapped(slots, {**params, **buffers}):
+    places = [place for place in _layout(student).places if place.name in params or place.name in buffers]
+    with _swapped(places, {**params, **buffers}):
         logits = class_logits(student, inputs)
-        for slot in slots:
-            value = slot.holder[slot.attribute]
-            if slot.name in buffers and value is not None:
-                buffers[slot.name] = value  # it may have been assigned anew
+        for holder, key, name, _ in places:
+            value = holder[key]
+            if name in buffers and value is not None:
+                buffers[name] = value  # it may have been assigned anew
     return logits
 
 
 def trainable(student: nn.Module) -> Tensors:
     """The parameters that training moves, by name; a tied one has one name."""
-    found = {slot.name: slot.param for slot in _layout(student).slots if slot.param is not None}
+    found = {place.name: place.param for place in _layout(student).places if place.param is not None}
     return {name: param for name, param in found.items() if param.requires_grad}
 
 
 def current_buffers(student: nn.Module) -> Tensors:
     """Copies of the student's buffers, by name."""
     found: Tensors = {}
-    for slot in _layout(student).slots:
-        value = slot.holder.get(slot.attribute)
-        if slot.param is None and value is not None and slot.name not in found:
-            found[slot.name] = value.clone()
+    for holder, key, name, param in _layout(student).places:
+        value = holder.get(key)
+        if param is None and value is not None and name not in found:
+            found[name] = value.clone()
     return found
 
 
@@ -110,21 +95,23 @@ def _layout(student: nn.Module) -> _Layout:
 def _found(student: nn.Module) -> _Layout:
     params = {id(tensor): name for name, tensor in student.named_parameters()}
     buffers = {id(tensor): name for name, tensor in student.named_buffers()}
-    slots = []
+    places = []
     for module in student.modules():
         holder: dict[str, Any] = module._parameters
-        slots += [_Slot(holder, a, params[id(p)], p) for a, p in holder.items() if p is not None]
-        slots += [_Slot(module._buffers, a, buffers[id(b)], None) for a, b in module._buffers.items() if b is not None]
-    return _Layout([(m, list(m._modules.values())) for m in student.modules()], slots)
+        places += [_Place(holder, k, params[id(p)], p) for k, p in holder.items() if p is not None]
+        places += [
+            _Place(module._buffers, k, buffers[id(b)], None) for k, b in module._buffers.items() if b is not None
+        ]
+    return _Layout([(m, list(m._modules.values())) for m in student.modules()], places)
 
 
 @contextmanager
-def _swapped(slots: list[_Slot], tensors: Tensors) -> Iterator[None]:
-    own = [slot.holder[slot.attribute] for slot in slots]
-    for slot in slots:
-        slot.holder[slot.attribute] = tensors[slot.name]
+def _swapped(places: list[_Place], tensors: Tensors) -> Iterator[None]:
+    own = [place.holder[place.key] for place in places]
+    for holder, key, name, _ in places:
+        holder[key] = tensors[name]
     try:
         yield
     finally:
-        for slot, tensor in zip(slots, own, strict=True):
-            slot.holder[slot.attribute] = tensor
+        for place, tensor in zip(places, own, strict=True):
+            place.holder[place.key] = tensor

@@ -1,7 +1,7 @@
 """The step of an optimizer on one parameter, and its derivative with respect to the gradient.
 
-For ``theta' = theta - update(g, state)`` the hypergradient needs ``D = d update / d g``. For the optimizers here ``D`` is
-diagonal: a number for SGD, a tensor of the parameter's shape for Adam and AdamW.
+For ``theta' = theta - update(g, state)`` the hypergradient needs ``D = d update / d g``, which is diagonal here: a number for
+SGD, a tensor of the parameter's shape for Adam and AdamW.
 
 Each rule is a pair of pure functions of (parameter, gradient, optimizer state *before* the step, parameter group). They
 follow the documented algorithms of ``torch.optim.SGD``, ``Adam`` and ``AdamW``, with every option of theirs.
@@ -42,15 +42,10 @@ class UpdateRule:
 
 
 def rule_of(optimizer: Optimizer, *, assume_sgd: bool = False) -> UpdateRule:
-    """The update rule of an optimizer.
+    """The update rule of ``torch.optim.SGD``, ``Adam`` or ``AdamW``.
 
-    Args:
-        optimizer: ``torch.optim.SGD``, ``Adam`` or ``AdamW``.
-        assume_sgd: treat any other optimizer as plain SGD with its learning rate, ``D = lr``. The hypergradient is then
-            an approximation.
-
-    Raises:
-        ValueError: for another optimizer without ``assume_sgd``.
+    Any other optimizer is an InputError, or with ``assume_sgd`` treated as plain SGD with its learning rate, ``D = lr``: an
+    approximation.
     """
     optimizer = unwrapped(optimizer)
     if type(optimizer) in _RULES:  # exactly these: a subclass may step differently
@@ -77,8 +72,7 @@ def _sgd_value(param: Tensor, grad: Tensor, state: State, group: Group) -> Tenso
         # torch starts the buffer with the first gradient itself, undamped
         buffer = grad if buffer is None else momentum * buffer + (1 - float(group["dampening"])) * grad
         grad = grad + momentum * buffer if group["nesterov"] else buffer
-    value: Tensor = param - float(group["lr"]) * grad
-    return value
+    return param - float(group["lr"]) * grad
 
 
 def _sgd_diagonal(param: Tensor, grad: Tensor, state: State, group: Group) -> float:
@@ -137,12 +131,11 @@ def _adam_diagonal(param: Tensor, grad: Tensor, state: State, group: Group) -> T
     moments = _moments(param, grad, state, group)
     beta1, beta2 = (float(beta) for beta in group["betas"])
     denominator = moments.root + float(group["eps"])
-    root_derivative = torch.where(
-        moments.root > 0, (1 - beta2) * moments.grad / (moments.root * moments.correction2), 0.0
-    )
+    root_grad = (1 - beta2) * moments.grad / (moments.root * moments.correction2)
+    root_grad = torch.where(moments.root > 0, root_grad, 0.0)
     if moments.moving is not None:
-        root_derivative = torch.where(moments.moving, root_derivative, 0.0)
-    diagonal = (1 - beta1) / denominator - moments.first * root_derivative / denominator.square()
+        root_grad = torch.where(moments.moving, root_grad, 0.0)
+    diagonal = (1 - beta1) / denominator - moments.first * root_grad / denominator.square()
     return _sign(group) * float(group["lr"]) / moments.correction1 * diagonal
 
 

@@ -4,11 +4,9 @@ The gradient of the validation loss right after a step, ``v``, describes that st
 training as a whole (docs/why-it-works.md has the measurements):
 
 - **the noise of the step.** ``v`` is taken where the step's own batch has moved the student, so the term with the smaller
-  gradient looks better than it is: it does less harm at a high learning rate. Validation batches are small, too. An average of
-  ``v`` over steps depends on no single one of them.
-- **the length of the step.** Fusion ratios also scale the gradient, so they are moved towards longer or shorter steps. The
-  component along the step's gradient ``g`` is the derivative with respect to its length. Without it the derivative is that of
-  the *angle* between step and validation gradient, which no common factor of the loss can change.
+  gradient looks better than it is. Validation batches are small, too. An average over steps depends on no single one of them.
+- **the length of the step.** Fusion ratios also scale the gradient. The component along the step's gradient ``g`` is the
+  derivative with respect to its length. Without it the derivative is that of the *angle* between step and validation gradient.
 """
 
 from __future__ import annotations
@@ -39,19 +37,16 @@ class OuterDirection:
         if not 0 <= ema_decay < 1:
             raise InputError(f"ema_decay must lie in [0, 1), not {ema_decay}")
         self.ema_decay, self.project_out_step_length = ema_decay, project_out_step_length
-        self._outer = _Mean(ema_decay)
-        self._inner = _Mean(ema_decay)
+        self._outer, self._inner = _Mean(ema_decay), _Mean(ema_decay)
 
     def averaged(self, v: Tensors) -> Tensors:
         """Add a validation gradient, given by parameter name; returns the bias-corrected average so far."""
         return self._outer.add(v)
 
     def project(self, direction: Tensors, gradient: Tensors) -> Tensors:
-        """The part of ``J^T v`` orthogonal to the (averaged) gradient of the step, where that is asked for.
+        """The part of ``J^T v`` orthogonal to the (averaged) gradient of the step, with ``project_out_step_length``.
 
-        Args:
-            direction: ``J^T v`` by parameter name.
-            gradient: of the training loss in the step, by the same names; names it lacks count as zero.
+        Both are given by parameter name; names that ``gradient`` lacks count as zero.
         """
         if not self.project_out_step_length:
             return direction

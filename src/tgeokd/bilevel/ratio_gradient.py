@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from tgeokd.bilevel.estimators.base import Estimator, build_estimator
 from tgeokd.bilevel.functional import functional_logits, trainable
 from tgeokd.bilevel.record import MicroBatch, StepRecord
-from tgeokd.bilevel.recorder import begin_pass, run_pass
+from tgeokd.bilevel.recorder import recorded_pass, resolved_estimator
 from tgeokd.bilevel.step_vjp import Clip, StepVJP, functional_step, step_diagonal, student_slots
 from tgeokd.core.losses import check_ratios, fuse, gt_loss, kd_loss
 from tgeokd.core.model_call import module_device, random_state, replayed, sliced
@@ -48,7 +48,7 @@ def ratio_gradient(
 
     The step is the one that ``optimizer`` would take now, from its present state, on
     ``mean_i [alpha_i kd_i + (1 - alpha_i) gt_i]`` with the student in its present mode. The student (parameters, gradients,
-    buffers, modes), the optimizer and the random state are bit for bit as before.
+    buffers, modes), the optimizer and the random state stay as they are, bit for bit.
 
     Args:
         student: the module.
@@ -80,19 +80,15 @@ def ratio_gradient(
         raise InputError(f"alpha must have shape ({len(target)},), one ratio per sample, not {tuple(alpha.shape)}")
     check_ratios(alpha)
     slots = student_slots(student, optimizer, assume_sgd=assume_sgd)
-    own = trainable(student)
-    values = {name: param.detach().requires_grad_() for name, param in own.items()}
+    values = {name: param.detach().requires_grad_() for name, param in trainable(student).items()}
     buffers = {name: buffer.clone() for name, buffer in student.named_buffers()}
     microbatches: list[MicroBatch] = []
     losses: list[Tensor] = []
-    resolved = False
+    slices = _even_slices(len(target), accumulate)
     with torch.enable_grad(), replayed(random_state(module_device(student))):
-        for rows in _even_slices(len(target), accumulate):
-            estimator, microbatch = begin_pass(
-                estimator, student, optimizer, sliced(inputs, rows), buffers=buffers, resolved=resolved
-            )
-            resolved = True
-            with run_pass(estimator, microbatch):
+        estimator = resolved_estimator(estimator, student, optimizer, sliced(inputs, slices[0]), buffers)
+        for rows in slices:
+            with recorded_pass(estimator, student, sliced(inputs, rows), buffers) as microbatch:
                 logits = functional_logits(student, values, buffers, sliced(inputs, rows))
             microbatch.target, microbatch.teacher_logits = target[rows], teacher_logits[rows]
             microbatch.student_logits = logits.detach()
@@ -101,20 +97,20 @@ def ratio_gradient(
             microbatches.append(microbatch)
         found = torch.autograd.grad(torch.cat(losses).mean(), list(values.values()), allow_unused=True)
     gradients = {name: g for name, g in zip(values, found, strict=True) if g is not None}
+    before = {name: value.detach() for name, value in values.items()}
     clip = None
     if clip_norm is not None:
         clip = Clip(clip_norm, torch.nn.utils.get_total_norm(list(gradients.values())))
         gradients = {name: clip.coefficient * g for name, g in gradients.items()}
     with torch.no_grad():
         vjp = StepVJP(step_diagonal(slots, values, gradients), clip, gradients)
-        after = functional_step(slots, {name: value.detach() for name, value in values.items()}, gradients)
-    before = {name: value.detach() for name, value in values.items()}
+        after = functional_step(slots, before, gradients)
     record = StepRecord(student, temperature, microbatches, before, after, vjp, gradients, slots, buffers, alpha)
     return estimator.estimate(record, (val_inputs, val_target))
 
 
 def _even_slices(total: int, pieces: int) -> list[slice]:
-    """Cut ``range(total)`` into slices whose sizes differ by at most one."""
+    """Slices of ``range(total)`` with sizes that differ by at most one."""
     if not 1 <= pieces <= total:
         raise InputError(f"accumulate must lie between 1 and the {total} samples of the step, not {pieces}")
     edges = [total * i // pieces for i in range(pieces + 1)]

@@ -2,14 +2,13 @@
 
 A training step takes ``theta`` to ``theta' = theta - update(c(g), state)``, where ``g`` is the gradient of the fused loss,
 ``c`` the clipping by norm (if any) and ``update`` the optimizer's rule. The hypergradient is the derivative of the validation
-loss at ``theta'`` with respect to ``alpha``. It needs the parameters before and after the step, the microbatches with the
-random state and buffers of their forward passes, and the transposed Jacobian of the step with respect to ``g``.
+loss at ``theta'`` with respect to ``alpha``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,16 +49,12 @@ class PassContext:
         on = torch.is_autocast_enabled(device.type)
         return cls(device.type, torch.get_autocast_dtype(device.type) if on else None, math_attention)
 
-    def __call__(self) -> AbstractContextManager[None]:
-        """Run a block under these settings."""
-        plain = self.autocast is None and not torch.is_autocast_enabled(self.device) and not self.math_attention
-        return nullcontext() if plain else self._enforced()
-
     @contextmanager
-    def _enforced(self) -> Iterator[None]:
+    def __call__(self) -> Iterator[None]:
+        """Run a block under these settings."""
         with ExitStack() as stack:
-            if self.autocast is not None or torch.is_autocast_enabled(self.device):
-                on = self.autocast is not None
+            on = self.autocast is not None
+            if on or torch.is_autocast_enabled(self.device):
                 stack.enter_context(torch.autocast(self.device, dtype=self.autocast, enabled=on))
             if self.math_attention:
                 # Neither flash attention nor the fused encoder layer has a forward-mode derivative.
@@ -119,11 +114,11 @@ class MicroBatch:
             buffers: to be copied, by name; by default the student's own.
         """
         device = module_device(student)
-        kept: Tensors = {}
-        if replays:
-            kept = current_buffers(student) if buffers is None else {name: b.clone() for name, b in buffers.items()}
         context = PassContext.current(device, math_attention=math_attention)
-        return cls(inputs, random_state(device), kept, modes(student) if replays else [], context)
+        if not replays:
+            return cls(None, random_state(device), {}, [], context)
+        kept = current_buffers(student) if buffers is None else {name: b.clone() for name, b in buffers.items()}
+        return cls(inputs, random_state(device), kept, modes(student), context)
 
     def first(self, count: int) -> MicroBatch:
         """The first samples alone, not yet run."""
@@ -179,9 +174,9 @@ class StepRecord:
         return sum(map(len, self.microbatches))
 
     def weights(self) -> list[Tensor | float]:
-        """Share of each microbatch's mean loss in the loss of the step; they sum to 1.
+        """Share of each microbatch's mean loss in the loss of the step, from the backward passes; they sum to 1.
 
-        They come from the backward passes. A common factor (the scale of a ``GradScaler``) is taken out.
+        So a common factor (the scale of a ``GradScaler``) is taken out.
         """
         found = [m.weight for m in self.microbatches]
         if len(found) == 1:
@@ -192,11 +187,7 @@ class StepRecord:
         return list((stacked / stacked.sum()).unbind())
 
     def per_sample(self, values: Sequence[Tensor]) -> Tensor:
-        """``-w_k / n_k`` times the values of the samples of each microbatch: the hypergradient, shape (N,).
-
-        Args:
-            values: for each microbatch the inner products of its samples, shape (n,).
-        """
+        """The hypergradient (N,): ``-w_k / n_k`` times the inner products of the samples, shape (n,) by microbatch."""
         if len(values) == 1:
             return -values[0] / self.size
         shares = [weight / len(m) for weight, m in zip(self.weights(), self.microbatches, strict=True)]
@@ -220,12 +211,12 @@ class StepRecord:
 
     def outer_gradient(self, inputs: Any, target: Tensor) -> Tensors:
         """``v = d L_val / d theta'``, the gradient of the mean validation cross-entropy after the step."""
-        if self.after is None:
-            after, given = trainable(self.student), None
-        else:
-            after = given = {name: param.detach().requires_grad_() for name, param in self.after.items()}
+        given = None
+        if self.after is not None:
+            given = {name: param.detach().requires_grad_() for name, param in self.after.items()}
         with torch.enable_grad():
             loss = F.cross_entropy(self.outer_logits(inputs, given), target)
-        gradients = torch.autograd.grad(loss, list(after.values()), allow_unused=True)
-        dense: Callable[[Tensor], Tensor] = lambda g: g.to_dense() if g.is_sparse else g  # noqa: E731
-        return {name: dense(g) for name, g in zip(after, gradients, strict=True) if g is not None}
+        after = trainable(self.student) if given is None else given
+        found = torch.autograd.grad(loss, list(after.values()), allow_unused=True)
+        gradients = {name: g for name, g in zip(after, found, strict=True) if g is not None}
+        return {name: g.to_dense() if g.is_sparse else g for name, g in gradients.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,51 +17,37 @@ from tgeokd.bilevel.record import MicroBatch, StepRecord
 from tgeokd.bilevel.step_vjp import Clip, StepVJP, optimizer_slots, step_diagonal
 from tgeokd.utils.errors import InputError
 
-__all__ = ["StepRecorder", "begin_pass", "run_pass"]
+__all__ = ["StepRecorder", "recorded_pass", "resolved_estimator"]
 
 
-def begin_pass(
-    estimator: Estimator,
-    student: nn.Module,
-    optimizer: Optimizer,
-    inputs: Any,
-    *,
-    buffers: Tensors | None = None,
-    resolved: bool = True,
-) -> tuple[Estimator, MicroBatch]:
-    """The state before a forward pass, as an estimator needs it.
-
-    Args:
-        estimator: which.
-        student: the module.
-        optimizer: over its parameters.
-        inputs: of the pass.
-        buffers: the student's, by name, where they are not those it holds.
-        resolved: whether :meth:`Estimator.resolve` has been called for this student.
-
-    Returns:
-        The resolved estimator and the microbatch.
-    """
-    replays = estimator.replays or not resolved
-    microbatch = MicroBatch.begin(student, inputs, replays=replays, buffers=buffers)
-    if not resolved:
-        estimator = estimator.resolve(student, optimizer, microbatch)
-    if estimator.math_attention:
-        microbatch.context = replace(microbatch.context, math_attention=True)
-    if not estimator.replays:
-        microbatch.inputs, microbatch.buffers, microbatch.modes = None, {}, []
-    return estimator, microbatch
+def resolved_estimator(
+    estimator: Estimator, student: nn.Module, optimizer: Optimizer, inputs: Any, buffers: Tensors | None = None
+) -> Estimator:
+    """The estimator to use for a student, before its first recorded forward pass; see :meth:`Estimator.resolve`."""
+    return estimator.resolve(student, optimizer, MicroBatch.begin(student, inputs, buffers=buffers))
 
 
 @contextmanager
-def run_pass(estimator: Estimator, microbatch: MicroBatch) -> Iterator[None]:
-    """Run the forward pass of a microbatch in its context, and keep the features that the estimator needs."""
+def recorded_pass(
+    estimator: Estimator, student: nn.Module, inputs: Any, buffers: Tensors | None = None
+) -> Iterator[MicroBatch]:
+    """Run a forward pass in the context that the estimator needs, and keep what it needs of the pass.
+
+    Args:
+        estimator: resolved.
+        student: the module.
+        inputs: of the pass.
+        buffers: the student's, by name, where they are not those it holds.
+    """
+    microbatch = MicroBatch.begin(
+        student, inputs, math_attention=estimator.math_attention, replays=estimator.replays, buffers=buffers
+    )
     with microbatch.context():
         if estimator.head is None:
-            yield
+            yield microbatch
             return
         with capture(estimator.head) as features:
-            yield
+            yield microbatch
         if len(features) != 1:
             raise InputError(f"the student's classifier head ran {len(features)} times in one forward pass, not once")
         (microbatch.features,) = features
@@ -110,25 +95,19 @@ class StepRecorder:
     @contextmanager
     def forward_pass(self, inputs: Any) -> Iterator[None]:
         """Record the forward pass that the block runs."""
-        self.estimator, microbatch = begin_pass(
-            self.estimator, self.student, self.optimizer, inputs, resolved=self._resolved
-        )
-        self._resolved = True
-        with run_pass(self.estimator, microbatch):
+        if not self._resolved:
+            self.estimator = resolved_estimator(self.estimator, self.student, self.optimizer, inputs)
+            self._resolved = True
+        with recorded_pass(self.estimator, self.student, inputs) as microbatch:
             yield
         self.microbatches.append(microbatch)
 
     def complete(
         self, student_logits: Tensor, target: Tensor, teacher_logits: Tensor, alpha: Tensor, loss: Tensor
     ) -> None:
-        """Add to the last forward pass its logits, labels, ratios and loss.
+        """Add to the last forward pass its logits (n, C), labels (n,), ratios (n,) and loss.
 
-        Args:
-            student_logits: shape (n, C).
-            target: class indices, shape (n,).
-            teacher_logits: shape (n, C).
-            alpha: fusion ratios, shape (n,).
-            loss: mean of the microbatch's losses, shape (), which the caller backpropagates (times any factor).
+        The loss is the mean of the microbatch's losses, shape (), which the caller backpropagates (times any factor).
         """
         microbatch = self.microbatches[-1]
         microbatch.student_logits = student_logits.detach()
@@ -145,24 +124,24 @@ class StepRecorder:
     def finish(self) -> StepRecord:
         """The record of the coming step. To be called after backward and clipping, before the optimizer's step."""
         microbatches, self.microbatches, self._ran_backward = self.microbatches, [], False
-        estimator = self.estimator
-        own = trainable(self.student)
-        moved = estimator.parameters(self.student)
+        moved = self.estimator.parameters(self.student)
         # Copies: an optimizer may change the gradients in its step (SGD with nesterov and foreach does).
         gradients = {name: param.grad.detach().clone() for name, param in moved.items() if param.grad is not None}
         scaler = getattr(self.optimizer, "grad_scale", None)
         if isinstance(scaler, Tensor):  # a fused optimizer unscales in its step
             gradients = {name: g / scaler for name, g in gradients.items()}
         slots = optimizer_slots(self.optimizer, moved, assume_sgd=self.assume_sgd)
-        vjp = StepVJP(step_diagonal(slots, moved, gradients))
-        if self.clip_norm is not None:
-            vjp.clip, vjp.projection = Clip(self.clip_norm, self._norm_of_step(microbatches)), gradients
-        before = {name: p.detach().clone() for name, p in own.items()} if estimator.replays else {}
-        slots = [slot.snapshot() for slot in slots] if estimator.needs_slots else []
-        record = StepRecord(self.student, self.temperature, microbatches, before, None, vjp, gradients, slots)
+        clip = None if self.clip_norm is None else Clip(self.clip_norm, self._norm_of_step(microbatches))
+        vjp = StepVJP(step_diagonal(slots, moved, gradients), clip, gradients)
+        before = {}
+        if self.estimator.replays:
+            before = {name: p.detach().clone() for name, p in trainable(self.student).items()}
+        slots = [slot.snapshot() for slot in slots] if self.estimator.needs_slots else []
         alphas = [m.alpha for m in microbatches if m.alpha is not None]
-        record.alpha = torch.cat(alphas) if len(alphas) > 1 else alphas[0]
-        return record
+        alpha = torch.cat(alphas) if len(alphas) > 1 else alphas[0]
+        return StepRecord(
+            *(self.student, self.temperature, microbatches, before, None, vjp, gradients, slots), alpha=alpha
+        )
 
     def forget(self) -> None:
         """Drop the microbatches of a step that was not taken."""
@@ -176,11 +155,10 @@ class StepRecorder:
 
     def _norm_of_step(self, microbatches: list[MicroBatch]) -> Tensor:
         """Norm of the gradient before clipping, without the scale of a ``GradScaler``."""
-        if self._norm is None:
-            raise InputError("clip_norm needs the losses of DistillationStep to be backpropagated before the step")
-        weights = [m.weight for m in microbatches if m.weight is not None]
         norm, self._norm = self._norm, None
-        return norm / torch.stack(weights).sum()
+        if norm is None:
+            raise InputError("clip_norm needs the losses of DistillationStep to be backpropagated before the step")
+        return norm / torch.stack([m.weight for m in microbatches if m.weight is not None]).sum()
 
     def _drop_skipped(self) -> None:
         """Forget passes of a step that was skipped (as a ``GradScaler`` does): their gradients have been zeroed since."""

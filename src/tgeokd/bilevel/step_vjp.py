@@ -14,16 +14,7 @@ from tgeokd.bilevel.functional import Tensors, trainable
 from tgeokd.bilevel.optimizer_rules import Diagonal, UpdateRule, rule_of, unwrapped
 from tgeokd.utils.errors import InputError
 
-__all__ = [
-    "CLIP_EPS",
-    "Clip",
-    "OptimizerSlot",
-    "StepVJP",
-    "functional_step",
-    "optimizer_slots",
-    "step_diagonal",
-    "student_slots",
-]
+__all__ = ["Clip", "OptimizerSlot", "StepVJP", "functional_step", "optimizer_slots", "step_diagonal", "student_slots"]
 
 CLIP_EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 JOINED_BELOW = 1 << 16  # entries; above, a copy costs more than the calls it saves
@@ -31,15 +22,10 @@ JOINED_BELOW = 1 << 16  # entries; above, a copy costs more than the calls it sa
 
 @dataclass(frozen=True)
 class Clip:
-    """Gradient clipping by norm as a differentiable part of the step.
-
-    Attributes:
-        max_norm: the bound.
-        norm: norm of the whole gradient before clipping, shape ().
-    """
+    """Gradient clipping by norm as a differentiable part of the step."""
 
     max_norm: float
-    norm: Tensor
+    norm: Tensor  # of the whole gradient before clipping, shape ()
 
     @property
     def coefficient(self) -> Tensor:
@@ -82,7 +68,6 @@ class OptimizerSlot:
     """A parameter in an optimizer: its rule, state and parameter group before the step."""
 
     name: str
-    size: int
     rule: UpdateRule
     state: Mapping[str, Any]
     group: Mapping[str, Any]
@@ -91,7 +76,7 @@ class OptimizerSlot:
         """A copy that a later step of the optimizer does not change."""
         state = {k: v.clone() if isinstance(v, Tensor) else v for k, v in self.state.items()}
         group = {k: v for k, v in self.group.items() if k != "params"}
-        return OptimizerSlot(self.name, self.size, self.rule, state, group)
+        return OptimizerSlot(self.name, self.rule, state, group)
 
 
 def optimizer_slots(optimizer: Optimizer, own: Tensors, *, assume_sgd: bool = False) -> list[OptimizerSlot]:
@@ -100,7 +85,7 @@ def optimizer_slots(optimizer: Optimizer, own: Tensors, *, assume_sgd: bool = Fa
     optimizer = unwrapped(optimizer)
     names = {id(param): name for name, param in own.items()}
     return [
-        OptimizerSlot(names[id(param)], param.numel(), rule, optimizer.state.get(param, {}), group)
+        OptimizerSlot(names[id(param)], rule, optimizer.state.get(param, {}), group)
         for group in optimizer.param_groups
         for param in group["params"]
         if id(param) in names
@@ -108,11 +93,7 @@ def optimizer_slots(optimizer: Optimizer, own: Tensors, *, assume_sgd: bool = Fa
 
 
 def student_slots(student: nn.Module, optimizer: Optimizer, *, assume_sgd: bool = False) -> list[OptimizerSlot]:
-    """The student's trainable parameters in the optimizer.
-
-    Raises:
-        InputError: where there are none.
-    """
+    """The student's trainable parameters in the optimizer; an InputError where there are none."""
     own = trainable(student)
     if not own:
         raise InputError("the student has no trainable parameter")
@@ -129,7 +110,7 @@ def step_diagonal(slots: Iterable[OptimizerSlot], values: Tensors, gradients: Te
     multiplied by zeros only and is set to zero: Adam's would be ``lr / eps``, which would dominate finite differences.
     """
     found: dict[str, Diagonal] = {}
-    for bundle in _bundles([slot for slot in slots if slot.name in gradients]):
+    for bundle in _bundles([slot for slot in slots if slot.name in gradients], gradients):
         first, names = bundle[0], [slot.name for slot in bundle]
         value, gradient = _joined([values[n].detach() for n in names]), _joined([gradients[n] for n in names])
         state = {
@@ -146,13 +127,13 @@ def step_diagonal(slots: Iterable[OptimizerSlot], values: Tensors, gradients: Te
     return found
 
 
-def _bundles(slots: list[OptimizerSlot]) -> list[list[OptimizerSlot]]:
+def _bundles(slots: list[OptimizerSlot], gradients: Tensors) -> list[list[OptimizerSlot]]:
     """Small parameters with the same state together: a dozen operations on each would cost more than the step itself."""
     together: dict[Any, list[OptimizerSlot]] = {}
     for slot in slots:
         step = slot.state.get("step")  # differs where a parameter had no gradient in some step
         readable = not isinstance(step, Tensor) or step.device.type == "cpu"  # reading another device would block
-        small = slot.rule.moments and slot.size < JOINED_BELOW and readable
+        small = slot.rule.moments and gradients[slot.name].numel() < JOINED_BELOW and readable
         key = (id(slot.group), len(slot.state), step is not None and float(step)) if small else slot.name
         together.setdefault(key, []).append(slot)
     return list(together.values())

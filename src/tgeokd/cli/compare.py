@@ -11,6 +11,7 @@ import typer
 
 from tgeokd.cli import options
 from tgeokd.cli.output import console, interruptible, say
+from tgeokd.methods.registry import DEFAULT_METHOD, METHODS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,34 +19,23 @@ if TYPE_CHECKING:
     from tgeokd.runs.config import RunConfig
     from tgeokd.runs.results import ComparisonResults, DataVariant, MethodSpec
 
-__all__ = ["compare", "run_comparison"]
+_METHODS_HELP = "Rows, separated by commas, e.g. [b]ce,kd:alpha=0.5,tgeo,ce@train+val[/b]."
+_TUNE_HELP = (
+    "Trials of hyper-parameters per row, scored on validation samples with a seed of their own; the best is used for all "
+    "seeds. 0: the methods' defaults."
+)
 
 
 def compare(
     task: options.Task,
-    methods: Annotated[
-        str | None,
-        typer.Option(
-            help="Rows, separated by commas, e.g. [b]ce,kd:alpha=0.5,tgeo,ce@train+val[/b].  \\[default: every method]",
-            show_default=False,
-        ),
-    ] = None,
+    methods: Annotated[str | None, options.optional(_METHODS_HELP, "every method")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per row: 0, 1, ...")] = 5,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the comparison.  \\[default: runs/compare-TASK]", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, options.optional("Folder of the comparison.", "runs/compare-TASK")] = None,
     config: options.ConfigFile = None,
     preset_name: options.Preset = None,
     data_dir: options.DataDir = None,
     settings: options.Settings = None,
-    tune: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Trials of hyper-parameters per row, scored on validation samples with a seed of their own; the best is used "
-            "for all seeds. 0: the methods' defaults.",
-        ),
-    ] = 0,
+    tune: Annotated[int, typer.Option(min=0, help=_TUNE_HELP)] = 0,
     jobs: options.Jobs = None,
     resume: options.Resume = False,
 ) -> None:
@@ -64,7 +54,9 @@ def compare(
     from tgeokd.runs.results import DataVariant
 
     chosen = options.config_of(task, config, preset_name, settings, data_dir)
-    texts = re.split(r",(?![^\[{]*[\]}])", methods) if methods is not None else options.method_names()
+    texts = [*(name for name in METHODS if name != DEFAULT_METHOD), DEFAULT_METHOD]
+    if methods is not None:
+        texts = re.split(r",(?![^\[{]*[\]}])", methods)
     rows = [parse_method(text) for text in texts if text.strip()]
     usual = preset(task, preset_name or "lite").data
     changed = [f"{key}={value}" for key, value in chosen.data.items() if usual.get(key) != value]
@@ -101,15 +93,7 @@ def run_comparison(
     with interruptible("continue with the same command and --resume"):
         try:
             results = compare(
-                config,
-                rows,
-                range(seeds),
-                out,
-                variants=variants,
-                tune=tune,
-                jobs=jobs,
-                resume=resume,
-                on_event=show,
+                config, rows, range(seeds), out, variants=variants, tune=tune, jobs=jobs, resume=resume, on_event=show
             )
         finally:
             if progress.live.is_started:
@@ -124,7 +108,7 @@ def _print_variant(results: ComparisonResults, variant: str, seeds: int) -> None
     """Print the table of a data variant, and the differences between the default method and the other rows."""
     from tgeokd.report.tables import comparison_table, formatted, paired_differences, title
 
-    bold = {row.label for row in results.summary if row.method == options.DEFAULT_METHOD}
+    bold = {row.label for row in results.summary if row.method == DEFAULT_METHOD}
     console().print(_table(f"{results.task}, {variant}", *comparison_table(results, variant, brief=True), bold))
     primary = results.primary_metric
     teachers = [teacher.metrics for teacher in results.teachers if teacher.variant == variant]
@@ -143,9 +127,8 @@ def _table(title: str, header: list[str], rows: list[list[str]], bold: Collectio
     from rich import box
     from rich.table import Table
 
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True
-    )
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.collapse_padding = True
     for i, name in enumerate(header):
         # on a narrow terminal a long name is folded; a number never is
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0, overflow="fold")

@@ -10,8 +10,6 @@ import typer
 from tgeokd.cli import options
 from tgeokd.cli.compare import run_comparison
 
-__all__ = ["demo"]
-
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for results, figures and the report.")] = Path("runs/demo"),

@@ -12,9 +12,9 @@ from tgeokd.cli.output import interruptible, metrics_line, say
 from tgeokd.utils.errors import InputError
 
 if TYPE_CHECKING:
-    from tgeokd.runs.config import RunConfig
+    from tgeokd.data import TaskData
 
-__all__ = ["distill"]
+_RESUME_HELP = "Continue the interrupted run in this folder with its own settings."
 
 
 def distill(
@@ -24,19 +24,14 @@ def distill(
     data_dir: options.DataDir = None,
     method: options.MethodName = None,
     seed: options.RunSeed = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run.  \\[default: runs/TASK-METHOD-SEED]", show_default=False)
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Continue the interrupted run in this folder with its own settings."),
-    ] = None,
+    out: Annotated[Path | None, options.optional("Folder of the run.", "runs/TASK-METHOD-SEED")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help=_RESUME_HELP)] = None,
     settings: options.Settings = None,
 ) -> None:
     """Distil one student.
 
     The folder of the run holds config.yaml (everything needed to repeat it), metrics.jsonl (one line per epoch),
-    student.safetensors, last.ckpt/, results.json and report.html.
+    student.safetensors, checkpoints/, results.json and report.html.
 
     [bold]Examples[/bold]
 
@@ -65,7 +60,7 @@ def distill(
         out = out or Path("runs") / f"{chosen.task}-{chosen.method}-{chosen.seed}"
         check(chosen)
         folder = RunFolder(out)
-        _say_data(chosen)
+        _say_data(load_data(chosen))
         folder.write_yaml("config.yaml", chosen.to_dict())
     with folder, interruptible(f"continue with: tgeokd distill --resume {out}"):
         teacher = out / "teacher.safetensors"
@@ -79,11 +74,7 @@ def distill(
     say(f"report: {report}")
 
 
-def _say_data(config: RunConfig) -> None:
-    """Print what the data are, before anything is trained on them."""
-    from tgeokd.runs.build import load_data
-
-    data = load_data(config)
+def _say_data(data: TaskData) -> None:
     sizes = zip(("training", "validation", "test"), (data.train, data.held_out, data.test), strict=True)
     shown = ", ".join(f"{len(split):,} {name}" for name, split in sizes)  # type: ignore[arg-type]
     say(f"data: {shown} samples; {data.num_classes} classes")

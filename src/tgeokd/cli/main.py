@@ -1,14 +1,11 @@
-"""The command ``tgeokd``: its commands, its exit codes, and how it ends when it is interrupted.
-
-Nothing here or in the other files of this folder imports torch or another large library before a command runs.
-"""
+"""The command ``tgeokd``. Nothing in this folder imports torch or another large library before a command runs."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -27,10 +24,6 @@ from tgeokd.cli.reproduce import reproduce
 from tgeokd.cli.teacher_cache import teacher_cache
 from tgeokd.utils.errors import DivergenceError, InputError
 
-__all__ = ["app", "main"]
-
-COMMANDS: tuple[Callable[..., None], ...] = (demo, distill, compare, teacher_cache, predict, report, reproduce)
-
 
 class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
@@ -44,10 +37,9 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Distil a large model into a small one and learn, for every sample, "
-    "how much to trust the teacher and how much the label.",
+    help="Distil a large model into a small one and learn, for every sample, how much to trust teacher and label.",
 )
-for command in COMMANDS:
+for command in (demo, distill, compare, teacher_cache, predict, report, reproduce):
     app.command()(command)
 
 
@@ -72,26 +64,19 @@ def _options(
 
 
 def main() -> None:
-    """Entry point.
-
-    Exit codes: 0 done; with one line on standard error 2 the input is wrong, 3 training diverged, 130 or 143 interrupted;
-    1 anything else.
-    """
+    """Run the command. Exit codes: 0 done, 2 wrong input, 3 training diverged, 130 or 143 interrupted, 1 anything else."""
     try:
         with _signals():
             sys.exit(app(prog_name="tgeokd", standalone_mode=False))
-    except InputError as error:
-        _end(f"error: {error}", 2)
-    except DivergenceError as error:
-        _end(f"error: {error}", 3)
+    except (InputError, DivergenceError) as error:
+        _end(f"error: {error}", 2 if isinstance(error, InputError) else 3)
     except Interrupted as error:
         _end(str(error), error.exit_code)
     except Exception as error:
         # Typer's usage errors, which it would draw a box around; its versions differ in the classes they come from.
         if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
             raise
-        message = error.format_message()
-        if message:
+        if message := error.format_message():
             _end(f"error: {message}", error.exit_code)
         error.show()  # type: ignore[attr-defined]  # no arguments at all: the help
         sys.exit(error.exit_code)

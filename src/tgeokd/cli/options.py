@@ -2,62 +2,31 @@
 
 from __future__ import annotations
 
-from importlib import import_module, resources
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tgeokd.data.tasks.registry import TASKS
+from tgeokd.methods.registry import DEFAULT_METHOD, METHODS
 from tgeokd.utils.errors import InputError
 
 if TYPE_CHECKING:
     from tgeokd.runs.config import RunConfig
 
-DEFAULT_METHOD = "tgeo"
 
-# Names while a registry has no module of its own.
-_FALLBACK = {
-    "methods": ["ada", "anl", "ce", "dkd", "kd", "ls", "rw", "tgeo", "wls"],
-    "data.tasks": ["adult", "cifar10", "cifar100", "criteo", "digits", "hil", "imagenet", "nsl_kdd", "tabular"],
-}
+def optional(help_text: str, default: str, *names: str, **settings: Any) -> Any:
+    """An option that is None unless given; ``default`` describes what applies then."""
+    return typer.Option(*names, help=f"{help_text}  \\[default: {default}]", show_default=False, **settings)
 
 
-def _names(package: str, registry: str) -> list[str]:
-    """The names in a registry; the modules that define the entries are not imported."""
-    if not resources.files("tgeokd").joinpath(*package.split("."), "registry.py").is_file():
-        return _FALLBACK[package]
-    return list(getattr(import_module(f"tgeokd.{package}.registry"), registry))
+_TASK = typer.Argument(help=f"Task: {', '.join(TASKS)}.", autocompletion=TASKS.keys, show_default=False)
 
-
-def task_names() -> list[str]:
-    """Names of the tasks."""
-    return _names("data.tasks", "TASKS")
-
-
-def method_names() -> list[str]:
-    """Names of the methods, the default one last."""
-    return sorted(_names("methods", "METHODS"), key=lambda name: (name == DEFAULT_METHOD, name))
-
-
-def analysis_names() -> list[str]:
-    """Names of the analyses."""
-    from tgeokd.paper import ANALYSES
-
-    return list(ANALYSES)
-
-
-_TASK_HELP = f"Task: {', '.join(task_names())}."
-
-Task = Annotated[str, typer.Argument(help=_TASK_HELP, autocompletion=task_names, show_default=False)]
-OptionalTask = Annotated[str | None, typer.Argument(help=_TASK_HELP, autocompletion=task_names, show_default=False)]
+Task = Annotated[str, _TASK]
+OptionalTask = Annotated[str | None, _TASK]
 MethodName = Annotated[
-    str | None,
-    typer.Option(
-        "--method",
-        help=f"Method: {', '.join(method_names())}.  \\[default: {DEFAULT_METHOD}]",
-        autocompletion=method_names,
-        show_default=False,
-    ),
+    str | None, optional(f"Method: {', '.join(METHODS)}.", DEFAULT_METHOD, "--method", autocompletion=METHODS.keys)
 ]
 ConfigFile = Annotated[
     Path | None,
@@ -65,21 +34,13 @@ ConfigFile = Annotated[
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(
-        "--preset",
-        help="Recipe shipped for the task: [b]lite[/b] (two cores, minutes), [b]paper[/b] (a GPU), ...  \\[default: lite]",
-        show_default=False,
-    ),
+    optional("Recipe of the task: [b]lite[/b] (two cores, minutes), [b]paper[/b] (a GPU), ...", "lite", "--preset"),
 ]
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", envvar="TGEOKD_DATA", help="Folder of your data sets.", show_default=False)
 ]
-RunSeed = Annotated[
-    int | None,
-    typer.Option("--seed", help="Seed of split, weights and order.  \\[default: 0]", show_default=False),
-]
+RunSeed = Annotated[int | None, optional("Seed of split, weights and order.", "0", "--seed")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Parallel processes; default: one per core.")]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run or a comparison.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Finish the comparison in --out; finished runs are kept.")]
 Settings = Annotated[
     list[str] | None,
@@ -101,17 +62,11 @@ def config_of(
     method: str | None = None,
     seed: int | None = None,
 ) -> RunConfig:
-    """The config of a command line: a file or a preset, changed by the options.
-
-    Raises:
-        InputError: for options that exclude each other, and whatever the config refuses.
-    """
-    import dataclasses
-
+    """The config of a command line: a file or a preset, changed by the options. Contradictory options are refused."""
     from tgeokd.runs.config import load_config, override, preset, replace
 
     if task is None and file is None:
-        raise InputError(f"name a task ({', '.join(task_names())}), or give --config or --resume")
+        raise InputError(f"name a task ({', '.join(TASKS)}), or give --config or --resume")
     if file is not None and preset_name is not None:
         raise InputError("give --config or --preset, not both")
     chosen = load_config(file) if file is not None else preset(task or "", preset_name or "lite")
@@ -122,10 +77,10 @@ def config_of(
     if seed is not None:
         chosen = replace(chosen, seed=seed)
     chosen = override(chosen, settings or [])
-    options = chosen.teacher_cache
-    if options is not None and options.folder is not None:  # a run may be resumed from another folder
-        options = dataclasses.replace(options, folder=str(Path(options.folder).resolve()))
-    return with_data_dir(replace(chosen, teacher_cache=options), data_dir)
+    cache = chosen.teacher_cache
+    if cache is not None and cache.folder is not None:  # a run may be resumed from another folder
+        cache = dataclasses.replace(cache, folder=str(Path(cache.folder).resolve()))
+    return with_data_dir(replace(chosen, teacher_cache=cache), data_dir)
 
 
 def with_data_dir(config: RunConfig, data_dir: Path | None) -> RunConfig:

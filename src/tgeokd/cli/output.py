@@ -11,16 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Interrupted", "console", "interruptible", "metrics_line", "say"]
-
 
 class Interrupted(Exception):  # noqa: N818  # not an error
-    """The command was interrupted by a signal.
-
-    Args:
-        signal_number: of the signal.
-        advice: how to continue, for the user.
-    """
+    """The command was interrupted by a signal; ``advice`` tells the user how to continue."""
 
     def __init__(self, signal_number: int, advice: str) -> None:
         super().__init__(f"interrupted; {advice}" if advice else "interrupted")

@@ -9,8 +9,6 @@ import typer
 
 from tgeokd.cli.output import say
 
-__all__ = ["predict"]
-
 
 def predict(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run on a table.")],

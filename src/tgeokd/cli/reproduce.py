@@ -9,37 +9,23 @@ import typer
 
 from tgeokd.cli import options
 from tgeokd.cli.output import interruptible, say
+from tgeokd.paper import ANALYSES
 
-__all__ = ["reproduce"]
+_WHAT = typer.Argument(help=f"Analysis: {', '.join(ANALYSES)}.", autocompletion=ANALYSES.keys, show_default=False)
+_TASK_HELP = "Task.  \\[default: digits; hil for oversampling]"
 
 
 def reproduce(
-    what: Annotated[
-        str,
-        typer.Argument(
-            help=f"Analysis: {', '.join(options.analysis_names())}.",
-            autocompletion=options.analysis_names,
-            show_default=False,
-        ),
-    ],
+    what: Annotated[str, _WHAT],
     task: Annotated[
-        str | None,
-        typer.Argument(
-            help="Task.  \\[default: digits; hil for oversampling]",
-            autocompletion=options.task_names,
-            show_default=False,
-        ),
+        str | None, typer.Argument(help=_TASK_HELP, autocompletion=options.TASKS.keys, show_default=False)
     ] = None,
     preset_name: options.Preset = None,
     data_dir: options.DataDir = None,
     settings: options.Settings = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds: 0, 1, ...")] = 3,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Parallel processes; default: one per core, for cost one.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder.  \\[default: runs/reproduce-WHAT-TASK]", show_default=False)
-    ] = None,
+    jobs: Annotated[int | None, options.optional("Parallel processes.", "one per core, for cost one", min=1)] = None,
+    out: Annotated[Path | None, options.optional("Folder.", "runs/reproduce-WHAT-TASK")] = None,
 ) -> None:
     """Repeat an analysis of the TGeo-KD paper, or one that its reviewers asked for.
 
@@ -53,7 +39,6 @@ def reproduce(
 
     tgeokd reproduce fig4 nsl_kdd --data-dir data
     """
-    from tgeokd.paper import ANALYSES
     from tgeokd.paper.base import run_analysis
     from tgeokd.report.analyses import draw_analysis
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tgeokd.cli import options
+from tgeokd.cli.options import optional
 from tgeokd.cli.output import interruptible, metrics_line, say
 from tgeokd.utils.errors import InputError
-
-if TYPE_CHECKING:
-    from tgeokd.runs.config import RunConfig
-
-__all__ = ["teacher_cache"]
 
 
 def teacher_cache(
@@ -24,19 +21,9 @@ def teacher_cache(
     preset_name: options.Preset = None,
     data_dir: options.DataDir = None,
     seed: options.RunSeed = None,
-    views: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Augmented views per sample.  \\[default: 4, 1 without augmentation]", show_default=False
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="fp16, bf16 or fp32.  \\[default: fp16]", show_default=False)
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(min=1, help="Logits stored per sample, for many classes.  \\[default: all]", show_default=False),
-    ] = None,
+    views: Annotated[int | None, optional("Augmented views per sample.", "4, 1 without augmentation", min=1)] = None,
+    dtype: Annotated[str | None, optional("fp16, bf16 or fp32.", "fp16")] = None,
+    top_k: Annotated[int | None, optional("Logits stored per sample, for many classes.", "all", min=1)] = None,
     settings: options.Settings = None,
 ) -> None:
     """Train a task's teacher and store its predictions for all samples, so that trainings need not compute them.
@@ -51,28 +38,24 @@ def teacher_cache(
     tgeokd distill cifar100 --data-dir data --set teacher.weights=teachers/cifar100/teacher.safetensors
     --set teacher_cache.folder=teachers/cifar100
     """
-    import dataclasses
-
     from tgeokd.runs.build import load_data
     from tgeokd.runs.config import load_config, replace
     from tgeokd.runs.single import check
+    from tgeokd.runs.stored import result_key
     from tgeokd.runs.teacher import build_teacher, cache_teacher_logits, is_network
     from tgeokd.teachers import TeacherCacheOptions
     from tgeokd.utils.files import RunFolder
 
     chosen = options.config_of(task, config, preset_name, settings, data_dir, seed=seed)
     given = {"views": views, "dtype": dtype, "top_k": top_k, "folder": str(out.resolve())}
-    cache_options = dataclasses.replace(
-        chosen.teacher_cache or TeacherCacheOptions(),
-        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
-    )
+    known = {name: value for name, value in given.items() if value is not None}
+    cache_options = dataclasses.replace(chosen.teacher_cache or TeacherCacheOptions(), **known)  # type: ignore[arg-type]
     chosen = replace(chosen, teacher_cache=cache_options)
     check(chosen)
     if not is_network(chosen):
         raise InputError("this teacher is not a network: its predictions are stored once anyway, no cache is needed")
-    if (out / "config.yaml").exists() and _without_folders(load_config(out / "config.yaml")) != _without_folders(
-        chosen
-    ):
+    stored = out / "config.yaml"
+    if stored.exists() and result_key("teacher", load_config(stored)) != result_key("teacher", chosen):
         raise InputError(f"{out} holds the teacher of other settings (config.yaml); choose another folder")
     with RunFolder(out) as folder, interruptible("continue with the same command"):
         folder.write_yaml("config.yaml", chosen.to_dict())
@@ -83,19 +66,6 @@ def teacher_cache(
         say("stored predictions")
         for split, cache in cache_teacher_logits(chosen, data, teacher, out).items():
             size = sum(path.stat().st_size for path in cache.folder.iterdir()) / 1e6
-            kept = "all" if cache.top_k is None else f"{cache.top_k} of"
-            say(
-                f"  {split}: {len(cache):,} samples, {cache.views} views, {kept} {cache.num_classes} classes in "
-                f"{cache.dtype}, {size:.3g} MB"
-            )
+            kept = f"{cache.top_k or 'all'} of {cache.num_classes} classes in {cache.dtype}"
+            say(f"  {split}: {len(cache):,} samples, {cache.views} views, {kept}, {size:.3g} MB")
     say(f"to use them: --set teacher.weights={teacher} --set teacher_cache.folder={out}")
-
-
-def _without_folders(config: RunConfig) -> RunConfig:
-    """The config without the folders of its data and its cache, which may have moved."""
-    import dataclasses
-
-    from tgeokd.runs.config import replace
-
-    cache_options = config.teacher_cache and dataclasses.replace(config.teacher_cache, folder=None)
-    return replace(config, data_dir=None, teacher_cache=cache_options)

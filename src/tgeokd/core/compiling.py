@@ -20,7 +20,7 @@ def check_compiler(device: torch.device) -> None:
         InputError: where `torch.compile` does not work on this device: on the CPU it needs a C++ compiler.
     """
     try:
-        torch.compile(_plus_one)(torch.zeros(2, device=device))
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:  # torch wraps what its compilers raise in many ways
         needs = "a C++ compiler (g++ or clang++, or what CXX names)" if device.type == "cpu" else "triton"
         raise InputError(f"compile=True needs {needs} for the device {device}: {one_line(error)}") from error
@@ -51,7 +51,3 @@ def uncompiled(module: nn.Module) -> nn.Module:
     """The module inside one that ``torch.compile`` returned; any other module as it is."""
     inner = getattr(module, "_orig_mod", None)
     return inner if isinstance(inner, nn.Module) else module
-
-
-def _plus_one(x: torch.Tensor) -> torch.Tensor:
-    return x + 1

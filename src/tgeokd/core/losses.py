@@ -1,10 +1,11 @@
 """Per-sample distillation losses and their fusion.
 
 Pure functions of logits. Every loss returns one value per sample, shape ``(N,)``; nothing is averaged here, so a caller
-can weigh samples before reducing. Below, ``z_s`` and ``z_t`` are student and teacher logits, ``tau`` the temperature.
+can weigh samples before reducing. Below, ``z_s`` and ``z_t`` are student and teacher logits, ``tau`` > 0 the temperature;
+``target`` holds class indices, int64, shape (N,).
 
-Logits and probabilities cannot be told apart by looking at them. Every ``*_logits`` argument must hold logits; turn a
-teacher's probabilities into logits with :func:`logits_from_probs`.
+Logits and probabilities cannot be told apart by looking at them. Every ``*_logits`` argument must hold logits, shape (N, C);
+turn a teacher's probabilities into logits with :func:`logits_from_probs`.
 """
 
 from __future__ import annotations
@@ -13,22 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tgeokd.core.validation import check_positive
 from tgeokd.utils.errors import InputError
 
-__all__ = [
-    "check_ratios",
-    "decoupled_kd",
-    "fuse",
-    "gt_grad",
-    "gt_loss",
-    "kd_grad",
-    "kd_loss",
-    "logits_from_probs",
-    "regression_loss",
-    "soft_ce_loss",
-    "standardise",
-    "to_class_logits",
-]
+__all__ = ["check_ratios", "decoupled_kd", "fuse", "gt_grad", "gt_loss", "kd_grad", "kd_loss", "logits_from_probs"]
+__all__ += ["regression_loss", "soft_ce_loss", "standardise", "to_class_logits"]
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -45,12 +35,12 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
         Shape (N,), in nats; 0 exactly where the two distributions agree.
 
     Raises:
-        ValueError: for a temperature that is not positive or for shapes that differ.
+        InputError: for a temperature that is not positive or for shapes that differ.
 
     Reference:
         Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015.
     """
-    log_s, log_t = _log_softened(student_logits, teacher_logits, temperature)
+    log_s, log_t = (z.log_softmax(dim=-1) for z in _softened(student_logits, teacher_logits, temperature))
     return temperature**2 * F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=-1)
 
 
@@ -63,28 +53,17 @@ def decoupled_kd(
     alone, both of the softened teacher from the softened student. They make up the usual loss:
     ``kd_loss = TCKD + (1 - p_t[y]) NCKD`` with the teacher's softened probability of the label ``p_t[y]``.
 
-    Args:
-        student_logits: shape (N, C).
-        teacher_logits: shape (N, C); logits, not probabilities.
-        target: class indices, shape (N,), int64.
-        temperature: ``tau`` > 0.
-
     Returns:
-        ``(TCKD, NCKD)``, each of shape (N,), in nats; NCKD is 0 where C = 2.
-
-    Raises:
-        ValueError: for a temperature that is not positive or for shapes that differ.
+        ``(TCKD, NCKD)``, each of shape (N,); NCKD is 0 where C = 2.
 
     Reference:
         Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, equation 7.
     """
-    _check_pair(student_logits, teacher_logits, temperature)
     # The other classes' columns: those below the label's as they are, those from it on moved up by one.
     below = torch.arange(student_logits.shape[-1] - 1, device=target.device)
     others = below + (below >= target.unsqueeze(-1))
     pairs, rests = [], []
-    for logits in (student_logits, teacher_logits):
-        softened = logits / temperature
+    for softened in _softened(student_logits, teacher_logits, temperature):
         rest = softened.gather(-1, others)
         label = softened.gather(-1, target.unsqueeze(-1))
         pairs.append(torch.cat([label, rest.logsumexp(dim=-1, keepdim=True)], dim=-1))
@@ -96,11 +75,8 @@ def decoupled_kd(
 def standardise(logits: Tensor) -> Tensor:
     """Logits of each sample moved to mean 0 and scaled to standard deviation 1 over the classes.
 
-    Args:
-        logits: shape (N, C), C >= 2.
-
     Returns:
-        ``(z - mean) / (1e-7 + std)`` with the unbiased deviation, shape (N, C); zeros where all logits are equal.
+        ``(z - mean) / (1e-7 + std)`` with the unbiased deviation, shape (N, C), C >= 2; zeros where all logits are equal.
 
     Reference:
         Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, algorithm 1.
@@ -110,32 +86,16 @@ def standardise(logits: Tensor) -> Tensor:
 
 
 def soft_ce_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of the softened student under the softened teacher, without the factor ``tau^2``.
+    """Cross-entropy of the softened student under the softened teacher, without the factor ``tau^2``, shape (N,).
 
     ``tau^2`` times this is :func:`kd_loss` plus ``tau^2`` times the teacher's entropy: the same gradient, another value.
-
-    Args:
-        student_logits: shape (N, C).
-        teacher_logits: shape (N, C); logits, not probabilities.
-        temperature: ``tau`` > 0.
-
-    Returns:
-        Shape (N,), in nats.
     """
-    log_s, log_t = _log_softened(student_logits, teacher_logits, temperature)
+    log_s, log_t = (z.log_softmax(dim=-1) for z in _softened(student_logits, teacher_logits, temperature))
     return -(log_t.exp() * log_s).sum(dim=-1)
 
 
 def gt_loss(student_logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of each sample with its label, from logits.
-
-    Args:
-        student_logits: shape (N, C).
-        target: class indices, shape (N,), int64.
-
-    Returns:
-        Shape (N,), in nats.
-    """
+    """Cross-entropy of each sample with its label, from logits (N, C) and class indices (N,); shape (N,), in nats."""
     return F.cross_entropy(student_logits, target, reduction="none")
 
 
@@ -170,9 +130,6 @@ def fuse(kd: Tensor, gt: Tensor, alpha: Tensor | float, *, check: bool = True) -
 
     Raises:
         InputError: for an alpha outside [0, 1] (of a tensor on an accelerator nothing is read, which would stall the step).
-
-    Reference:
-        Hu et al., "Less or More From Teacher", ICLR 2024.
     """
     if check and (not isinstance(alpha, Tensor) or alpha.device.type == "cpu"):
         check_ratios(alpha)
@@ -189,20 +146,15 @@ def check_ratios(alpha: Tensor | float) -> None:
     else:
         low = high = alpha
     if not (low >= 0 and high <= 1):
-        raise InputError(f"alpha must lie in [0, 1], but spans {low:.4g} to {high:.4g}")
+        given = f"not {low:.4g}" if low == high else f"but spans {low:.4g} to {high:.4g}"
+        raise InputError(f"alpha must lie in [0, 1], {given}")
 
 
 def logits_from_probs(probs: Tensor) -> Tensor:
-    """Logits of the same distribution: ``log(probs)``, with zeros raised to the smallest positive normal number.
-
-    Args:
-        probs: class probabilities, shape (N, C).
-
-    Returns:
-        Shape (N, C); ``softmax`` of it gives ``probs`` back.
+    """Logits of class probabilities (N, C): ``log(probs)``, with zeros raised to the smallest positive normal number.
 
     Raises:
-        ValueError: where a row is not a distribution (a negative or non-finite entry, or a sum away from 1).
+        InputError: where a row is not a distribution (a negative or non-finite entry, or a sum away from 1).
     """
     wrong = (probs < 0).any(dim=-1) | ((probs.sum(dim=-1) - 1).abs() > 1e-2) | ~probs.isfinite().all(dim=-1)
     if bool(wrong.any()):
@@ -215,16 +167,10 @@ def logits_from_probs(probs: Tensor) -> Tensor:
 
 
 def to_class_logits(outputs: Tensor) -> Tensor:
-    """Logits of shape (N, C) from a model's outputs; one logit ``z`` a sample becomes the two-class ``(0, z)``.
-
-    Args:
-        outputs: shape (N, C), (N, 1) or (N,).
-
-    Returns:
-        Shape (N, C), with C = 2 for one-logit outputs.
+    """Logits (N, C) from a model's outputs, shape (N, C), (N, 1) or (N,); one logit ``z`` a sample becomes ``(0, z)``.
 
     Raises:
-        ValueError: for any other shape.
+        InputError: for any other shape.
     """
     if outputs.ndim == 1:
         outputs = outputs.unsqueeze(-1)
@@ -233,15 +179,10 @@ def to_class_logits(outputs: Tensor) -> Tensor:
     return F.pad(outputs, (1, 0)) if outputs.shape[-1] == 1 else outputs
 
 
-def _check_pair(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> None:
-    if not temperature > 0:
-        raise InputError(f"temperature must be > 0, not {temperature}")
+def _softened(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    check_positive("temperature", temperature)
     if student_logits.shape != teacher_logits.shape:
         raise InputError(
             f"student logits have shape {tuple(student_logits.shape)} but teacher logits {tuple(teacher_logits.shape)}"
         )
-
-
-def _log_softened(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    _check_pair(student_logits, teacher_logits, temperature)
-    return F.log_softmax(student_logits / temperature, dim=-1), F.log_softmax(teacher_logits / temperature, dim=-1)
+    return student_logits / temperature, teacher_logits / temperature

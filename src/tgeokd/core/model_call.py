@@ -13,18 +13,8 @@ from torch import Tensor, nn
 from tgeokd.core.losses import to_class_logits
 from tgeokd.utils.errors import InputError
 
-__all__ = [
-    "Modes",
-    "RandomState",
-    "class_logits",
-    "class_probs",
-    "eval_mode",
-    "in_modes",
-    "module_device",
-    "random_state",
-    "replayed",
-    "sliced",
-]
+__all__ = ["Modes", "RandomState", "class_logits", "class_probs", "eval_mode", "in_modes", "module_device"]
+__all__ += ["random_state", "replayed", "sliced"]
 
 RandomState = tuple[Tensor, Tensor | None, torch.device]
 Modes = list[tuple[nn.Module, bool]]
@@ -38,43 +28,36 @@ def class_logits(model: Any, inputs: Any) -> Tensor:
         inputs: a mapping is passed as keyword arguments, a tuple or list as positional ones, anything else as it is.
 
     Raises:
-        ValueError: where the output is not a tensor of shape (N, C), (N, 1) or (N,).
+        InputError: where the output is not a tensor of shape (N, C), (N, 1) or (N,).
     """
-    return as_logits(model(*positional(inputs), **keywords(inputs)))
+    return _as_logits(_output(model, inputs))
 
 
 def class_probs(model: Any, inputs: Any) -> Tensor:
     """Class probabilities of a model that returns them, shape (N, C); one number ``p`` per sample means ``(1 - p, p)``."""
-    output = model(*positional(inputs), **keywords(inputs))
-    output = getattr(output, "logits", output)
-    if isinstance(output, Tensor) and (output.ndim == 1 or output.shape[-1] == 1):
+    output = _output(model, inputs)
+    if output.ndim == 1 or output.shape[-1] == 1:
         p = output.reshape(-1)
         return torch.stack([1 - p, p], dim=-1)
-    return as_logits(output)
+    return _as_logits(output)
 
 
-def as_logits(output: Any) -> Tensor:
-    """Class logits from whatever a model returned."""
+def _output(model: Any, inputs: Any) -> Tensor:
+    if isinstance(inputs, Mapping):
+        output = model(**inputs)
+    else:
+        output = model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
     output = getattr(output, "logits", output)
     if not isinstance(output, Tensor):
         raise InputError(
             f"a model must return logits as a tensor, or an object with .logits, not {type(output).__name__}"
         )
-    if output.dtype in (torch.float16, torch.bfloat16):
-        output = output.float()  # no loss is computed in half precision
-    return to_class_logits(output)
+    return output
 
 
-def positional(inputs: Any) -> tuple[Any, ...]:
-    """The positional arguments in ``inputs``."""
-    if isinstance(inputs, Mapping):
-        return ()
-    return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
-
-
-def keywords(inputs: Any) -> dict[str, Any]:
-    """The keyword arguments in ``inputs``."""
-    return dict(inputs) if isinstance(inputs, Mapping) else {}
+def _as_logits(output: Tensor) -> Tensor:
+    # no loss is computed in half precision
+    return to_class_logits(output.float() if output.dtype in (torch.float16, torch.bfloat16) else output)
 
 
 def sliced(inputs: Any, rows: slice) -> Any:

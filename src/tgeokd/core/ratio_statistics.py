@@ -46,11 +46,7 @@ class RatioStatistics:
         self._pending_samples = 0
 
     def add(self, alpha: Tensor, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> None:
-        """Add a batch: alpha (N,), logits (N, C), target (N,).
-
-        Raises:
-            InputError: soon, for a ratio outside [0, 1].
-        """
+        """Add a batch: alpha (N,), logits (N, C), target (N,). An InputError for a ratio outside [0, 1] may come later."""
         # Small batches are put together first: a dozen small operations a step would cost more than a small student's step.
         self._pending.append((alpha.detach(), student_logits.detach(), teacher_logits, target))
         self._pending_samples += len(target)
@@ -75,15 +71,14 @@ class RatioStatistics:
     def _flush(self) -> None:
         if not self._pending:
             return
-        several = len(self._pending) > 1
-        alpha, student_logits, teacher_logits, target = (
-            map(torch.cat, zip(*self._pending, strict=True)) if several else self._pending[0]
+        pending, self._pending, self._pending_samples = self._pending, [], 0
+        alpha, student, teacher, target = (
+            pending[0] if len(pending) == 1 else map(torch.cat, zip(*pending, strict=True))
         )
-        self._pending, self._pending_samples = [], 0
         if alpha.device.type == "cpu":  # elsewhere the reading would wait for the device
             check_ratios(alpha)
-        agree = agreement(_softmax(student_logits), _softmax(teacher_logits)) >= 0.5
-        right = teacher_logits.gather(-1, target.unsqueeze(-1)).squeeze(-1) == teacher_logits.amax(dim=-1)
+        agree = agreement(_softmax(student), _softmax(teacher)) >= 0.5
+        right = teacher.gather(-1, target.unsqueeze(-1)).squeeze(-1) == teacher.amax(dim=-1)
         group = 2 * (~right).long() + (~agree).long()
         bin_ = (alpha * BINS).long().clamp(0, BINS - 1)
         # index_add_ rather than bincount: on an accelerator the latter waits for the host
@@ -91,10 +86,7 @@ class RatioStatistics:
         self._sums.index_add_(0, group, alpha.double())
 
     def summary(self) -> dict[str, Any] | None:
-        """For each group ``count``, ``mean`` (None if empty) and ``histogram`` (10 equal bins of [0, 1]).
-
-        None if nothing was added.
-        """
+        """By group ``count``, ``mean`` (None if empty) and ``histogram`` (10 equal bins of [0, 1]); None without data."""
         self._flush()
         histograms = self._counts.view(len(GROUPS), BINS).tolist()
         sums = self._sums.tolist()

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from tgeokd.utils.errors import InputError
 
-__all__ = ["check_positive", "check_same_classes", "check_validation_classes", "validate_labels"]
+__all__ = ["check_at_least", "check_choice", "check_positive", "check_same_classes", "check_validation_classes"]
+__all__ += ["listed_classes", "validate_labels"]
 
 
 def check_positive(name: str, value: float | None) -> None:
-    """A number that must be above 0; None stands for an option that is not used."""
+    """A number must be above 0; None stands for an option that is not used."""
     if value is not None and not value > 0:
         raise InputError(f"{name} must be > 0, not {value}")
+
+
+def check_at_least(minimum: float, **values: float | None) -> None:
+    """Numbers, by name, must not be below a minimum; None stands for an option that is not used."""
+    for name, value in values.items():
+        if value is not None and not value >= minimum:
+            raise InputError(f"{name} must be >= {minimum}, not {value}")
+
+
+def check_choice(name: str, value: Any, literal: Any) -> None:
+    """A value must be one of those of a ``Literal``."""
+    if value not in get_args(literal):
+        raise InputError(f"{name} must be one of {', '.join(get_args(literal))}, not {value!r}")
 
 
 def validate_labels(target: Any, num_classes: int, where: str) -> None:
@@ -38,17 +52,21 @@ def validate_labels(target: Any, num_classes: int, where: str) -> None:
 
 def check_same_classes(student_logits: Tensor, teacher_logits: Tensor) -> None:
     """Student and teacher must have the same classes."""
-    if student_logits.shape[-1] != teacher_logits.shape[-1]:
-        raise InputError(
-            f"the student has {student_logits.shape[-1]} classes but the teacher has {teacher_logits.shape[-1]}"
-        )
+    student, teacher = student_logits.shape[-1], teacher_logits.shape[-1]
+    if student != teacher:
+        raise InputError(f"the student has {student} classes but the teacher has {teacher}")
 
 
 def check_validation_classes(train_counts: Tensor, validation_counts: Tensor) -> None:
     """Every class of the training set must occur in the validation set: nothing could be learned for it otherwise."""
-    missing = ((train_counts > 0) & (validation_counts == 0)).nonzero().flatten().tolist()
+    missing = listed_classes((train_counts > 0) & (validation_counts == 0))
     if missing:
-        names = ", ".join(map(str, missing[:20])) + (", ..." if len(missing) > 20 else "")
         raise InputError(
-            f"the validation set has no sample of class {names}, which the training set has; split by class (stratified)"
+            f"the validation set has no sample of class {missing}, which the training set has; split by class (stratified)"
         )
+
+
+def listed_classes(chosen: Tensor) -> str:
+    """The classes where a mask of shape (C,) is set, as text; the first of them where there are many."""
+    classes = chosen.nonzero().flatten().tolist()
+    return ", ".join(map(str, classes[:20])) + (", ..." if len(classes) > 20 else "")

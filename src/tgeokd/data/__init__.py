@@ -1,21 +1,14 @@
 """Data sets and tasks."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tgeokd.data.tasks.registry import TASKS
+from tgeokd.utils.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from tgeokd.data.base import Encoder, InputSpec, TaskData
+else:
+    _NAMES = ("Encoder", "InputSpec", "TaskData")
+    __getattr__, __dir__ = lazy_attributes(__name__, dict.fromkeys(_NAMES, "tgeokd.data.base"))
 
 __all__ = ["TASKS", "Encoder", "InputSpec", "TaskData"]
-
-
-def __getattr__(name: str) -> Any:
-    """Import the classes, and with them PyTorch, when they are first used."""
-    if name in __all__:
-        from tgeokd.data import base
-
-        return getattr(base, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

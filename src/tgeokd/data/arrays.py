@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from tgeokd.data.datasets import FetchesBatches, Fingerprinted, HasViews, Identified, Joinable, Subsettable, is_random
+from tgeokd.data.datasets import FetchesBatches, Fingerprinted, HasViews, Joinable, Subsettable, is_random
 from tgeokd.utils.errors import InputError
 
 __all__ = ["ArrayDataset", "WholeBatch"]
+
+Inputs = Tensor | tuple[Tensor, ...]
 
 
 class WholeBatch(tuple[Any, ...]):
@@ -24,7 +26,7 @@ class WholeBatch(tuple[Any, ...]):
 default_collate_fn_map[WholeBatch] = lambda batch, *, collate_fn_map=None: tuple(batch[0])
 
 
-class ArrayDataset(Dataset[Any], FetchesBatches, Identified, Fingerprinted, HasViews, Joinable, Subsettable):
+class ArrayDataset(Dataset[Any], FetchesBatches, Fingerprinted, HasViews, Joinable, Subsettable):
     """Samples held in tensors. A loader fetches a whole batch by one indexing operation, without Python per row.
 
     A transform that draws random numbers declares it by an attribute ``random = True``. Where it also has a method
@@ -39,21 +41,15 @@ class ArrayDataset(Dataset[Any], FetchesBatches, Identified, Fingerprinted, HasV
 
     Attributes:
         views: number of augmented versions of each sample; None where a random transform draws new numbers on every access.
-
-    Raises:
-        InputError: where the tensors differ in length.
     """
 
     def __init__(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: Tensor,
-        ids: Tensor | None = None,
-        transform: Callable[[Any], Any] | None = None,
+        self, inputs: Inputs, target: Tensor, ids: Tensor | None = None, transform: Callable[[Any], Any] | None = None
     ) -> None:
-        for name, tensor in [*(("inputs", tensor) for tensor in _tensors(inputs)), ("ids", ids)]:
-            if tensor is not None and len(tensor) != len(target):
-                raise InputError(f"{name} have {len(tensor)} rows but target has {len(target)}")
+        for name, tensors in (("inputs", _tensors(inputs)), ("ids", _tensors(ids))):
+            for tensor in tensors:
+                if len(tensor) != len(target):
+                    raise InputError(f"{name} have {len(tensor)} rows but target has {len(target)}")
         self.inputs, self.target, self.ids, self.transform = inputs, target, ids, transform
         self.views: int | None = None
         self._view: Tensor | None = None
@@ -68,56 +64,48 @@ class ArrayDataset(Dataset[Any], FetchesBatches, Identified, Fingerprinted, HasV
         return [WholeBatch(self.fetch(torch.as_tensor(indices)))]
 
     def fetch(self, rows: Tensor) -> tuple[Any, ...]:
-        """The samples of some rows as one batch, on the device of this data set.
-
-        Args:
-            rows: row numbers, int64, shape (n,), on any device.
-        """
+        """The samples of some row numbers, int64, shape (n,), as one batch on the device of this data set."""
         rows = rows.to(self.device, non_blocking=True)
-        ids = None if self.ids is None else self.ids.index_select(0, rows)
-        inputs = self._map_inputs(lambda tensor: tensor.index_select(0, rows))  # several times faster than tensor[rows]
+        # several times faster than tensor[rows]
+        inputs, target, ids = self._change_all(lambda tensor: tensor.index_select(0, rows))
         if self._view is not None and is_random(self.transform):
             inputs = self.transform.view(inputs, ids, int(self._view))  # type: ignore[union-attr]
         elif self.transform is not None:
             inputs = self.transform(inputs)
-        return (inputs, self.target.index_select(0, rows), *(() if ids is None else (ids,)))
+        return (inputs, target, *_tensors(ids))
 
     def join(self, other: Dataset[Any]) -> Dataset[Any]:
         """These samples followed by those of ``other``, all with this data set's transform and views."""
         if not isinstance(other, ArrayDataset) or (self.ids is None) != (other.ids is None):
             return ConcatDataset([self, other])
-        device = self.device
-        both = [
-            torch.cat([a, b.to(device)]) for a, b in zip(_tensors(self.inputs), _tensors(other.inputs), strict=True)
-        ]
-        ids = torch.cat([self.ids, other.ids.to(device)]) if self.ids is not None and other.ids is not None else None
-        inputs = tuple(both) if isinstance(self.inputs, tuple) else both[0]
-        return self._like(inputs, torch.cat([self.target, other.target.to(device)]), ids)
+        added = other.to(self.device)
+        pairs = zip(_tensors(self.inputs), _tensors(added.inputs), strict=True)
+        inputs = tuple(torch.cat(pair) for pair in pairs)
+        ids = None if self.ids is None else torch.cat([self.ids, *_tensors(added.ids)])
+        target = torch.cat([self.target, added.target])
+        return self._like(inputs if isinstance(self.inputs, tuple) else inputs[0], target, ids)
 
     def subset(self, rows: list[int]) -> ArrayDataset:
         """The samples of some rows, with this data set's transform and views."""
         kept = torch.as_tensor(rows, dtype=torch.int64, device=self.device)
-        return self._mapped(lambda tensor: tensor[kept])
+        return self._like(*self._change_all(lambda tensor: tensor[kept]))
 
     def to(self, device: torch.device | str) -> ArrayDataset:
         """The same samples with their tensors on a device, where batches are then made."""
-        return self._mapped(lambda tensor: tensor.to(device))
+        return self._like(*self._change_all(lambda tensor: tensor.to(device)))
 
     def with_views(self, views: int) -> ArrayDataset:
         """The same samples, not copied, in ``views`` augmented versions each, of which one is selected at a time.
 
-        Version ``v`` of a sample depends on its id and ``v`` alone, whatever batch it is in.
-
-        Raises:
-            InputError: for less than one view, or a random transform without a method ``view`` or without ids.
+        Version ``v`` of a sample depends on its id and ``v`` alone, whatever batch it is in. A random transform needs ids and
+        a method ``view``.
         """
         if views < 1:
             raise InputError(f"views must be >= 1, not {views}")
         if is_random(self.transform):
             if not hasattr(self.transform, "view"):
-                raise InputError(
-                    f"views need a transform with view(inputs, ids, view), which {type(self.transform).__name__} does not have"
-                )
+                given = type(self.transform).__name__
+                raise InputError(f"views need a transform with view(inputs, ids, view), which {given} does not have")
             if self.ids is None:
                 raise InputError("views depend on sample ids, and this data set has none: pass ids=")
         other = self._like(self.inputs, self.target, self.ids)
@@ -125,11 +113,7 @@ class ArrayDataset(Dataset[Any], FetchesBatches, Identified, Fingerprinted, HasV
         return other
 
     def set_view(self, view: int) -> None:
-        """Select the view of the next batches, also in worker processes and in joined data sets and subsets.
-
-        Raises:
-            InputError: for a view outside of [0, ``views``).
-        """
+        """Select the view of the next batches, in [0, ``views``), also in worker processes, joined data sets and subsets."""
         if self._view is None or not 0 <= view < (self.views or 0):
             raise InputError(f"view must lie in [0, {self.views or 0}), the views of this data set, not {view}")
         self._view.fill_(view)  # in shared memory
@@ -141,9 +125,9 @@ class ArrayDataset(Dataset[Any], FetchesBatches, Identified, Fingerprinted, HasV
         contains an address and differs between processes. Labels do not count. Takes about 0.1 s for 150 MB.
         """
         digest = hashlib.sha256(repr(self.transform).encode())
-        for tensor in (*_tensors(self.inputs), *(() if self.ids is None else (self.ids,))):
+        for tensor in (*_tensors(self.inputs), *_tensors(self.ids)):
             digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     @property
@@ -154,23 +138,23 @@ class ArrayDataset(Dataset[Any], FetchesBatches, Identified, Fingerprinted, HasV
     @property
     def nbytes(self) -> int:
         """Size of the tensors."""
-        tensors = (*_tensors(self.inputs), self.target, *(() if self.ids is None else (self.ids,)))
-        return sum(tensor.nbytes for tensor in tensors)
+        return sum(tensor.nbytes for tensor in (*_tensors(self.inputs), self.target, *_tensors(self.ids)))
 
-    def _map_inputs(self, change: Callable[[Tensor], Tensor]) -> Any:
-        return tuple(map(change, self.inputs)) if isinstance(self.inputs, tuple) else change(self.inputs)
+    def _change_all(self, change: Callable[[Tensor], Tensor]) -> tuple[Any, Tensor, Tensor | None]:
+        """Inputs, target and ids, each changed in this order."""
+        inputs = tuple(map(change, self.inputs)) if isinstance(self.inputs, tuple) else change(self.inputs)
+        return inputs, change(self.target), None if self.ids is None else change(self.ids)
 
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> ArrayDataset:
-        return self._like(self._map_inputs(change), change(self.target), None if self.ids is None else change(self.ids))
-
-    def _like(self, inputs: Tensor | tuple[Tensor, ...], target: Tensor, ids: Tensor | None) -> ArrayDataset:
+    def _like(self, inputs: Inputs, target: Tensor, ids: Tensor | None) -> ArrayDataset:
         other = ArrayDataset(inputs, target, ids, self.transform)
         other.views, other._view = self.views, self._view
         return other
 
 
-def _tensors(inputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return inputs if isinstance(inputs, tuple) else (inputs,)
+def _tensors(given: Inputs | None) -> tuple[Tensor, ...]:
+    if given is None:
+        return ()
+    return given if isinstance(given, tuple) else (given,)
 
 
 def _first(item: Any) -> Any:

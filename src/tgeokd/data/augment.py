@@ -74,22 +74,30 @@ def _row_starts(channels: int, height: int, tall: int, wide: int, device: torch.
 
 
 @dataclass(frozen=True)
-class TrainTransform:
+class EvalTransform:
+    """Normalisation by the mean and the standard deviation of each channel, of values in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Transform a uint8 batch of shape (N, C, H, W); returns float32."""
+        return normalised(images, self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class TrainTransform(EvalTransform):
     """A random crop (one uniform shift per image) and random mirroring (of half of the images), then normalisation.
 
     A call draws from PyTorch's global generator, whose state a checkpoint contains; in :meth:`view` the draws are a function
     of the image ids. Both give the same numbers on every device.
 
     Attributes:
-        mean: mean of each channel, of values in [0, 1].
-        std: standard deviation of each channel.
         padding: the largest shift, in pixels; the image is padded with zeros.
         flip: whether to mirror.
         seed: seed of the views.
     """
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     padding: int
     flip: bool = True
     seed: int = 0
@@ -103,13 +111,7 @@ class TrainTransform:
         return self._apply(images, top, left, flip)
 
     def view(self, images: Tensor, ids: Tensor, view: int) -> Tensor:
-        """Augment a batch with crops and mirroring that are a function of the seed, the image ids and the view.
-
-        Args:
-            images: uint8, shape (N, C, H, W).
-            ids: int64, shape (N,).
-            view: number of the view.
-        """
+        """As a call, with crops and mirroring that are a function of the seed, the image ids (N,) and the view."""
         bits = random_bits(ids, self.seed, view)
         top, left = (below(bits, field, 2 * self.padding + 1) for field in (0, 1))
         flip = below(bits, 2, 2).bool() if self.flip else torch.zeros_like(ids, dtype=torch.bool)
@@ -118,20 +120,3 @@ class TrainTransform:
     def _apply(self, images: Tensor, *drawn: Tensor) -> Tensor:
         top, left, flip = (values.to(images.device, non_blocking=True) for values in drawn)
         return normalised(crop_and_flip(images, top, left, flip, self.padding), self.mean, self.std)
-
-
-@dataclass(frozen=True)
-class EvalTransform:
-    """Normalisation only.
-
-    Attributes:
-        mean: mean of each channel, of values in [0, 1].
-        std: standard deviation of each channel.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Normalise a uint8 batch of shape (N, C, H, W); returns float32."""
-        return normalised(images, self.mean, self.std)

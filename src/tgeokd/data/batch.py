@@ -47,9 +47,8 @@ class Batch:
             return item
         if isinstance(item, Mapping):
             if "labels" not in item:
-                raise InputError(
-                    f"the {where} must yield {ACCEPTED}, not a mapping with the keys {', '.join(map(str, item))}"
-                )
+                keys = ", ".join(map(str, item))
+                raise InputError(f"the {where} must yield {ACCEPTED}, not a mapping with the keys {keys}")
             inputs = {key: value for key, value in item.items() if key not in ("labels", "ids")}
             return cls(inputs, item["labels"], _integer_ids(item.get("ids"), where))
         if not isinstance(item, tuple | list) or len(item) not in (2, 3):

@@ -15,7 +15,6 @@ __all__ = [
     "FetchesBatches",
     "Fingerprinted",
     "HasViews",
-    "Identified",
     "Joinable",
     "StoredInBlocks",
     "Subsettable",
@@ -44,17 +43,6 @@ class StoredInBlocks(Protocol):
 
 
 @runtime_checkable
-class Identified(Protocol):
-    """Has sample ids.
-
-    Attributes:
-        ids: int64, shape (N,); None where samples have no ids.
-    """
-
-    ids: Tensor | None
-
-
-@runtime_checkable
 class Fingerprinted(Protocol):
     """Can tell whether stored predictions of a teacher belong to it."""
 
@@ -64,13 +52,9 @@ class Fingerprinted(Protocol):
 
 @runtime_checkable
 class HasViews(Protocol):
-    """Can augment each sample in a fixed number of reproducible versions, its views.
+    """Can augment each sample in a fixed number of reproducible versions, its views."""
 
-    Attributes:
-        views: number of views; None where a random transform draws new numbers on every access.
-    """
-
-    views: int | None
+    views: int | None  # None where a random transform draws new numbers on every access
 
     def with_views(self, views: int) -> Dataset[Any]:
         """The same samples in a fixed number of views."""

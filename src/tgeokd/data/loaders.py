@@ -1,43 +1,23 @@
-"""Batches: orders and loaders, the union of two loaders, and the endless stream of held-out batches."""
+"""Batches: orders and loaders, the union of two loaders, and the endless stream of validation batches."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-)
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.dataloader import default_collate
 
 from tgeokd.core.model_call import random_state, replayed
-from tgeokd.data.arrays import ArrayDataset, WholeBatch
-from tgeokd.data.datasets import FetchesBatches, StoredInBlocks, joined, set_view, subset, views_of
+from tgeokd.data.arrays import ArrayDataset
+from tgeokd.data.datasets import FetchesBatches, StoredInBlocks, joined
 from tgeokd.data.sampler import BlockShuffle, own_generator
 from tgeokd.utils.errors import InputError
 
-__all__ = [
-    "ArrayDataset",
-    "BatchLoader",
-    "BlockShuffle",
-    "OuterStream",
-    "WholeBatch",
-    "joined",
-    "order_of",
-    "resident",
-    "set_view",
-    "shuffling",
-    "subset",
-    "union_loader",
-    "views_of",
-]
+__all__ = ["BatchLoader", "OuterStream", "order_of", "resident", "shuffling", "union_loader"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,19 +31,17 @@ class BatchLoader(DataLoader[Any]):
     """
 
     def __iter__(self) -> Any:
-        plain = self.num_workers == 0 and not self.pin_memory and self.collate_fn is default_collate
-        chunks = (
-            self._chunks()
-            if plain and self.batch_size is not None and isinstance(self.dataset, FetchesBatches)
-            else None
-        )
+        chunks = self._chunks()
         if chunks is None:
             return super().__iter__()
         torch.empty((), dtype=torch.int64).random_(generator=self.generator)  # what torch seeds worker processes with
         return self._batches(chunks)
 
     def _chunks(self) -> Iterator[Tensor] | None:
-        """The order of a pass in pieces; None for an order that must be asked for row by row."""
+        """The order of a pass in pieces; None where batches or their order are left to torch."""
+        plain = self.num_workers == 0 and not self.pin_memory and self.collate_fn is default_collate
+        if not plain or self.batch_size is None or not isinstance(self.dataset, FetchesBatches):
+            return None
         sampler, size = self.sampler, len(self.dataset)  # type: ignore[arg-type]
         if isinstance(sampler, BlockShuffle):
             return sampler.windows()
@@ -103,23 +81,13 @@ def shuffling(dataset: Dataset[Any], generator: torch.Generator | None = None) -
 
 
 def union_loader(train: Iterable[Any], held_out: Iterable[Any]) -> DataLoader[Any]:
-    """A shuffled loader over the training and the held-out samples, otherwise like ``train``.
-
-    Raises:
-        ValueError: where either is not a ``DataLoader`` over a map-style data set: how to mix them is then not known.
-    """
+    """A shuffled loader over the training and the validation samples, otherwise like ``train``; both map-style."""
+    advice = "pass a training loader over both sets yourself and use outer='holdout'"
     if not (_rebatchable(train) and _rebatchable(held_out)):
-        raise InputError(
-            "outer='union' must mix two torch DataLoaders over map-style data sets; for other loaders pass a training "
-            "loader over both parts yourself and use outer='holdout'"
-        )
-    assert isinstance(train, DataLoader)
-    assert isinstance(held_out, DataLoader)
+        raise InputError(f"outer='union' must mix two torch DataLoaders over map-style data sets; for others {advice}")
     if not isinstance(train.sampler, SequentialSampler | RandomSampler | BlockShuffle):
-        raise InputError(
-            f"outer='union' cannot extend the sampler {type(train.sampler).__name__} to the held-out samples; pass a training "
-            "loader over both parts yourself and use outer='holdout'"
-        )
+        sampler = type(train.sampler).__name__
+        raise InputError(f"outer='union' cannot extend the sampler {sampler} to the validation samples; {advice}")
     dataset = joined(train.dataset, held_out.dataset)
     return _like(train, dataset, train.batch_size or 1, drop_last=train.drop_last, generator=train.generator)
 
@@ -144,23 +112,18 @@ class OuterStream:
     Args:
         source: of the batches. A ``DataLoader`` over a map-style data set is re-batched and shuffled; any other iterable is
             repeated as it is.
-        batch_size: samples in an outer batch; None for the batch size of the source.
+        batch_size: samples in an outer batch, for a source that can be re-batched; None for the batch size of the source.
         seed: of the orders.
         limit: with None, no more samples than this where the source can be re-batched.
-
-    Raises:
-        InputError: where ``batch_size`` is given for a source that cannot be re-batched.
     """
 
     def __init__(self, source: Iterable[Any], batch_size: int | None, seed: int, *, limit: int | None = None) -> None:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"outer_batch_size must be >= 1, not {batch_size}")
-        self._seed = seed
-        self._generator = torch.Generator()
-        self._loader = source
+        self._seed, self._generator, self._loader = seed, torch.Generator(), source
         self._iterator: Iterator[Any] = iter(())
         self._epoch, self._drawn = 0, 0
-        if isinstance(source, DataLoader) and _rebatchable(source):
+        if _rebatchable(source):
             size = batch_size or min(source.batch_size or 1, limit or len(source.dataset))  # type: ignore[arg-type]
             size = min(size, len(source.dataset))  # type: ignore[arg-type]
             self._loader = _like(source, source.dataset, size, drop_last=True, generator=self._generator)
@@ -202,27 +165,22 @@ def order_of(loader: Iterable[Any]) -> torch.Generator | None:
     return own if own is not None else getattr(getattr(loader, "sampler", None), "generator", None)
 
 
-def _rebatchable(loader: Any) -> bool:
-    return (
-        isinstance(loader, DataLoader)
-        and loader.batch_size is not None
-        and not isinstance(loader.dataset, IterableDataset)
-        and hasattr(loader.dataset, "__len__")
-        and hasattr(loader.dataset, "__getitem__")
-    )
+def _rebatchable(loader: Any) -> TypeGuard[DataLoader[Any]]:
+    if not isinstance(loader, DataLoader) or loader.batch_size is None or isinstance(loader.dataset, IterableDataset):
+        return False
+    return hasattr(loader.dataset, "__len__") and hasattr(loader.dataset, "__getitem__")
 
 
 def _like(
     loader: DataLoader[Any], dataset: Any, batch_size: int, *, drop_last: bool, generator: torch.Generator | None
 ) -> DataLoader[Any]:
     """A shuffled loader over another data set with the workers and the collation of ``loader``."""
-    fetch: Callable[[Any], Any] = loader.collate_fn
     return BatchLoader(
         dataset,
         batch_size,
         **shuffling(dataset, generator),
         drop_last=drop_last,
-        collate_fn=fetch,
+        collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
         persistent_workers=loader.num_workers > 0,

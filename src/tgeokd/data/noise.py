@@ -68,24 +68,19 @@ def confusion_counts(clean: Tensor, noisy: Tensor, num_classes: int) -> Tensor:
 
 
 def read_confusion_counts(path: Path, num_classes: int) -> Tensor:
-    """Confusion counts from a CSV file without a header: C rows (the true class) of C integers.
-
-    Raises:
-        InputError: where the file has other contents.
-    """
+    """Confusion counts from a CSV file without a header: C rows (the true class) of C integers."""
     try:
         counts = np.loadtxt(path, delimiter=",", dtype=np.int64, ndmin=2)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"{path} is not a table of integers: {one_line(error)}") from error
-    if counts.shape != (num_classes, num_classes):
-        raise InputError(
-            f"{path} must have {num_classes} x {num_classes} counts, not {counts.shape[0]} x {counts.shape[1]}"
-        )
-    if (counts < 0).any() or not counts.any(axis=1).all():
-        row = int(((counts < 0).any(axis=1) | ~counts.any(axis=1)).argmax())
-        raise InputError(f"{path}: row {row} must have counts >= 0 that are not all zero")
+    rows, columns = counts.shape
+    if not rows == columns == num_classes:
+        raise InputError(f"{path} must have {num_classes} x {num_classes} counts, not {rows} x {columns}")
+    bad = (counts < 0).any(axis=1) | ~counts.any(axis=1)
+    if bad.any():
+        raise InputError(f"{path}: row {bad.argmax()} must have counts >= 0 that are not all zero")
     return torch.from_numpy(counts)
 
 
@@ -94,16 +89,8 @@ def read_human_labels(path: Path, keys: Sequence[str], num_classes: int) -> dict
 
     Source: Wei, Zhu, Cheng, Liu, Niu and Liu, "Learning with Noisy Labels Revisited", ICLR 2022.
 
-    Args:
-        path: the file.
-        keys: names of the label arrays to read.
-        num_classes: C.
-
     Returns:
-        Class indices by key, int64, each of shape (N,).
-
-    Raises:
-        InputError: where the file cannot be read, has contents other than arrays, lacks a key, or has an unknown label.
+        The label arrays named by ``keys``: class indices, int64, each of shape (N,).
     """
     kinds = [type(np.dtype(code)) for code in np.typecodes["AllInteger"]]
     reconstruct: Any = np.empty(0).__reduce__()[0]
@@ -127,10 +114,8 @@ def read_human_labels(path: Path, keys: Sequence[str], num_classes: int) -> dict
             raise InputError(f"{path}: {key!r} must have integers of shape (N,), not of shape {array.shape}")
         unknown = (array < 0) | (array >= num_classes)
         if unknown.any():
-            row = int(unknown.argmax())
-            raise InputError(
-                f"{path}: {key!r} row {row} has label {array[row]}, but classes are 0 to {num_classes - 1}"
-            )
+            row, known = int(unknown.argmax()), f"classes are 0 to {num_classes - 1}"
+            raise InputError(f"{path}: {key!r} row {row} has label {array[row]}, but {known}")
         labels[key] = torch.from_numpy(array.astype(np.int64))
     if len({len(label) for label in labels.values()}) > 1:
         raise InputError(f"{path}: {', '.join(map(repr, keys))} differ in length")

@@ -33,64 +33,44 @@ def stratified_split(
         class_names: names of the classes in messages; class indices by default.
 
     Returns:
-        Row numbers in increasing order; the last array is empty with ``test=None``.
-
-    Raises:
-        InputError: where a split would lack a class, with the class and the number of its rows.
+        Row numbers in increasing order; the last array is empty with ``test=None``. Every split has every class.
     """
-    rows = np.arange(len(target), dtype=np.int64)
     sizes = {"held_out": _size("held_out", held_out, len(target))}
     if test is not None:
         sizes["test"] = _size("test", test, len(target))
     sizes = {"train": len(target) - sum(sizes.values())} | sizes
-    counts = np.bincount(target)
-    classes = np.flatnonzero(counts)
-    counts = counts[classes]
+    classes, counts = np.unique(target, return_counts=True)
+    names = [repr(class_names[c]) if class_names else str(c) for c in classes]
     if counts.min(initial=len(sizes)) < len(sizes):
         rare = int(counts.argmin())
-        raise InputError(
-            f"class {_name(classes[rare], class_names)} has {counts[rare]} rows, "
-            f"too few for one in each of {', '.join(sizes)}"
-        )
+        each = ", ".join(sizes)
+        raise InputError(f"class {names[rare]} has {counts[rare]} rows, too few for one in each of {each}")
     for name, size in sizes.items():
         if size < len(classes):
-            raise InputError(
-                f"the {name} split would have {max(size, 0)} of {len(target)} rows for {len(classes)} classes"
-            )
-    splits = {"test": rows[:0]}
-    rest = rows
+            found = f"{max(size, 0)} of {len(target)} rows for {len(classes)} classes"
+            raise InputError(f"the {name} split would have {found}")
+    rest = np.arange(len(target), dtype=np.int64)
+    splits = {"test": rest[:0]}
     for name in ("test", "held_out"):
         if name in sizes:
             rest, splits[name] = train_test_split(rest, test_size=sizes[name], stratify=target[rest], random_state=seed)
     splits["train"] = rest
-    for name in sizes:
-        absent = classes[np.bincount(target[splits[name]], minlength=int(classes[-1]) + 1)[classes] == 0]
+    for name, size in sizes.items():
+        absent = np.flatnonzero(~np.isin(classes, target[splits[name]]))
         if len(absent):
-            count = counts[classes == absent[0]][0]
-            raise InputError(
-                f"the {name} split of {sizes[name]} rows got none of the {count} rows of class "
-                f"{_name(absent[0], class_names)}; make the split larger"
-            )
+            lost = f"none of the {counts[absent[0]]} rows of class {names[absent[0]]}"
+            raise InputError(f"the {name} split of {size} rows got {lost}; make the split larger")
     return np.sort(splits["train"]), np.sort(splits["held_out"]), np.sort(splits["test"])
 
 
 def subset(target: NDArray[np.int64], size: int, *, seed: int, option: str = "train") -> Rows:
-    """Increasing row numbers of a stratified sample with at least one row per class.
+    """Increasing row numbers of a stratified sample of class indices (N,) with at least one row per class.
 
-    Args:
-        target: class indices, shape (N,).
-        size: number of rows.
-        seed: seed of the sample.
-        option: name of the size in messages.
-
-    Raises:
-        InputError: for a size above N or below the number of classes.
+    ``option`` is the name of the size in messages.
     """
-    classes = np.unique(target)
-    if not len(classes) <= size <= len(target):
-        raise InputError(
-            f"{option}={size} must lie in [{len(classes)}, {len(target)}]: {len(target)} rows of {len(classes)} classes"
-        )
+    classes, n = np.unique(target), len(target)
+    if not len(classes) <= size <= n:
+        raise InputError(f"{option}={size} must lie in [{len(classes)}, {n}]: {n} rows of {len(classes)} classes")
     order = np.random.default_rng(seed).permutation(len(target))
     turn = np.empty(len(target))  # the n rows of a class are spaced by 1 / n
     for c in classes:
@@ -102,14 +82,8 @@ def subset(target: NDArray[np.int64], size: int, *, seed: int, option: str = "tr
 def oversample(target: NDArray[np.int64], *, seed: int) -> Rows:
     """Row numbers with rows of the smaller classes repeated until all classes are as frequent as the largest.
 
-    All rows occur once, in order, followed by the repeated ones. For training rows only.
-
-    Args:
-        target: class indices, shape (N,).
-        seed: seed of the draws.
-
-    Raises:
-        InputError: where imbalanced-learn is not installed.
+    ``target`` has class indices, shape (N,). All rows occur once, in order, followed by the repeated ones. For training rows
+    only.
     """
     try:
         from imblearn.over_sampling import RandomOverSampler  # type: ignore[import-untyped]  # an extra of the package
@@ -131,7 +105,3 @@ def _size(name: str, value: int | float, total: int) -> int:
     if value < 1:
         raise InputError(f"{name} must be at least 1 row, not {value}")
     return value
-
-
-def _name(index: int, names: Sequence[str]) -> str:
-    return repr(names[index]) if names else str(index)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tgeokd.methods.base import ForwardContext, LossInputs, Method, Outer, SampleLoss
 from tgeokd.methods.registry import METHODS
+from tgeokd.utils.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from tgeokd.methods.base import ForwardContext, LossInputs, Method, Outer, SampleLoss
+else:
+    _NAMES = ("ForwardContext", "LossInputs", "Method", "Outer", "SampleLoss")
+    __getattr__, __dir__ = lazy_attributes(__name__, dict.fromkeys(_NAMES, "tgeokd.methods.base"))
 
 __all__ = ["METHODS", "ForwardContext", "LossInputs", "Method", "Outer", "SampleLoss", "build_method"]
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from tgeokd.methods.base import LossInputs, Method
-from tgeokd.methods.registry import METHODS
-from tgeokd.utils.errors import InputError
+from tgeokd.core.validation import check_choice
+from tgeokd.methods.base import METHODS, LossInputs, Method
 
 __all__ = ["AdaptiveKD"]
 
@@ -35,8 +34,7 @@ class AdaptiveKD(Method):
     search_space: ClassVar[dict[str, tuple[Any, ...]]] = {"level": ("sample", "class")}
 
     def __init__(self, *, level: Level = "sample") -> None:
-        if level not in get_args(Level):
-            raise InputError(f"level must be one of {', '.join(get_args(Level))}, not {level!r}")
+        check_choice("level", level, Level)
         self.level = level
         self.needs_class_means = level == "class"
         self._of_class: Tensor | None = None
@@ -44,7 +42,11 @@ class AdaptiveKD(Method):
     def prepare(self, num_classes: int, class_means: Tensor | None, device: torch.device | None = None) -> None:
         """Take each class's average margin from the class means (the margin is linear in the prediction)."""
         if class_means is not None:
-            own = class_means.diagonal() if not class_means.is_sparse else _own_entries(class_means)
+            if class_means.is_sparse:  # a sparse table holds every class's own entry
+                rows, columns = class_means.indices()
+                own = class_means.values()[rows == columns]
+            else:
+                own = class_means.diagonal()
             self._of_class = _margin(own, num_classes).to(device)
 
     def alpha(self, inputs: LossInputs) -> Tensor:
@@ -55,12 +57,6 @@ class AdaptiveKD(Method):
         if self._of_class is None:
             raise RuntimeError("AdaptiveKD(level='class') needs prepare(...) with the teacher's class means first")
         return self._of_class[inputs.target]
-
-
-def _own_entries(sparse_means: Tensor) -> Tensor:
-    """The diagonal of a sparse table, which holds every class's own entry."""
-    rows, columns = sparse_means.indices()
-    return sparse_means.values()[rows == columns]
 
 
 def _margin(of_label: Tensor, num_classes: int) -> Tensor:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tgeokd.core.losses import regression_loss
-from tgeokd.methods.base import LossInputs, Method, SampleLoss
-from tgeokd.methods.registry import METHODS
+from tgeokd.core.validation import check_at_least, check_choice
+from tgeokd.methods.base import METHODS, LossInputs, Method, SampleLoss
 from tgeokd.utils.errors import InputError
 
 __all__ = ["AnnealingKD"]
@@ -44,10 +44,8 @@ class AnnealingKD(Method):
     search_space: ClassVar[dict[str, tuple[Any, ...]]] = {"form": ("ratio", "regression"), "steps": (5, 10, 20)}
 
     def __init__(self, *, form: Form = "ratio", steps: int = 10, phase_one: float = 2 / 3) -> None:
-        if form not in get_args(Form):
-            raise InputError(f"form must be one of {', '.join(get_args(Form))}, not {form!r}")
-        if steps < 1:
-            raise InputError(f"steps must be >= 1, not {steps}")
+        check_choice("form", form, Form)
+        check_at_least(1, steps=steps)
         if not 0 < phase_one < 1:
             raise InputError(f"phase_one must lie between 0 and 1, not {phase_one}")
         self.form, self.steps, self.phase_one = form, steps, phase_one

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +13,13 @@ from torch.optim import Optimizer
 
 from tgeokd.bilevel import Estimator, MicroBatch
 from tgeokd.core.losses import fuse, gt_loss, kd_loss
+from tgeokd.core.validation import check_at_least, check_choice
+from tgeokd.methods.registry import METHODS
 from tgeokd.utils.errors import InputError
 
-__all__ = ["ForwardContext", "LossInputs", "Method", "Outer", "SampleLoss", "check_outer"]
+__all__ = ["METHODS", "ForwardContext", "LossInputs", "Method", "Outer", "SampleLoss"]
 
 Outer = Literal["holdout", "union", "train"]
-
-
-def check_outer(outer: str, batch_size: int | None) -> None:
-    """Refuse an unknown source of outer batches, or an impossible size."""
-    if outer not in get_args(Outer):
-        raise InputError(f"outer must be one of {', '.join(get_args(Outer))}, not {outer!r}")
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"outer_batch_size must be >= 1, not {batch_size}")
 
 
 @dataclass
@@ -64,26 +58,19 @@ class LossInputs:
 
     @property
     def teacher(self) -> Tensor:
-        """The teacher's logits, for a method that needs them.
-
-        Raises:
-            InputError: where there are none.
-        """
+        """The teacher's logits, for a method that needs them; an InputError where there are none."""
         if self.teacher_logits is None:
             raise InputError("this method needs a teacher, and none was given")
         return self.teacher_logits
 
 
 class SampleLoss(NamedTuple):
-    """A batch's loss before reduction.
+    """A batch's loss before reduction."""
 
-    Attributes:
-        loss: shape (N,).
-        alpha: weight of the teacher term as a share of both, shape (N,), for the record; None where a method has none.
-    """
-
-    loss: Tensor
-    alpha: Tensor | None
+    loss: Tensor  # shape (N,)
+    alpha: (
+        Tensor | None
+    )  # weight of the teacher term as a share of both, shape (N,), for the record, where there is one
 
 
 @dataclass
@@ -160,12 +147,13 @@ class Method:
         return False
 
     def learn(self, alpha: Tensor, gradient: Tensor) -> None:
-        """Learn from a finished step.
+        """Learn from a finished step, from the ratios that :meth:`loss` returned and ``d L_val / d alpha_i``, both (N,)."""
 
-        Args:
-            alpha: fusion ratios as :meth:`loss` returned them, shape (N,).
-            gradient: ``d L_val / d alpha_i``, shape (N,).
-        """
+    def set_outer(self, outer: Outer, outer_batch_size: int | None) -> None:
+        """Set where outer batches come from; an InputError for an unknown source or an impossible size."""
+        check_choice("outer", outer, Outer)
+        check_at_least(1, outer_batch_size=outer_batch_size)
+        self.outer, self.outer_batch_size = outer, outer_batch_size
 
     def before_forward(self, context: ForwardContext) -> None:
         """Called before the student's forward pass of each batch, where ``looks_before_forward``."""

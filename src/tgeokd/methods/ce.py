@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from tgeokd.methods.base import LossInputs, Method, SampleLoss
-from tgeokd.methods.registry import METHODS
+from tgeokd.methods.base import METHODS, LossInputs, Method, SampleLoss
 
 __all__ = ["CrossEntropy"]
 

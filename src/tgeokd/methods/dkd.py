@@ -1,13 +1,12 @@
-"""`dkd`: what the teacher says of the label's class, and what it says of the others, weighed apart."""
+"""`dkd`: separate weights for the teacher's predictions on the label's class and on the other classes."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
 from tgeokd.core.losses import decoupled_kd, standardise
-from tgeokd.methods.base import LossInputs, Method, SampleLoss
-from tgeokd.methods.registry import METHODS
-from tgeokd.utils.errors import InputError
+from tgeokd.core.validation import check_at_least
+from tgeokd.methods.base import METHODS, LossInputs, Method, SampleLoss
 
 __all__ = ["DecoupledKD"]
 
@@ -38,10 +37,7 @@ class DecoupledKD(Method):
     def __init__(
         self, *, alpha: float = 1.0, beta: float = 8.0, warmup: int | None = None, standardise: bool = False
     ) -> None:
-        if not (alpha >= 0 and beta >= 0):
-            raise InputError(f"alpha and beta must be >= 0, not {alpha} and {beta}")
-        if warmup is not None and warmup < 0:
-            raise InputError(f"warmup must be >= 0, not {warmup}")
+        check_at_least(0, alpha=alpha, beta=beta, warmup=warmup)
         self.alpha_weight, self.beta_weight, self.warmup, self.standardise = alpha, beta, warmup, standardise
 
     def loss(self, inputs: LossInputs) -> SampleLoss:
@@ -50,10 +46,7 @@ class DecoupledKD(Method):
         if self.standardise:
             student, teacher = standardise(student), standardise(teacher)
         target_part, other_part = decoupled_kd(student, teacher, inputs.target, inputs.temperature)
-        weight = self._ramp(inputs.epoch, inputs.epochs)
+        warmup = inputs.epochs / 12 if self.warmup is None else self.warmup
+        weight = min((inputs.epoch + 1) / warmup, 1.0) if warmup > 0 else 1.0
         parts = self.alpha_weight * target_part + self.beta_weight * other_part
         return SampleLoss(inputs.gt + weight * parts, None)
-
-    def _ramp(self, epoch: int, epochs: int) -> float:
-        warmup = epochs / 12 if self.warmup is None else self.warmup
-        return min((epoch + 1) / warmup, 1.0) if warmup > 0 else 1.0

@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tgeokd.methods.base import LossInputs, Method
-from tgeokd.methods.registry import METHODS
-from tgeokd.utils.errors import InputError
+from tgeokd.core.losses import check_ratios
+from tgeokd.methods.base import METHODS, LossInputs, Method
 
 __all__ = ["VanillaKD"]
 
@@ -29,8 +28,7 @@ class VanillaKD(Method):
     search_space: ClassVar[dict[str, tuple[Any, ...]]] = {"alpha": (0.1, 0.3, 0.5, 0.7, 0.9)}
 
     def __init__(self, *, alpha: float = 0.9) -> None:
-        if not 0 <= alpha <= 1:
-            raise InputError(f"alpha must lie in [0, 1], not {alpha}")
+        check_ratios(alpha)
         self.constant = alpha
 
     def alpha(self, inputs: LossInputs) -> Tensor:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from tgeokd.core.losses import kd_loss, standardise
-from tgeokd.methods.base import LossInputs, Method, SampleLoss
-from tgeokd.methods.registry import METHODS
-from tgeokd.utils.errors import InputError
+from tgeokd.core.validation import check_at_least
+from tgeokd.methods.base import METHODS, LossInputs, Method, SampleLoss
 
 __all__ = ["LogitStandardizationKD"]
 
@@ -33,8 +32,7 @@ class LogitStandardizationKD(Method):
     search_space: ClassVar[dict[str, tuple[Any, ...]]] = {"kd_weight": (3.0, 9.0)}
 
     def __init__(self, *, ce_weight: float = 0.1, kd_weight: float = 9.0) -> None:
-        if not (ce_weight >= 0 and kd_weight >= 0):
-            raise InputError(f"ce_weight and kd_weight must be >= 0, not {ce_weight} and {kd_weight}")
+        check_at_least(0, ce_weight=ce_weight, kd_weight=kd_weight)
         self.ce_weight, self.kd_weight = ce_weight, kd_weight
 
     def loss(self, inputs: LossInputs) -> SampleLoss:

@@ -10,8 +10,8 @@ from tgeokd.bilevel.functional import Tensors, functional_logits, trainable
 from tgeokd.bilevel.step_vjp import optimizer_slots
 from tgeokd.core.losses import gt_grad, gt_loss, kd_grad, kd_loss, soft_ce_loss
 from tgeokd.core.model_call import eval_mode
-from tgeokd.methods.base import ForwardContext, LossInputs, Method, Outer, SampleLoss, check_outer
-from tgeokd.methods.registry import METHODS
+from tgeokd.core.validation import check_positive
+from tgeokd.methods.base import METHODS, ForwardContext, LossInputs, Method, Outer, SampleLoss
 from tgeokd.utils.errors import InputError
 
 __all__ = ["ReweightingKD"]
@@ -51,14 +51,13 @@ class ReweightingKD(Method):
         outer_batch_size: int | None = None,
         hypergradient: str = "exact",
     ) -> None:
-        check_outer(outer, outer_batch_size)
-        if not (beta > 0 and delta > 0):
-            raise InputError(f"beta and delta must be > 0, not {beta} and {delta}")
+        self.set_outer(outer, outer_batch_size)
+        check_positive("beta", beta)
+        check_positive("delta", delta)
         estimator = build_estimator(hypergradient)
         if not isinstance(estimator, DirectionalEstimator):
             raise InputError(f"hypergradient must be exact, forward or finite_difference for rw, not {hypergradient!r}")
         self.beta, self.delta = beta, delta
-        self.outer, self.outer_batch_size = outer, outer_batch_size
         self.estimator: DirectionalEstimator = estimator
         self._direction: Tensors = {}
         self._ratios: list[Tensor] = []
@@ -69,8 +68,7 @@ class ReweightingKD(Method):
             self._direction, self._ratios = self._meta_direction(context), []
         microbatch = context.microbatch
         params = {name: param.detach() for name, param in trainable(context.student).items()}
-        moved = self.estimator.logit_derivatives(context.student, [microbatch], params, self._direction)
-        ((logits, tangent),) = moved
+        ((logits, tangent),) = self.estimator.logit_derivatives(context.student, [microbatch], params, self._direction)
         kd_gain = (kd_grad(logits, microbatch.teacher_logits, context.temperature) * tangent).sum(dim=-1)
         gt_gain = (gt_grad(logits, microbatch.target) * tangent).sum(dim=-1)
         u_kd, u_gt = ((self.beta * gain).clamp(min=self.delta) for gain in (kd_gain, gt_gain))
@@ -92,15 +90,9 @@ class ReweightingKD(Method):
         return {name: rates[name] * g for name, g in gradient.items() if name in rates}
 
     def alpha(self, inputs: LossInputs) -> Tensor:
-        """The ratios found before the forward pass of this batch.
-
-        Raises:
-            NotImplementedError: outside of a training step: these ratios are not a function of the sample.
-        """
+        """The ratios found before the forward pass of this batch; outside of a training step a NotImplementedError."""
         if not self._ratios:
-            raise NotImplementedError(
-                "the ratios of rw belong to a training step: they are not a function of the sample"
-            )
+            raise NotImplementedError("the ratios of rw belong to a training step, not to a sample")
         return self._ratios.pop(0)
 
     def loss(self, inputs: LossInputs) -> SampleLoss:

@@ -12,10 +12,9 @@ from tgeokd.bilevel import Estimator, OuterDirection, build_estimator
 from tgeokd.core.geometry.class_means import DENSE_CLASSES, KEPT
 from tgeokd.core.geometry.scalar import GeometryFeatures, SparseClassMeans, scalar_from_logits
 from tgeokd.core.geometry.vector import Encoding, num_features, trilateral
-from tgeokd.core.validation import check_positive
-from tgeokd.methods.base import LossInputs, Method, Outer, check_outer
+from tgeokd.core.validation import check_at_least, check_positive
+from tgeokd.methods.base import METHODS, LossInputs, Method, Outer
 from tgeokd.methods.ratio_network import Adam, RatioNetwork
-from tgeokd.methods.registry import METHODS
 from tgeokd.utils.deprecation import renamed_arguments
 from tgeokd.utils.errors import InputError
 
@@ -96,9 +95,6 @@ class TGeoKD(Method):
         lr: learning rate of omega's Adam.
         weight_decay: weight decay of omega's Adam.
 
-    Raises:
-        InputError: for an impossible value or combination.
-
     Reference:
         Hu et al., "Less or More From Teacher: Exploiting Trilateral Geometry For Knowledge Distillation", ICLR 2024.
     """
@@ -137,9 +133,8 @@ class TGeoKD(Method):
             ema_decay=ema_decay,
             project_out_step_length=project_out_step_length,
         )
-        check_outer(chosen["outer"], outer_batch_size)
-        if lr < 0 or weight_decay < 0:
-            raise InputError(f"lr and weight_decay must be >= 0, not {lr} and {weight_decay}")
+        self.set_outer(chosen["outer"], outer_batch_size)
+        check_at_least(0, lr=lr, weight_decay=weight_decay)
         check_positive("update_interval", chosen["update_interval"])
         self.switches: dict[str, Any] = {
             "encoding": chosen["encoding"],
@@ -155,7 +150,6 @@ class TGeoKD(Method):
         num_features(2, **self.switches)  # refuses an impossible combination before the first step
         self.needs_class_means = inter_sample
         self.hidden = tuple(hidden)
-        self.outer, self.outer_batch_size = chosen["outer"], outer_batch_size
         self.hypergradient, self.update_interval = chosen["hypergradient"], chosen["update_interval"]
         self.inner_samples = inner_samples
         self.ema_decay, self.project_out_step_length = chosen["ema_decay"], chosen["project_out_step_length"]
@@ -190,12 +184,8 @@ class TGeoKD(Method):
         if sparse:
             kept = self.class_means.kept if isinstance(self.class_means, SparseClassMeans) else KEPT
             source = "class mean" if self.needs_class_means else "teacher"
-            logger.info(
-                "geometry of %d classes: on the label and the %d largest other entries of the %s",
-                num_classes,
-                kept,
-                source,
-            )
+            message = "geometry of %d classes: on the label and the %d largest other entries of the %s"
+            logger.info(message, num_classes, kept, source)
         self.network = RatioNetwork(num_features(num_classes, **self.switches), self.hidden).to(device)
         self.optimizer = Adam(self.network.omega, self.lr, self.weight_decay)
         self.estimator = self._new_estimator()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from tgeokd.core.losses import gt_loss, soft_ce_loss
-from tgeokd.methods.base import LossInputs, Method, SampleLoss
-from tgeokd.methods.registry import METHODS
-from tgeokd.utils.errors import InputError
+from tgeokd.core.validation import check_choice, check_positive
+from tgeokd.methods.base import METHODS, LossInputs, Method, SampleLoss
 
 __all__ = ["WeightedSoftLabelKD"]
 
@@ -36,10 +35,8 @@ class WeightedSoftLabelKD(Method):
     search_space: ClassVar[dict[str, tuple[Any, ...]]] = {"form": ("original", "convex"), "scale": (1.0, 2.25, 4.0)}
 
     def __init__(self, *, form: Form = "original", scale: float = 2.25) -> None:
-        if form not in get_args(Form):
-            raise InputError(f"form must be one of {', '.join(get_args(Form))}, not {form!r}")
-        if not scale > 0:
-            raise InputError(f"scale must be > 0, not {scale}")
+        check_choice("form", form, Form)
+        check_positive("scale", scale)
         self.form, self.scale = form, scale
 
     def alpha(self, inputs: LossInputs) -> Tensor:

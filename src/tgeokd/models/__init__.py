@@ -23,10 +23,6 @@ def build_model(name: str, /, *, inputs: InputSpec, num_classes: int, **options:
         inputs: description of the data's inputs.
         num_classes: C.
         **options: of the model.
-
-    Raises:
-        InputError: for an unknown model or option (with the nearest name), a value of the wrong type, or inputs that the model
-            does not take.
     """
     if ":" in name:
         from tgeokd.models.hub import hub_model

@@ -8,28 +8,48 @@ from transformers import BertConfig, BertModel
 
 from tgeokd.data.base import InputSpec
 from tgeokd.models.registry import MODELS
-from tgeokd.models.table import check_table, first_codes
+from tgeokd.models.table import check_options, check_table, first_codes
 from tgeokd.utils.errors import InputError
 
-__all__ = ["bert"]
+__all__ = ["TableBert"]
 
 
+@MODELS.register("bert")
 class TableBert(nn.Module):
-    """See :func:`bert`."""
+    """A BERT encoder (Devlin et al., 2019; the implementation of transformers, not pretrained) on the columns of a table.
+
+    The tokens are [CLS], one per categorical column (the embedding of its code) and one per numeric feature (its value times a
+    learned direction), with position embeddings. The classifier is a linear layer on [CLS].
+
+    Args:
+        inputs: of kind ``table``.
+        num_classes: C.
+        layers: transformer layers.
+        hidden: width of a token.
+        heads: attention heads; a divisor of ``hidden``.
+        intermediate: width of the feed-forward layers; ``4 hidden`` by default.
+        dropout: probability, in the layers and of the attention.
+    """
 
     token_of_column: Tensor
 
     def __init__(
         self,
+        *,
         inputs: InputSpec,
         num_classes: int,
-        layers: int,
-        hidden: int,
-        heads: int,
-        intermediate: int,
-        dropout: float,
+        layers: int = 4,
+        hidden: int = 64,
+        heads: int = 4,
+        intermediate: int | None = None,
+        dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        check_table("bert", inputs)
+        intermediate = 4 * hidden if intermediate is None else intermediate
+        check_options(layers=layers, hidden=hidden, heads=heads, intermediate=intermediate, dropout=dropout)
+        if hidden % heads:
+            raise InputError(f"hidden must be a multiple of heads, not {hidden} with {heads} heads")
         numbers = inputs.shape[0]
         config = BertConfig(
             vocab_size=1 + sum(inputs.categories),  # token 0 is [CLS], then the codes of each column in turn
@@ -59,43 +79,3 @@ class TableBert(nn.Module):
         embedded = torch.cat([words, numeric.unsqueeze(2) * self.direction], dim=1)
         logits: Tensor = self.head(self.encoder(inputs_embeds=embedded).last_hidden_state[:, 0])
         return logits
-
-
-@MODELS.register("bert")
-def bert(
-    *,
-    inputs: InputSpec,
-    num_classes: int,
-    layers: int = 4,
-    hidden: int = 64,
-    heads: int = 4,
-    intermediate: int | None = None,
-    dropout: float = 0.1,
-) -> nn.Module:
-    """A BERT encoder (Devlin et al., 2019; the implementation of transformers, not pretrained) on the columns of a table.
-
-    The tokens are [CLS], one per categorical column (the embedding of its code) and one per numeric feature (its value times a
-    learned direction), with position embeddings. The classifier is a linear layer on [CLS].
-
-    Args:
-        inputs: of kind ``table``.
-        num_classes: C.
-        layers: transformer layers.
-        hidden: width of a token.
-        heads: attention heads; a divisor of ``hidden``.
-        intermediate: width of the feed-forward layers; ``4 hidden`` by default.
-        dropout: probability, in the layers and of the attention.
-
-    Raises:
-        InputError: for other inputs than a table, or an impossible width or probability.
-    """
-    check_table("bert", inputs)
-    intermediate = 4 * hidden if intermediate is None else intermediate
-    for name, value in {"layers": layers, "hidden": hidden, "heads": heads, "intermediate": intermediate}.items():
-        if value < 1:
-            raise InputError(f"{name} must be >= 1, not {value}")
-    if hidden % heads:
-        raise InputError(f"hidden must be a multiple of heads, not {hidden} with {heads} heads")
-    if not 0 <= dropout < 1:
-        raise InputError(f"dropout must lie in [0, 1), not {dropout}")
-    return TableBert(inputs, num_classes, layers, hidden, heads, intermediate, dropout)

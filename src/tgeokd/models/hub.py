@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -12,13 +11,16 @@ from torch import Tensor, nn
 
 from tgeokd.data.base import InputSpec
 from tgeokd.models.cifar.layers import check_images
-from tgeokd.utils.errors import InputError, first_line, missing_package, unknown_name
+from tgeokd.utils.errors import InputError, first_line, optional_import, unknown_name
 
 __all__ = ["hub_model"]
 
 WITH_EXTRA_HEADS = ("googlenet", "inception_v3")
-# options of timm that unpickle a file, which can run code
-READING_FILES = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
+UNPICKLING = (
+    "checkpoint_path",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+)  # options of timm that can run code of a file
 
 
 def hub_model(name: str, *, inputs: InputSpec, num_classes: int, pretrained: bool = False, **options: Any) -> nn.Module:
@@ -32,8 +34,7 @@ def hub_model(name: str, *, inputs: InputSpec, num_classes: int, pretrained: boo
         **options: of the library's function, e.g. ``drop_rate`` or ``img_size``.
 
     Raises:
-        InputError: for an unknown library, model or option, inputs that the model does not take, a library that is not
-            installed, or weights that cannot be downloaded.
+        InputError: also for a library that is not installed, or weights that cannot be downloaded.
     """
     library, _, model_name = name.partition(":")
     if library not in BUILDERS:
@@ -41,22 +42,19 @@ def hub_model(name: str, *, inputs: InputSpec, num_classes: int, pretrained: boo
     if not isinstance(pretrained, bool):
         raise InputError(f"pretrained of model {name!r} must be true or false, not {pretrained!r}")
     check_images(name, inputs)
-    for option in READING_FILES:
+    for option in UNPICKLING:
         if option in options:
             raise InputError(f"model {name!r} takes no option {option!r}; `weights` names a local file")
-    try:
-        package = import_module(library)
-    except ModuleNotFoundError as error:
-        raise missing_package(f"model {name!r}", error) from error
+    package = optional_import(library, f"model {name!r}")
     try:
         model = BUILDERS[library](package, model_name, num_classes, pretrained, options)
     except OSError as error:
         raise InputError(
             f"the pretrained weights of {name!r} cannot be downloaded ({first_line(error)}); `weights` may name a local file"
         ) from error
+    except InputError:
+        raise
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{library} cannot build {model_name!r}: {first_line(error)}") from error
     _check_logits(name, model, inputs, num_classes)
     return model
@@ -103,12 +101,11 @@ def _replace_head(model: nn.Module, name: str, classes: int, num_classes: int) -
             f"'torchvision:{name}' has no layer of {classes} outputs to replace: use pretrained=false, or another model"
         )
     path, layer = layers[-1]
-    fresh: nn.Module
+    bias = layer.bias is not None
     if isinstance(layer, nn.Linear):
-        fresh = nn.Linear(layer.in_features, num_classes, bias=layer.bias is not None)
+        model.set_submodule(path, nn.Linear(layer.in_features, num_classes, bias))
     else:
-        fresh = nn.Conv2d(layer.in_channels, num_classes, kernel_size=1, bias=layer.bias is not None)
-    model.set_submodule(path, fresh)
+        model.set_submodule(path, nn.Conv2d(layer.in_channels, num_classes, 1, bias=bias))
 
 
 BUILDERS = {"timm": _timm, "torchvision": _torchvision}
@@ -127,9 +124,7 @@ def _check_logits(name: str, model: nn.Module, inputs: InputSpec, num_classes: i
         model.train()
     if not isinstance(logits, Tensor) or logits.shape != (1, num_classes):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(
-            f"model {name!r} returns {found} for images of shape {shape}, not logits of shape {(1, num_classes)}"
-        )
+        raise InputError(f"model {name!r} returns {found} for images {shape}, not logits of shape {(1, num_classes)}")
 
 
 def _unknown(library: str, name: str, known: Iterable[str]) -> InputError:

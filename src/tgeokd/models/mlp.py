@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from tgeokd.data.base import InputSpec
 from tgeokd.models.registry import MODELS
-from tgeokd.models.table import CategoryEmbedding, check_layers, check_table, hidden_layers
+from tgeokd.models.table import CategoryEmbedding, check_options, check_table, hidden_layers
 
-__all__ = ["TableMLP", "mlp"]
+__all__ = ["mlp"]
 
 
 class TableMLP(nn.Module):
@@ -27,7 +27,7 @@ class TableMLP(nn.Module):
         self.head = nn.Linear(widths[-1], num_classes)
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
-        """Logits, shape (N, C), of numbers (N, M) and codes (N, K)."""
+        """Logits (N, C) of numbers (N, M) and codes (N, K)."""
         features = numeric
         if self.embedding is not None:
             features = torch.cat([numeric, self.embedding(categorical).flatten(1)], dim=1)
@@ -37,12 +37,7 @@ class TableMLP(nn.Module):
 
 @MODELS.register("mlp")
 def mlp(
-    *,
-    inputs: InputSpec,
-    num_classes: int,
-    hidden: tuple[int, ...] = (16,),
-    dropout: float = 0.0,
-    embedding: int = 8,
+    *, inputs: InputSpec, num_classes: int, hidden: tuple[int, ...] = (16,), dropout: float = 0.0, embedding: int = 8
 ) -> nn.Module:
     """Linear layers with ReLU and dropout between them.
 
@@ -52,11 +47,8 @@ def mlp(
         hidden: widths of the hidden layers.
         dropout: probability after each hidden layer.
         embedding: length of the vector of a category; only used with a table.
-
-    Raises:
-        InputError: for an impossible width or probability, or a table without columns.
     """
-    check_layers(hidden=hidden, embedding=embedding, dropout=dropout)
+    check_options(hidden=list(hidden), embedding=embedding, dropout=dropout)
     if inputs.kind == "table":
         check_table("mlp", inputs)
         return TableMLP(inputs, num_classes, hidden, embedding, dropout)

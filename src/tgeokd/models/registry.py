@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tgeokd.utils.registry import Registry
@@ -18,28 +17,19 @@ Builder = TypeVar("Builder", bound="Callable[..., nn.Module]")
 
 
 class ModelRegistry(Registry[Any]):
-    """Functions that take ``inputs``, ``num_classes`` and the options of a model as keyword arguments."""
+    """Classes or functions that take ``inputs``, ``num_classes`` and the options of a model as keyword arguments."""
 
     def register(self, name: str, *arguments: Any) -> Callable[[Builder], Builder]:  # type: ignore[override]
-        """A decorator that adds a function under a name.
+        """A decorator that adds a class or function, whose first arguments the name stands for if there are ``arguments``."""
+        register = super().register(name)
 
-        Args:
-            name: of the model.
-            *arguments: positional arguments of the function under this name, where the models of a family share one function.
-        """
-        add = super().register(name)
-
-        def add_variant(build: Builder) -> Builder:
-            @functools.wraps(build)
-            def variant(**options: Any) -> nn.Module:
-                return build(*arguments, **options)
-
-            # the arguments that the name stands for are not options of the model
-            variant.__signature__ = inspect.signature(functools.partial(build, *arguments))  # type: ignore[attr-defined]
-            add(variant)
+        def add(build: Builder) -> Builder:
+            variant = partial(build, *arguments)
+            vars(variant).update(__module__=build.__module__, __qualname__=build.__qualname__)  # where it is defined
+            register(variant)
             return build
 
-        return add_variant if arguments else add
+        return add if arguments else register
 
 
 MODELS = ModelRegistry("model", "tgeokd.models", group="tgeokd.models")

@@ -11,18 +11,11 @@ from torch import Tensor, nn
 from tgeokd.data.base import InputSpec
 from tgeokd.utils.errors import InputError
 
-__all__ = ["CategoryEmbedding", "check_layers", "check_table", "first_codes", "hidden_layers"]
+__all__ = ["CategoryEmbedding", "check_options", "check_table", "first_codes", "hidden_layers"]
 
 
 class CategoryEmbedding(nn.Module):
-    """A vector for each code of each categorical column, all in one matrix: one lookup instead of K.
-
-    Args:
-        categories: number of codes of each column, K numbers; larger codes are not checked.
-        width: length of a vector.
-
-    Shapes: codes (N, K), int64, to (N, K, width).
-    """
+    """A vector of length ``width`` for each code of K categorical columns, all in one matrix: one lookup instead of K."""
 
     first_code: Tensor
 
@@ -33,7 +26,7 @@ class CategoryEmbedding(nn.Module):
         self.register_buffer("first_code", first_codes(categories), persistent=False)
 
     def forward(self, codes: Tensor) -> Tensor:
-        """The vectors of the codes."""
+        """Vectors (N, K, width) of codes (N, K), int64; too large ones are not checked."""
         vectors: Tensor = self.rows(codes + self.first_code)
         return vectors
 
@@ -61,11 +54,10 @@ def check_table(model: str, inputs: InputSpec) -> None:
         raise InputError(f"model {model!r} needs a table with at least one column")
 
 
-def check_layers(*, hidden: Sequence[int], embedding: int, dropout: float) -> None:
-    """Raise :class:`InputError` for widths below 1 or a dropout probability outside [0, 1)."""
-    if any(width < 1 for width in hidden):
-        raise InputError(f"hidden widths must be >= 1, not {list(hidden)}")
-    if embedding < 1:
-        raise InputError(f"embedding must be >= 1, not {embedding}")
+def check_options(*, dropout: float, **sizes: int | list[int]) -> None:
+    """Raise :class:`InputError` for sizes below 1 or a dropout probability outside [0, 1)."""
+    for name, size in sizes.items():
+        if any(each < 1 for each in (size if isinstance(size, list) else [size])):
+            raise InputError(f"{name} must be >= 1, not {size}")
     if not 0 <= dropout < 1:
         raise InputError(f"dropout must lie in [0, 1), not {dropout}")

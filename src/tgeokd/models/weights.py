@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ __all__ = ["load_weights"]
 HOLDERS = ("model", "state_dict", "model_state_dict", "net")
 PARALLEL = "module."  # prefix of torch.nn.DataParallel
 
-# Published checkpoints also contain the arguments of the run, and learning rates and accuracies as NumPy scalars.
-# NumPy 2 renamed the module of the scalars' constructor; files have either name.
+# Published checkpoints also contain the arguments of the run, and learning rates and accuracies as NumPy scalars, whose
+# constructor has another module since NumPy 2.
 SCALAR = np.float64(0).__reduce__()[0]
 HARMLESS: list[Any] = [
     argparse.Namespace,
@@ -40,10 +40,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
     ``module.`` of all names is removed. A checkpoint may contain only tensors, plain values, ``argparse.Namespace`` and NumPy
     scalars; other pickled objects are refused.
 
-    Args:
-        model: changed in place.
-        path: the file.
-
     Raises:
         InputError: for a file that is missing, unreadable, or contains other objects or no state dict, and for names or shapes
             that differ from the model's; the model is then unchanged.
@@ -51,11 +47,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"the file of weights {path} does not exist")
-    held = _safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path)
+    given = _state_dict(_safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path), path)
     expected = model.state_dict()
-    given = _without_prefix(_state_dict(held, path), expected)
+    if all(name.startswith(PARALLEL) for name in given) and not all(name.startswith(PARALLEL) for name in expected):
+        given = {name.removeprefix(PARALLEL): value for name, value in given.items()}
     _compare(given, expected, path)
-    model.load_state_dict(given)
+    model.load_state_dict(dict(given))  # without the version that an ordered one may have
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -80,46 +77,30 @@ def _checkpoint(path: Path) -> Any:
 
 def _state_dict(held: Any, path: Path) -> Mapping[str, Tensor]:
     """The state dict of a checkpoint."""
-    if _is_state_dict(held):
-        return held  # type: ignore[no-any-return]
-    if isinstance(held, Mapping):
-        for holder in HOLDERS:
-            if _is_state_dict(held.get(holder)):
-                return held[holder]  # type: ignore[no-any-return]
-        raise InputError(f"{path} contains {_some(list(map(str, held)))}, but no state dict under {', '.join(HOLDERS)}")
-    raise InputError(f"{path} must contain a state dict, not {type(held).__name__}")
+    if not isinstance(held, Mapping):
+        raise InputError(f"{path} must contain a state dict, not {type(held).__name__}")
+    for found in (held, *map(held.get, HOLDERS)):
+        if isinstance(found, Mapping) and found and all(_is_weight(*pair) for pair in found.items()):
+            return found
+    raise InputError(f"{path} contains {_some(list(map(str, held)))}, but no state dict under {', '.join(HOLDERS)}")
 
 
-def _is_state_dict(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and bool(value)
-        and all(isinstance(name, str) and isinstance(entry, Tensor) for name, entry in value.items())
-    )
-
-
-def _without_prefix(given: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
-    if all(name.startswith(PARALLEL) for name in given) and not all(name.startswith(PARALLEL) for name in expected):
-        return {name.removeprefix(PARALLEL): value for name, value in given.items()}
-    return dict(given)
+def _is_weight(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def _compare(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
     """Raise unless names and shapes agree. Files older than PyTorch 0.4.1 have no ``num_batches_tracked``."""
-    missing = [name for name in expected if name not in given and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name in given if name not in expected]
-    wrong_shape = [
-        f"{name} {tuple(given[name].shape)} for {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in given and given[name].shape != value.shape
-    ]
-    problems = [
-        f"{len(names)} {problem}: {_some(names)}"
-        for problem, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong_shape))
-        if names
-    ]
-    if problems:
-        raise InputError(f"the weights in {path} do not match the model: {'; '.join(problems)}")
+    required = [name for name in expected if not name.endswith("num_batches_tracked")]
+    shapes = [(name, tuple(given[name].shape), tuple(expected[name].shape)) for name in expected if name in given]
+    problems = {
+        "missing": [name for name in required if name not in given],
+        "unexpected": [name for name in given if name not in expected],
+        "of another shape": [f"{name} {found} for {wanted}" for name, found, wanted in shapes if found != wanted],
+    }
+    text = "; ".join(f"{len(names)} {problem}: {_some(names)}" for problem, names in problems.items() if names)
+    if text:
+        raise InputError(f"the weights in {path} do not match the model: {text}")
 
 
 def _some(names: list[str]) -> str:

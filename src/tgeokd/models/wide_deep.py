@@ -7,14 +7,15 @@ from torch import Tensor, nn
 
 from tgeokd.data.base import InputSpec
 from tgeokd.models.registry import MODELS
-from tgeokd.models.table import CategoryEmbedding, check_layers, check_table, hidden_layers
+from tgeokd.models.table import CategoryEmbedding, check_options, check_table, hidden_layers
 from tgeokd.utils.errors import InputError
 
-__all__ = ["WideDeep", "wide_deep"]
+__all__ = ["WideDeep"]
 
 EMBEDDING_SD = 0.01
 
 
+@MODELS.register("wide_deep")
 class WideDeep(nn.Module):
     """The sum of a linear model on all columns (wide) and an MLP on embeddings (deep).
 
@@ -22,8 +23,7 @@ class WideDeep(nn.Module):
     deep features, so that the logits are the output of one linear layer. Its weight from each score to its class starts at 1.
 
     Args:
-        numeric: M, number of numeric columns.
-        categories: codes of each categorical column.
+        inputs: of kind ``table``.
         num_classes: C; there are C - 1 wide scores, class 0 is the reference.
         embedding: length of the vector of a category.
         hidden: widths of the deep layers, at least one.
@@ -32,14 +32,19 @@ class WideDeep(nn.Module):
 
     def __init__(
         self,
-        numeric: int,
-        categories: tuple[int, ...],
+        *,
+        inputs: InputSpec,
         num_classes: int,
-        embedding: int,
-        hidden: tuple[int, ...],
-        dropout: float,
+        embedding: int = 16,
+        hidden: tuple[int, ...] = (400, 400, 400),
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_table("wide_deep", inputs)
+        check_options(hidden=list(hidden), embedding=embedding, dropout=dropout)
+        if not hidden:
+            raise InputError("hidden must have at least one width, not []")
+        numeric, categories = inputs.shape[0], inputs.categories
         self.scores = scores = num_classes - 1
         self.embedding = CategoryEmbedding(categories, embedding) if categories else None
         self.wide_categories = CategoryEmbedding(categories, scores) if categories else None
@@ -63,24 +68,3 @@ class WideDeep(nn.Module):
             wide = wide + self.wide_numeric(numeric)
         logits: Tensor = self.head(torch.cat([self.deep(features), wide], dim=1))
         return logits
-
-
-@MODELS.register("wide_deep")
-def wide_deep(
-    *,
-    inputs: InputSpec,
-    num_classes: int,
-    embedding: int = 16,
-    hidden: tuple[int, ...] = (400, 400, 400),
-    dropout: float = 0.0,
-) -> nn.Module:
-    """A :class:`WideDeep` model of a table.
-
-    Raises:
-        InputError: for other inputs than a table, or an impossible width or probability.
-    """
-    check_table("wide_deep", inputs)
-    check_layers(hidden=hidden, embedding=embedding, dropout=dropout)
-    if not hidden:
-        raise InputError("hidden must have at least one width, not []")
-    return WideDeep(inputs.shape[0], inputs.categories, num_classes, embedding, hidden, dropout)

@@ -1,8 +1,4 @@
-"""The analyses of the TGeo-KD paper and of its public reviews, one file per analysis.
-
-Reference:
-    Hu et al., "Less or More From Teacher: Exploiting Trilateral Geometry For Knowledge Distillation", ICLR 2024.
-"""
+"""The analyses of the TGeo-KD paper (Hu et al., ICLR 2024) and of its public reviews, one file per analysis."""
 
 from __future__ import annotations
 

@@ -34,12 +34,10 @@ STEPS = {
 
 @ANALYSES.register("ablation")
 class Ablation(ComparisonAnalysis):
-    """Test results by the features that the ratio network receives.
+    """Test results by the features that the ratio network receives, with ``kd`` as the baseline.
 
-    The paper's steps: the edges student-label and teacher-label with the vertices (SG + TG); then the edge student-teacher
-    with its angles (+ ST); then the triangle of the class means (+ inter-sample, all features). Then kinds of features in
-    all triangles: vertices, edges and angles each alone, and all but the angles. Then the vector encoding of 9C numbers.
-    ``kd`` is the baseline.
+    The paper's steps (the edges SG and TG; the edge ST with its angles; the inter-sample triangle, which makes all features),
+    kinds of features in all triangles, and the vector encoding of 9C numbers.
     """
 
     rows: ClassVar = {"kd": KD, **STEPS, **KINDS, VECTOR: MethodSpec("tgeo", {"encoding": "vector"})}

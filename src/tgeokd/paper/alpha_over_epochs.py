@@ -10,7 +10,7 @@ from tgeokd.core.ratio_statistics import GROUPS
 from tgeokd.paper import ANALYSES
 from tgeokd.paper.base import TGEO, Differences
 from tgeokd.paper.comparison import ComparisonAnalysis, group_gap, group_mean, histories
-from tgeokd.paper.formatting import difference, interval, mean, number, verdict
+from tgeokd.paper.formatting import difference, interval, mean_text, verdict
 from tgeokd.runs.results import RunRecord
 
 __all__ = ["CONTRASTS", "AlphaOverEpochs"]
@@ -31,17 +31,12 @@ class AlphaOverEpochs(ComparisonAnalysis):
 
     def collect(self, runs: Mapping[str, Sequence[RunRecord]], folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
         """By seed and epoch: mean alpha of all samples, and mean and count of each group."""
-        keys = ("mean", "count")
-        curves = [
-            [
-                {
-                    "all": r["alpha_mean"],
-                    "groups": {name: {key: r["alpha"][name][key] for key in keys} for name in GROUPS},
-                }
-                for r in history
-            ]
-            for history in histories(folder, TGEO, seeds)
-        ]
+
+        def point(record: dict[str, Any]) -> dict[str, Any]:
+            groups = {name: {key: record["alpha"][name][key] for key in ("mean", "count")} for name in GROUPS}
+            return {"all": record["alpha_mean"], "groups": groups}
+
+        curves = [[point(record) for record in history] for history in histories(folder, TGEO, seeds)]
         return {"groups": list(GROUPS), "seeds": curves}
 
     def differences(self, data: dict[str, Any]) -> Differences:
@@ -53,14 +48,11 @@ class AlphaOverEpochs(ComparisonAnalysis):
     def lines(self, data: dict[str, Any], differences: Differences) -> list[str]:
         """From the first to the last epoch; teacher right and wrong; student and teacher agreeing or not."""
         seeds, moved = data["seeds"], differences["last epoch"]
-        start, end = (number(mean(seed[epoch]["all"] for seed in seeds)) for epoch in (0, -1))
+        start, end = (mean_text(seed[epoch]["all"] for seed in seeds) for epoch in (0, -1))
         conclusion = verdict(moved, "the weight of the teacher increases", "the weight of the label increases")
         lines = [f"Mean alpha is {start} in the first epoch and {end} in the last: {interval(moved)}, {conclusion}."]
         for name, sides in CONTRASTS.items():
-            first, second = (number(mean(group_mean(seed[-1]["groups"], side) for seed in seeds)) for side in sides)
-            gap = differences[name]
-            conclusion = verdict(gap, f"higher where {name}", "lower there")
-            lines.append(
-                f"In the last epoch alpha is {first} where {name} and {second} elsewhere: {interval(gap)}, {conclusion}."
-            )
+            first, second = (mean_text(group_mean(seed[-1]["groups"], side) for seed in seeds) for side in sides)
+            gap = f"{interval(differences[name])}, {verdict(differences[name], f'higher where {name}', 'lower there')}"
+            lines.append(f"In the last epoch alpha is {first} where {name} and {second} elsewhere: {gap}.")
         return lines

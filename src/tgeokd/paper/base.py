@@ -12,18 +12,19 @@ from typing import Any, ClassVar
 from tgeokd.paper import ANALYSES
 from tgeokd.runs.build import use_threads
 from tgeokd.runs.config import RunConfig, replace
-from tgeokd.runs.executors import LocalProcesses, call_all
+from tgeokd.runs.executors import LocalProcesses, call_all, machine
 from tgeokd.runs.results import MethodSpec
 from tgeokd.runs.single import check
 from tgeokd.runs.statistics import PairedTest
 from tgeokd.runs.stored import computed, result_key
-from tgeokd.runs.summary import machine
+from tgeokd.runs.teacher import is_network
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import write_json
 
 __all__ = ["KD", "TGEO", "Analysis", "Differences", "Findings", "SeedAnalysis", "run_analysis"]
 
 Differences = dict[str, PairedTest | None]
+"""Mean and 95 % interval over the seeds of each compared quantity; None without data."""
 
 KD = MethodSpec("kd", {"alpha": 0.5})
 """The baseline: the constant ratio that ``tgeo`` starts from."""
@@ -32,16 +33,9 @@ TGEO = MethodSpec("tgeo")
 
 @dataclass(frozen=True)
 class Findings:
-    """The results of an analysis.
+    """The results of the analysis ``what``: plain data, compared quantities, and three sentences, made from the data alone."""
 
-    Attributes:
-        name: of the analysis.
-        data: plain JSON; the figure, the differences and the lines are computed from it alone.
-        differences: mean and 95 % interval over the seeds of each compared quantity; None without data.
-        lines: three sentences with the numbers.
-    """
-
-    name: str
+    what: str
     data: dict[str, Any]
     differences: Differences
     lines: list[str]
@@ -51,6 +45,7 @@ class Analysis(ABC):
     """One analysis. A subclass registers itself with ``@ANALYSES.register("name")``.
 
     Attributes:
+        name: in the registry.
         task: the default task.
         settings: by task, the settings that precede the user's own. On ``digits`` 30 % of the training labels are replaced
             at random: with clean labels the teacher is rarely wrong, and the groups of samples do not differ.
@@ -58,6 +53,7 @@ class Analysis(ABC):
         rows: the methods that are trained, by the names that the analysis uses for them.
     """
 
+    name: ClassVar[str]
     task: ClassVar[str] = "digits"
     settings: ClassVar[Mapping[str, tuple[str, ...]]] = {"digits": ("data.noise=0.3",)}
     processes: ClassVar[int | None] = None
@@ -81,12 +77,16 @@ class SeedAnalysis(Analysis):
 
     Attributes:
         facts: data that does not depend on the seed.
+        changes_inputs: whether the teacher is queried on changed inputs, for which no stored predictions exist.
     """
 
     facts: ClassVar[Mapping[str, Any]] = {}
+    changes_inputs: ClassVar[bool] = False
 
     def validate(self, config: RunConfig) -> None:
         """Raise :class:`InputError` for a config that the analysis cannot be run with."""
+        if self.changes_inputs and not is_network(config):
+            raise InputError(f"{self.name} queries the teacher on changed inputs, so the teacher must be a network")
         for row in self.rows.values():
             check(row.apply(config))
 
@@ -103,40 +103,34 @@ class SeedAnalysis(Analysis):
     def stored(self, config: RunConfig, path: Path) -> dict[str, Any]:
         """The data of a seed: read from the file of an earlier call with the same config, or measured and written to it."""
         use_threads(config)
-        key = result_key(type(self).__name__, config)
-        found: dict[str, Any] = computed(path, key, lambda: self.measure_seed(config))
+        found: dict[str, Any] = computed(
+            path, result_key(type(self).__name__, config), lambda: self.measure_seed(config)
+        )
         return found
 
 
-def run_analysis(
-    name: str, config: RunConfig, seeds: Sequence[int], out: Path, processes: int | None = None
-) -> Findings:
+def run_analysis(name: str, config: RunConfig, seeds: Sequence[int], out: Path, jobs: int | None = None) -> Findings:
     """Run an analysis and write ``OUT/NAME.json``. An interrupted analysis is continued by the same call.
 
     Args:
-        name: one of :data:`tgeokd.paper.ANALYSES`.
+        name: key of :data:`tgeokd.paper.ANALYSES`.
         config: the run that the analysis varies.
         seeds: one repetition each, with its own split, label noise, weights and order of samples.
         out: folder of the analysis; intermediate results are written to ``out/runs``.
-        processes: by default the analysis' own number.
-
-    Raises:
-        InputError: for an unknown analysis, a config that the analysis cannot be run with, no or repeated seeds, and a
-            folder that already holds the results.
+        jobs: number of processes; by default the analysis' own.
     """
     analysis = ANALYSES[name]()
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"an analysis needs at least one seed and no seed twice, got {list(seeds)}")
     if (out / f"{name}.json").exists():
         raise InputError(f"{out} already holds this analysis ({name}.json); choose another folder")
-    data = analysis.measure(config, seeds, out, processes or analysis.processes)
+    data = analysis.measure(config, seeds, out, jobs or analysis.processes)
     differences = analysis.differences(data)
     findings = Findings(name, data, differences, analysis.lines(data, differences))
     content = {
-        "what": name,
         "task": config.task,
         "seeds": list(seeds),
-        **{key: value for key, value in dataclasses.asdict(findings).items() if key != "name"},
+        **dataclasses.asdict(findings),
         "config": config.to_dict(),
         "machine": machine(),
     }

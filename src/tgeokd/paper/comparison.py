@@ -7,14 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tgeokd.core.metrics import higher_is_better
 from tgeokd.paper.base import Analysis
-from tgeokd.paper.formatting import difference, metric_interval, subtract, verdict
+from tgeokd.paper.formatting import improvement, interval, subtract, verdict
 from tgeokd.runs.compare import compare
 from tgeokd.runs.config import RunConfig
 from tgeokd.runs.results import DataVariant, MethodSpec, RunRecord
 from tgeokd.runs.statistics import PairedTest
-from tgeokd.utils.files import slug
 
 __all__ = ["ComparisonAnalysis", "gain", "gain_text", "group_gap", "group_mean", "histories"]
 
@@ -36,32 +34,24 @@ class ComparisonAnalysis(Analysis):
         return {"primary_metric": metric, "values": values, **self.collect(runs, folder, seeds)}
 
     def collect(self, runs: Mapping[str, Sequence[RunRecord]], folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
-        """Further data.
-
-        Args:
-            runs: the records of each row's runs, in the order of the seeds.
-            folder: of the comparison.
-            seeds: one run each.
-        """
+        """Further data, from the records of each row's runs, in the order of the seeds, and the comparison's folder."""
         return {}
 
 
 def histories(folder: Path, row: MethodSpec, seeds: Iterable[int]) -> list[list[dict[str, Any]]]:
     """The records of a row's epochs, one list per seed."""
-    folders = (folder / slug(VARIANT) / slug(row.label) / f"seed-{seed}" for seed in seeds)
+    folders = (row.folder(folder, VARIANT) / f"seed-{seed}" for seed in seeds)
     return [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
 
 
 def gain(data: Mapping[str, Any], name: str, over: str) -> PairedTest | None:
-    """By how much a row is better than another in the primary metric, paired by seed; positive is better."""
-    sign = 1.0 if higher_is_better(data["primary_metric"]) else -1.0
-    gaps = subtract(data["values"][name], data["values"][over])
-    return difference(None if gap is None else sign * gap for gap in gaps)
+    """By how much a row is better than another in the primary metric, paired by seed."""
+    return improvement(data["primary_metric"], data["values"][name], data["values"][over])
 
 
 def gain_text(d: PairedTest | None, metric: str) -> str:
     """A gain with its interval and conclusion."""
-    return f"{metric_interval(d, metric)}, {verdict(d, 'better', 'worse')}"
+    return f"{interval(d, metric)}, {verdict(d, 'better', 'worse')}"
 
 
 def group_mean(groups: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,19 +10,17 @@ from typing import Any, ClassVar
 from tgeokd.paper import ANALYSES
 from tgeokd.paper.base import KD, TGEO, Differences
 from tgeokd.paper.comparison import ComparisonAnalysis, gain, gain_text
-from tgeokd.paper.formatting import difference, mean, number
+from tgeokd.paper.formatting import difference, mean_text
 from tgeokd.runs.config import RunConfig
 from tgeokd.runs.results import MethodSpec, RunRecord
 
-__all__ = ["COSTS", "INTERVAL", "VARIANTS", "Cost"]
+__all__ = ["COSTS", "VARIANTS", "Cost"]
 
-INTERVAL = "every"
-"""The option of ``tgeo`` for the number of steps between two updates of the ratio network."""
 COSTS = ("seconds", "peak_memory_mb")
 
 
 def _tgeo(hypergradient: str, interval: int) -> MethodSpec:
-    return MethodSpec("tgeo", {"hypergradient": hypergradient, INTERVAL: interval})
+    return MethodSpec("tgeo", {"hypergradient": hypergradient, "update_interval": interval})
 
 
 VARIANTS = {
@@ -38,13 +37,12 @@ VARIANTS = {
 class Cost(ComparisonAnalysis):
     """Seconds of the student's training and peak memory of each row, divided by those of ``kd`` under the same seed.
 
-    One process by default: simultaneous runs share the cores, and their times cannot be compared. On a CPU the peak is the
-    resident memory of the process, including libraries and data; it says little about small models. On CUDA it is the memory
-    allocated by PyTorch. All rows train for the same number of epochs unless the recipe uses early stopping.
+    The peak is the resident memory of the process on a CPU, the memory allocated by PyTorch on CUDA. All rows train for the
+    same number of epochs unless the recipe uses early stopping.
     """
 
     settings: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # time and memory do not depend on label noise
-    processes = 1
+    processes = 1  # simultaneous runs share the cores
     rows: ClassVar = {"ce": MethodSpec("ce"), "kd": KD, "rw": MethodSpec("rw"), "tgeo": TGEO, **VARIANTS}
 
     def measure(self, config: RunConfig, seeds: Sequence[int], out: Path, processes: int | None) -> dict[str, Any]:
@@ -53,14 +51,12 @@ class Cost(ComparisonAnalysis):
 
     def collect(self, runs: Mapping[str, Sequence[RunRecord]], folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
         """Each row's seconds and memory over those of kd, one ratio per seed."""
-
-        def ratios(name: str, key: str) -> list[float]:
-            return [getattr(own, key) / getattr(kd, key) for own, kd in zip(runs[name], runs["kd"], strict=True)]
-
-        return {
-            "ratios": {name: {key: ratios(name, key) for key in COSTS} for name in self.rows},
-            "learned": [name for name, entry in self.rows.items() if entry.method == TGEO.method],
-        }
+        learned = [name for name, entry in self.rows.items() if entry.method == TGEO.method]
+        ratios: dict[str, dict[str, list[float]]] = {name: {} for name in self.rows}
+        for name, key in itertools.product(self.rows, COSTS):
+            pairs = zip(runs[name], runs["kd"], strict=True)
+            ratios[name][key] = [getattr(own, key) / getattr(kd, key) for own, kd in pairs]
+        return {"ratios": ratios, "learned": learned}
 
     def differences(self, data: dict[str, Any]) -> Differences:
         """The gain of each variant over the default of tgeo."""
@@ -85,5 +81,5 @@ class Cost(ComparisonAnalysis):
 def _times(values: Sequence[float]) -> str:
     d = difference(values)
     if d is None or d.low is None or d.high is None:
-        return f"{number(mean(values))} x (no interval)"
+        return f"{mean_text(values)} x (no interval)"
     return f"{d.mean:.2f} x (95 % interval {d.low:.2f} to {d.high:.2f})"

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from tgeokd.paper import ANALYSES
 from tgeokd.paper.base import Differences, SeedAnalysis
-from tgeokd.paper.formatting import difference, metric_interval, subtract, verdict
+from tgeokd.paper.formatting import difference, interval, subtract, verdict
 from tgeokd.paper.predictions import discrepancy, new_teacher, probs, teacher_probs, trained
 from tgeokd.runs.build import load_data
 from tgeokd.runs.config import RunConfig
 from tgeokd.runs.results import MethodSpec
 
-__all__ = ["ALPHAS", "QUANTILES", "TEACHER", "Fig1", "accuracies", "quantile_groups"]
+__all__ = ["ALPHAS", "Fig1", "accuracies", "quantile_groups"]
 
 ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 QUANTILES = 5
@@ -29,19 +29,13 @@ Floats = NDArray[np.float64]
 
 @ANALYSES.register("fig1")
 class Fig1(SeedAnalysis):
-    """Test accuracy of students with a fixed alpha, by group of test samples.
+    """Test accuracy of students trained by ``kd`` with a fixed alpha, by group of test samples.
 
-    For each seed: a teacher; a reference student trained by ``ce``; one student trained by ``kd`` for each alpha. The test
-    samples are split by the teacher being right or wrong (its most probable class is the label or not) and, within each, into
-    five groups of equal size by the Euclidean distance of the reference student's and the teacher's probabilities, nearest
-    first. The reference is not among the compared students, so that the groups do not depend on any of them.
-    Nothing that is trained or chosen depends on the test set.
+    The test samples are split by the teacher being right or wrong and, within each, into five groups of equal size by the
+    distance of teacher and a reference student trained by ``ce``, nearest first; no compared student decides the groups.
     """
 
-    rows: ClassVar = {
-        "ce": MethodSpec("ce"),
-        **{f"kd {alpha:g}": MethodSpec("kd", {"alpha": alpha}) for alpha in ALPHAS},
-    }
+    rows: ClassVar = {"ce": MethodSpec("ce")} | {f"kd {a:g}": MethodSpec("kd", {"alpha": a}) for a in ALPHAS}
     facts: ClassVar = {"alphas": list(ALPHAS)}
 
     def measure_seed(self, config: RunConfig) -> dict[str, Any]:
@@ -59,9 +53,7 @@ class Fig1(SeedAnalysis):
             cell[chosen] = row * QUANTILES + quantile_groups(distance[chosen])
 
         def by_cell(weights: Tensor | None = None) -> list[list[float]]:
-            sums = torch.bincount(cell, weights, minlength=len(TEACHER) * QUANTILES)
-            table: list[list[float]] = sums.view(len(TEACHER), QUANTILES).tolist()
-            return table
+            return torch.bincount(cell, weights, minlength=2 * QUANTILES).view(2, QUANTILES).tolist()
 
         correct = [by_cell((S.argmax(dim=-1) == target).double()) for S in students]
         return {"count": by_cell(), "distance_sum": by_cell(distance), "correct": correct}
@@ -82,17 +74,14 @@ class Fig1(SeedAnalysis):
             each = ["-" if np.isnan(a).any() else f"{ALPHAS[int(a.argmax())]:g}" for a in table[:, row].T]
             n = int(_total(data["seeds"], "count")[row].sum())
             best.append(f"teacher {name} (n = {n}) {', '.join(each)}")
-        right, wrong, gap, pays = (metric_interval(d, "accuracy") for d in differences.values())
+        right, wrong, gap, pays = (interval(d, "accuracy") for d in differences.values())
         alpha_for = "a larger alpha is better for samples on which the teacher is"
-        conclusion = verdict(
-            differences["right less wrong"], f"{alpha_for} right", f"{alpha_for} wrong, contrary to expectation"
-        )
-        third = "Whether choosing alpha by group is better than one alpha cannot be judged with one seed."
-        if differences["by group"] is not None:
-            third = (
-                f"Choosing alpha by group instead of one alpha, both on the other seeds, changes test accuracy by {pays}: "
-                f"{verdict(differences['by group'], 'the best alpha differs by group', 'one alpha is better')}."
-            )
+        sides = f"{alpha_for} right", f"{alpha_for} wrong, contrary to expectation"
+        conclusion = verdict(differences["right less wrong"], *sides)
+        better = verdict(differences["by group"], "the best alpha differs by group", "one alpha is better")
+        third = f"Choosing alpha by group instead of one, both on the other seeds, changes test accuracy by {pays}: {better}."
+        if differences["by group"] is None:
+            third = "Whether choosing alpha by group is better than one alpha cannot be judged with one seed."
         return [
             f"Best fixed alpha by student-teacher distance, nearest fifth first: {'; '.join(best)}.",
             f"Alpha {ALPHAS[-1]:g} instead of {ALPHAS[0]:g} changes test accuracy by {right} where the teacher is right and "
@@ -102,15 +91,7 @@ class Fig1(SeedAnalysis):
 
 
 def quantile_groups(values: Tensor, groups: int = QUANTILES) -> Tensor:
-    """The group of each value among groups of equal size (within one), lowest values first; ties by position.
-
-    Args:
-        values: shape (N,).
-        groups: number of groups.
-
-    Returns:
-        Shape (N,), int64, in [0, groups).
-    """
+    """The group of each value (N,) among groups of equal size (within one), lowest values first; ties by position."""
     ranks = values.argsort(stable=True).argsort()
     return ranks * groups // max(len(values), 1)
 
@@ -123,7 +104,7 @@ def accuracies(seeds: Sequence[dict[str, Any]]) -> Floats:
 
 
 def _total(seeds: Sequence[dict[str, Any]], key: str) -> Floats:
-    total: Floats = np.sum([np.asarray(seed[key], dtype=np.float64) for seed in seeds], axis=0)
+    total: Floats = np.asarray([seed[key] for seed in seeds], dtype=np.float64).sum(axis=0)
     return total
 
 

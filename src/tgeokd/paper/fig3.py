@@ -10,7 +10,7 @@ from tgeokd.core.ratio_statistics import GROUPS
 from tgeokd.paper import ANALYSES
 from tgeokd.paper.base import Differences
 from tgeokd.paper.comparison import ComparisonAnalysis, gain, group_gap, group_mean, histories
-from tgeokd.paper.formatting import difference, interval, mean, metric_interval, number, subtract, verdict
+from tgeokd.paper.formatting import difference, interval, mean_text, subtract, verdict
 from tgeokd.runs.results import MethodSpec, RunRecord
 
 __all__ = ["CONTRASTS", "Fig3"]
@@ -27,23 +27,17 @@ CONTRASTS = {
 
 @ANALYSES.register("fig3")
 class Fig3(ComparisonAnalysis):
-    """Distribution of the learned alpha over the training samples in the last epoch, by group, with and without the edge.
+    """Learned alpha of the training samples in the last epoch with and without the edge S-T, by group.
 
-    The groups are those of :mod:`tgeokd.core.ratio_statistics`: the teacher's most probable class is the label or not, and
-    student and teacher agree (overlap of at least one half) or not. Without the edge S-T the ratio network does not receive
-    the distance between the two predictions.
+    The groups are those of :mod:`tgeokd.core.ratio_statistics`.
     """
 
-    rows: ClassVar = {
-        edge: MethodSpec("tgeo", {"student_teacher_edge": edge == "with"}) for edge in ("with", "without")
-    }
+    rows: ClassVar = {e: MethodSpec("tgeo", {"student_teacher_edge": e == "with"}) for e in ("with", "without")}
 
     def collect(self, runs: Mapping[str, Sequence[RunRecord]], folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
         """The groups of the last epoch, by row and seed."""
-        alpha = {
-            edge: [history[-1]["alpha"] for history in histories(folder, row, seeds)] for edge, row in self.rows.items()
-        }
-        return {"groups": list(GROUPS), "alpha": alpha}
+        last = {name: [run[-1]["alpha"] for run in histories(folder, row, seeds)] for name, row in self.rows.items()}
+        return {"groups": list(GROUPS), "alpha": last}
 
     def differences(self, data: dict[str, Any]) -> Differences:
         """Each contrast with and without the edge, the change of its size by the edge, and the edge's gain."""
@@ -64,7 +58,7 @@ class Fig3(ComparisonAnalysis):
             each = ", ".join(f"{interval(differences[f'{name}, {edge}'])} {edge} the edge S-T" for edge in self.rows)
             texts[name] = f"{each}; change of its size by the edge {interval(larger)}: {conclusion}"
         means = ", ".join(
-            " and ".join(number(mean(group_mean(seed, names) for seed in seeds)) for names in (_RIGHT, _WRONG))
+            " and ".join(mean_text(group_mean(seed, names) for seed in seeds) for names in (_RIGHT, _WRONG))
             + f" {edge} the edge S-T"
             for edge, seeds in data["alpha"].items()
         )
@@ -74,6 +68,6 @@ class Fig3(ComparisonAnalysis):
             f"Mean alpha where the teacher is right and where it is wrong: {means}; the second less the first: {first}.",
             "Alpha where student and teacher disagree less alpha where they agree: teacher right "
             f"{second}; teacher wrong {third}.",
-            f"The edge S-T changes test {metric} by {metric_interval(worth, metric)} (positive is better): "
+            f"The edge S-T changes test {metric} by {interval(worth, metric)} (positive is better): "
             f"{verdict(worth, 'the edge helps', 'the edge hurts')}.",
         ]

@@ -10,17 +10,16 @@ from torch import Tensor
 
 from tgeokd.paper import ANALYSES
 from tgeokd.paper.base import TGEO, Differences, SeedAnalysis
-from tgeokd.paper.formatting import difference, interval, mean, number, verdict
+from tgeokd.paper.formatting import difference, interval, mean_text, verdict
 from tgeokd.paper.outliers import below, feature_sd, has_numbers, noisy_inputs, relabellers, wrong_labels
-from tgeokd.paper.predictions import check_network, new_teacher, sample, trained
+from tgeokd.paper.predictions import new_teacher, sample, trained
 from tgeokd.runs.build import load_data
 from tgeokd.runs.config import RunConfig
 from tgeokd.training.distiller import Distiller
 
 __all__ = ["Fig4", "groups_of_the_test_set"]
 
-MOST = 5000
-"""Samples of the test set and of the training set that are evaluated."""
+MOST = 5000  # samples of each set that are evaluated
 HISTOGRAM_BINS = 20
 NORMAL, NOISE, CORRUPTED, CLEAN = "normal", "Gaussian noise", "corrupted label (training)", "clean label (training)"
 LABEL, TEST = "wrong label, ", "test group, "
@@ -30,24 +29,14 @@ LABEL, TEST = "wrong label, ", "test group, "
 class Fig4(SeedAnalysis):
     """Alpha of the trained ratio network on normal samples and outliers, with the student in eval mode.
 
-    After training by ``tgeo``, on at most 5,000 random test samples: unchanged (``normal``); with Gaussian noise added to the
-    model's inputs, with the standard deviation of the training inputs (per feature; per channel of normalised images; numeric
-    columns of tables); with a wrong label drawn uniformly; with a wrong label drawn from human confusions of the classes
-    (CIFAR, where the data folder contains the counts); and the task's own groups of test samples (``nsl_kdd``: kinds of attack
-    that only the test set contains), compared with its normal samples or, without such a group, with all others. Then, on at
-    most 5,000 training samples, those with a known wrong label compared with the others.
-
-    Each group has the mean and the histogram of alpha, and the area under the ROC curve for detecting its samples by a *low*
-    alpha: 0.5 is chance, and below 0.5 the outliers have the higher alpha.
+    The groups: test samples unchanged, with Gaussian noise on the inputs, and with wrong labels (uniform, or human confusions
+    where the data folder has the counts); the task's own groups of test samples; training samples with a known wrong label.
+    Each has the mean and the histogram of alpha, and the area under the ROC curve for detecting its samples by a *low* alpha.
     """
 
     rows: ClassVar = {"tgeo": TGEO}
     facts: ClassVar = {"bins": HISTOGRAM_BINS}
-
-    def validate(self, config: RunConfig) -> None:
-        """A network as the teacher is needed."""
-        check_network(config, "fig4")
-        super().validate(config)
+    changes_inputs = True
 
     def measure_seed(self, config: RunConfig) -> dict[str, Any]:
         """The groups by name."""
@@ -57,7 +46,7 @@ class Fig4(SeedAnalysis):
         rows, test = sample(data, data.test, MOST, config.seed)
         train_rows, train = sample(data, data.train, MOST, config.seed)
         normal = _ratios(distiller, test)
-        groups = {NORMAL: _group(normal, None, None)}
+        groups = {NORMAL: _group(normal)}
         if has_numbers(data):
             noised = noisy_inputs(test, feature_sd(train), config.seed)
             groups[NOISE] = _group(_ratios(distiller, noised), NORMAL, normal)
@@ -69,17 +58,14 @@ class Fig4(SeedAnalysis):
         corrupted = None if data.corrupted is None else data.corrupted[torch.tensor(train_rows)]
         if corrupted is not None and corrupted.any() and not corrupted.all():
             ratios = _ratios(distiller, train)
-            groups[CLEAN] = _group(ratios[~corrupted], None, None)
+            groups[CLEAN] = _group(ratios[~corrupted])
             groups[CORRUPTED] = _group(ratios[corrupted], CLEAN, ratios[~corrupted])
         return groups
 
     def differences(self, data: dict[str, Any]) -> Differences:
         """Mean alpha of each group less that of the samples it is compared with, over the seeds that have the group."""
-        return {
-            name: difference(g["mean"] - g["mean_against"] for g in found)
-            for name, found in _by_name(data).items()
-            if found[0]["against"] is not None
-        }
+        compared = {name: found for name, found in _by_name(data).items() if found[0]["against"] is not None}
+        return {name: difference(g["mean"] - g["mean_against"] for g in found) for name, found in compared.items()}
 
     def lines(self, data: dict[str, Any], differences: Differences) -> list[str]:
         """Noisy inputs; wrong labels; groups of the test set and corrupted training labels."""
@@ -87,7 +73,7 @@ class Fig4(SeedAnalysis):
         noisy, labels, others = kinds.values()
         for name, gap in differences.items():
             found = _by_name(data)[name]
-            own, other, area = (number(mean(g[key] for g in found)) for key in ("mean", "mean_against", "auroc_low"))
+            own, other, area = (mean_text(g[key] for g in found) for key in ("mean", "mean_against", "auroc_low"))
             of_kind = noisy if name == NOISE else labels if name.startswith(LABEL) else others
             of_kind.append(
                 f"{name}: mean alpha {own} compared with {other} ({found[0]['against']}), difference {interval(gap)}, "
@@ -97,18 +83,12 @@ class Fig4(SeedAnalysis):
 
 
 def groups_of_the_test_set(masks: Mapping[str, Tensor], rows: list[int], alpha: Tensor) -> dict[str, Any]:
-    """The task's own groups of test samples, compared with its normal ones or, without such a group, with all others.
-
-    Args:
-        masks: of the test set by name, bool.
-        rows: the evaluated rows of the test set.
-        alpha: their ratios, shape (len(rows),).
-    """
+    """The task's own groups of test samples, from their masks and the ratios ``alpha`` (len(rows),) of some ``rows``."""
     inside = {name: mask[torch.tensor(rows)] for name, mask in masks.items()}
     normal = inside.pop(NORMAL, None)
     groups = {}
     if normal is not None and normal.any():
-        groups[TEST + NORMAL] = _group(alpha[normal], None, None)
+        groups[TEST + NORMAL] = _group(alpha[normal])
     for name, mask in inside.items():
         against, reference = ("other test samples", ~mask) if normal is None else (TEST + NORMAL, normal)
         if mask.any() and reference.any():
@@ -120,7 +100,7 @@ def _ratios(distiller: Distiller, batches: Sequence[Any]) -> Tensor:
     return distiller.fusion_ratios(batches).detach()
 
 
-def _group(alpha: Tensor, against: str | None, reference: Tensor | None) -> dict[str, Any]:
+def _group(alpha: Tensor, against: str | None = None, reference: Tensor | None = None) -> dict[str, Any]:
     """The record of a group; ``against`` names the samples it is compared with, and ``reference`` holds their ratios."""
     record = {
         "n": len(alpha),

@@ -11,9 +11,9 @@ from torch import Tensor
 from tgeokd.data import TaskData
 from tgeokd.paper import ANALYSES
 from tgeokd.paper.base import Differences, SeedAnalysis
-from tgeokd.paper.formatting import difference, interval, mean, number, subtract, verdict
+from tgeokd.paper.formatting import difference, interval, mean_text, subtract, verdict
 from tgeokd.paper.outliers import feature_sd, has_numbers, noisy_inputs
-from tgeokd.paper.predictions import check_network, discrepancy, new_teacher, probs, sample, teacher_probs, trained
+from tgeokd.paper.predictions import discrepancy, new_teacher, probs, sample, teacher_probs, trained
 from tgeokd.runs.build import load_data
 from tgeokd.runs.config import RunConfig
 from tgeokd.training.callbacks import Callback
@@ -21,67 +21,51 @@ from tgeokd.training.distiller import Distiller
 
 __all__ = ["PAIRS", "DistanceCallback", "Fig5"]
 
-MOST = 1000
-"""Samples of the training set and of the test set that are evaluated after every epoch."""
+MOST = 1000  # samples of each set that are evaluated after every epoch
 PAIRS = {"train": ("train, clean label", "train, corrupted label"), "test": ("test, normal", "test, Gaussian noise")}
 """Normal samples and outliers of each split."""
+Groups = Mapping[str, tuple[str, Tensor]]
 
 
 class DistanceCallback(Callback):
-    """Records the mean distance of student and teacher on fixed samples after every epoch.
+    """Records the mean distance of student and teacher on fixed samples after every epoch, by group, in ``curves``.
 
     Args:
         batches: by the name of a set of samples.
         teacher: the teacher's probabilities of each set, shape (N, C).
-        members: for each group, its set and a mask of that set's samples, shape (N,).
-
-    Attributes:
-        curves: for each group the mean distance by epoch.
+        groups: for each group, its set and a mask of that set's samples, shape (N,).
     """
 
-    def __init__(
-        self,
-        batches: Mapping[str, Sequence[Any]],
-        teacher: Mapping[str, Tensor],
-        members: Mapping[str, tuple[str, Tensor]],
-    ) -> None:
-        self.batches, self.teacher, self.members = batches, teacher, members
-        self.curves: dict[str, list[float]] = {name: [] for name in members}
+    def __init__(self, batches: Mapping[str, Sequence[Any]], teacher: Mapping[str, Tensor], groups: Groups) -> None:
+        self.batches, self.teacher, self.groups = batches, teacher, groups
+        self.curves: dict[str, list[float]] = {name: [] for name in groups}
 
     def on_epoch_end(self, distiller: Distiller, record: dict[str, Any]) -> None:
         """Measure."""
-        distances = {
-            name: discrepancy(probs(distiller, batches), self.teacher[name]) for name, batches in self.batches.items()
-        }
-        for name, (of, mask) in self.members.items():
+        distances = {name: discrepancy(probs(distiller, of), self.teacher[name]) for name, of in self.batches.items()}
+        for name, (of, mask) in self.groups.items():
             self.curves[name].append(float(distances[of][mask].mean()))
 
 
 @ANALYSES.register("fig5")
 class Fig5(SeedAnalysis):
-    """Mean Euclidean distance of the student's and the teacher's probabilities after every epoch, by group, for kd and tgeo.
+    """Mean Euclidean distance of the student's and the teacher's probabilities after every epoch, for kd and tgeo.
 
-    On at most 1,000 random samples each: training samples with a clean and with a corrupted label (a task without known wrong
-    labels has only ``train, clean label``), and test samples unchanged and with Gaussian noise as in ``fig4``. The student is
-    in eval mode, and the measurement does not change the training. Nothing is chosen on the test set.
+    By group: training samples with clean and with known wrong labels; test samples unchanged and with noise as in ``fig4``.
     """
 
     facts: ClassVar = {"pairs": {split: list(names) for split, names in PAIRS.items()}}
-
-    def validate(self, config: RunConfig) -> None:
-        """A network as the teacher is needed."""
-        check_network(config, "fig5")
-        super().validate(config)
+    changes_inputs = True
 
     def measure_seed(self, config: RunConfig) -> dict[str, Any]:
         """The curves of each method by group."""
         data = load_data(config)
         teacher = new_teacher(config, data)
-        batches, members = _samples(config, data)
+        batches, groups = _samples(config, data)
         T = {name: teacher_probs(config, data, teacher, of) for name, of in batches.items()}
         curves = {}
         for name, entry in self.rows.items():
-            callback = DistanceCallback(batches, T, members)
+            callback = DistanceCallback(batches, T, groups)
             trained(entry.apply(config), data, teacher, [callback])
             curves[name] = callback.curves
         return curves
@@ -102,7 +86,7 @@ class Fig5(SeedAnalysis):
             texts = []
             for name in self.rows:
                 gap = differences[f"{split}, {name}"]
-                own, other = (number(mean(_last(data, name, group))) for group in (outlier, normal))
+                own, other = (mean_text(_last(data, name, group)) for group in (outlier, normal))
                 conclusion = verdict(gap, "farther from the teacher on outliers", "nearer to the teacher on outliers")
                 texts.append(f"{name} {own} compared with {other}, difference {interval(gap)}, {conclusion}")
             lines.append(
@@ -113,21 +97,19 @@ class Fig5(SeedAnalysis):
         return [*lines, f"This difference of tgeo less that of kd: {'; '.join(more)}."]
 
 
-def _samples(config: RunConfig, data: TaskData) -> tuple[dict[str, list[Any]], dict[str, tuple[str, Tensor]]]:
+def _samples(config: RunConfig, data: TaskData) -> tuple[dict[str, list[Any]], Groups]:
     """The evaluated sets, and the groups with their set and mask."""
     rows, train = sample(data, data.train, MOST, config.seed)
     chosen, test = sample(data, data.test, MOST, config.seed)
     batches = {"train": train, "test": test}
-    wrong = torch.zeros(len(rows), dtype=torch.bool)
-    if data.corrupted is not None:
-        wrong = data.corrupted[torch.tensor(rows)]
+    wrong = torch.zeros(len(rows), dtype=torch.bool) if data.corrupted is None else data.corrupted[torch.tensor(rows)]
     everything = torch.ones(len(chosen), dtype=torch.bool)
     (clean, corrupted), (normal, noised) = PAIRS.values()
-    members = {clean: ("train", ~wrong), corrupted: ("train", wrong), normal: ("test", everything)}
+    groups = {clean: ("train", ~wrong), corrupted: ("train", wrong), normal: ("test", everything)}
     if has_numbers(data):
         batches["noise"] = noisy_inputs(test, feature_sd(train), config.seed)
-        members[noised] = ("noise", everything)
-    return batches, {name: member for name, member in members.items() if member[1].any()}
+        groups[noised] = ("noise", everything)
+    return batches, {name: group for name, group in groups.items() if group[1].any()}
 
 
 def _last(data: dict[str, Any], method: str, group: str) -> list[float | None]:

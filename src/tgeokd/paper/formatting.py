@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from tgeokd.core.metrics import METRICS
 from tgeokd.runs.statistics import PairedTest, paired
 
-__all__ = ["difference", "interval", "mean", "metric_interval", "number", "subtract", "verdict"]
+__all__ = ["difference", "improvement", "interval", "mean", "mean_text", "subtract", "verdict"]
 
 
 def difference(values: Iterable[float | None]) -> PairedTest | None:
@@ -22,31 +22,36 @@ def subtract(first: Iterable[float | None], second: Iterable[float | None]) -> l
     return [None if a is None or b is None else a - b for a, b in zip(first, second, strict=True)]
 
 
+def improvement(metric: str, values: Iterable[float | None], other: Iterable[float | None]) -> PairedTest | None:
+    """By how much values of a metric are better than others, one of each per seed; positive is better."""
+    sign = 1.0 if METRICS[metric.partition("/")[0]].higher_is_better else -1.0
+    return difference(None if gap is None else sign * gap for gap in subtract(values, other))
+
+
 def mean(values: Iterable[float | None]) -> float | None:
     """Mean of the values that are not None."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 
 
-def number(value: float | None) -> str:
-    """A value with two digits, or ``-``."""
+def mean_text(values: Iterable[float | None]) -> str:
+    """The mean with two digits, or ``-``."""
+    value = mean(values)
     return "-" if value is None else f"{value:.2f}"
 
 
-def interval(d: PairedTest | None, *, factor: float = 1.0, digits: int = 2, unit: str = "") -> str:
-    """``+1.20 points (95 % interval +0.30 to +2.10)``, or why there is no interval."""
+def interval(d: PairedTest | None, metric: str | None = None) -> str:
+    """``+1.20 points (95 % interval +0.30 to +2.10)``, or why there is no interval; the unit and digits are the metric's."""
     if d is None:
         return "- (no samples)"
-    value = f"{factor * d.mean:+.{digits}f}{unit}"
+    factor, digits = 1.0, 2
+    if metric is not None:
+        shown = METRICS[metric.partition("/")[0]]
+        factor, digits = shown.factor, shown.digits
+    value = f"{factor * d.mean:+.{digits}f}{'' if factor == 1 else ' points'}"
     if d.low is None or d.high is None:
         return f"{value} ({'one seed' if d.n == 1 else 'equal in all seeds'}, no interval)"
     return f"{value} (95 % interval {factor * d.low:+.{digits}f} to {factor * d.high:+.{digits}f})"
-
-
-def metric_interval(d: PairedTest | None, metric: str) -> str:
-    """The interval of a difference in a metric, in percentage points or in the metric's own unit."""
-    shown = METRICS[metric.partition("/")[0]]
-    return interval(d, factor=shown.factor, digits=shown.digits, unit="" if shown.factor == 1 else " points")
 
 
 def verdict(d: PairedTest | None, above: str, below: str) -> str:

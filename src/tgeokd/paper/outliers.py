@@ -15,7 +15,10 @@ from tgeokd.data import TASKS, TaskData
 from tgeokd.data.noise import confusion_noise, symmetric_noise
 from tgeokd.runs.config import RunConfig
 
-__all__ = ["below", "feature_sd", "has_numbers", "human_counts", "noisy_inputs", "relabellers", "wrong_labels"]
+__all__ = ["below", "feature_sd", "has_numbers", "noisy_inputs", "relabellers", "wrong_labels"]
+
+Relabel = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From labels (N,) to new labels and the mask of the wrong ones."""
 
 
 def has_numbers(data: TaskData) -> bool:
@@ -24,26 +27,14 @@ def has_numbers(data: TaskData) -> bool:
 
 
 def feature_sd(batches: Sequence[Any]) -> Tensor:
-    """Standard deviation (n) of the model's inputs, per feature or per channel of images.
-
-    Args:
-        batches: of training samples. Of tables, the numeric columns are used.
-
-    Returns:
-        Shape (F,) for vectors and tables, (channels, 1, 1) for images.
-    """
-    numbers = [batch[0][0] if isinstance(batch[0], tuple | list) else batch[0] for batch in batches]
-    inputs = torch.cat(numbers).double()
-    over = (0, *range(2, inputs.ndim))
-    sd = inputs.std(dim=over, correction=0, keepdim=True)[0]
-    return sd.to(numbers[0].dtype)
+    """Standard deviation (n) of the inputs, per feature (F,), of tables the numeric ones, or per channel (channels, 1, 1)."""
+    inputs = torch.cat([batch[0][0] if isinstance(batch[0], tuple | list) else batch[0] for batch in batches])
+    sd = inputs.double().std(dim=(0, *range(2, inputs.ndim)), correction=0, keepdim=True)[0]
+    return sd.to(inputs.dtype)
 
 
 def noisy_inputs(batches: Sequence[Any], sd: Tensor, seed: int) -> list[Any]:
-    """The batches with independent Gaussian noise of standard deviation ``sd`` added to their numbers.
-
-    Labels and the categorical columns of tables are not changed.
-    """
+    """The batches with independent Gaussian noise of standard deviation ``sd`` added to their numbers, not to categories."""
     generator = torch.Generator().manual_seed(seed)
 
     def added(numbers: Tensor) -> Tensor:
@@ -56,47 +47,30 @@ def noisy_inputs(batches: Sequence[Any], sd: Tensor, seed: int) -> list[Any]:
     return changed
 
 
-def wrong_labels(
-    batches: Sequence[Any], relabel: Callable[[Tensor], tuple[Tensor, Tensor]]
-) -> tuple[list[Any], Tensor]:
-    """The batches with new labels, and a mask of the wrong ones, shape (N,), bool.
-
-    Args:
-        batches: of samples with correct labels.
-        relabel: from labels (N,) to new labels and the mask of the wrong ones.
-    """
+def wrong_labels(batches: Sequence[Any], relabel: Relabel) -> tuple[list[Any], Tensor]:
+    """The batches with new labels, and a mask of the wrong ones, shape (N,), bool."""
     noisy, wrong = relabel(torch.cat([batch[1] for batch in batches]))
     labels = noisy.split([len(batch[1]) for batch in batches])
     return [(inputs, new, *rest) for (inputs, _, *rest), new in zip(batches, labels, strict=True)], wrong
 
 
-def relabellers(config: RunConfig, data: TaskData) -> dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+def relabellers(config: RunConfig, data: TaskData) -> dict[str, Relabel]:
     """The kinds of wrong labels by name: uniform for any task, human confusions where they are known."""
-    kinds = {"symmetric": lambda target: symmetric_noise(target, 1.0, data.num_classes, config.seed)}
-    counts = human_counts(config, data)
-    if counts is not None:
-        kinds["human"] = lambda target: confusion_noise(target, counts, config.seed)
+    kinds: dict[str, Relabel] = {
+        "symmetric": lambda target: symmetric_noise(target, 1.0, data.num_classes, config.seed)
+    }
+    confusion = getattr(TASKS[config.task], "confusion", None)
+    if confusion is not None and config.data_dir is not None:
+        counts = confusion(config.data, Path(config.data_dir), data.num_classes)
+        if counts is not None:
+            kinds["human"] = lambda target: confusion_noise(target, counts, config.seed)
     return kinds
 
 
-def human_counts(config: RunConfig, data: TaskData) -> Tensor | None:
-    """How people confuse the classes of the task, shape (C, C); None where that is not known."""
-    confusion = getattr(TASKS[config.task], "confusion", None)
-    if confusion is None or config.data_dir is None:
-        return None
-    counts: Tensor | None = confusion(config.data, Path(config.data_dir), data.num_classes)
-    return counts
-
-
 def below(outlier: Tensor, normal: Tensor) -> float:
-    """Area under the ROC curve for detecting outliers by a low value.
+    """Area under the ROC curve for detecting outliers (M,) among normal samples (N,) by a low value.
 
-    This is the probability that an outlier's value is lower than a normal sample's; ties count half. 0.5 is chance; below 0.5
-    the outliers have the higher values.
-
-    Args:
-        outlier: values of outliers, shape (M,), M >= 1.
-        normal: of normal samples, shape (N,), N >= 1.
+    This is the probability that an outlier's value is lower than a normal sample's; ties count half. 0.5 is chance.
     """
     values = torch.cat([outlier, normal]).double().numpy()
     return float(roc_auc_score(np.repeat([1, 0], [len(outlier), len(normal)]), -values))

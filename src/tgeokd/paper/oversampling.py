@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from tgeokd.core.metrics import formatted, higher_is_better
+from tgeokd.core.metrics import formatted
 from tgeokd.data import TASKS
 from tgeokd.paper import ANALYSES
 from tgeokd.paper.base import Differences, SeedAnalysis
 from tgeokd.paper.comparison import gain_text
-from tgeokd.paper.formatting import difference, mean, metric_interval, subtract, verdict
+from tgeokd.paper.formatting import improvement, interval, mean, verdict
 from tgeokd.runs.build import load_data
 from tgeokd.runs.config import RunConfig, replace
 from tgeokd.runs.single import run
@@ -36,9 +36,8 @@ RECALL = "recall"
 class Oversampling(SeedAnalysis):
     """Test results of kd and tgeo with the training rows of teacher, student, both or neither oversampled.
 
-    For a task with the option ``data.oversample``, which repeats training rows of the rarer classes until all classes are
-    equally frequent. Validation and test rows are the same in all four cases of a seed. The rarest class is the one with the
-    fewest training rows; its recall is reported where the task reports recall.
+    For a task with the option ``data.oversample``. The rarest class is the one with the fewest training rows; its recall is
+    reported where the task reports recall.
     """
 
     task = "hil"
@@ -59,8 +58,7 @@ class Oversampling(SeedAnalysis):
 
     def measure_seed(self, config: RunConfig) -> dict[str, Any]:
         """The test metrics of every case."""
-        teachers, rows, sizes = [], [], {}
-        rarest = None
+        teachers, rows, sizes, rarest = [], [], {}, ""
         with tempfile.TemporaryDirectory() as folder:
             paths = {name: Path(folder) / f"{name}.safetensors" for name in WITH}
             for name, over in WITH.items():
@@ -76,9 +74,8 @@ class Oversampling(SeedAnalysis):
             for student, over in WITH.items():
                 for method, entry in self.rows.items():
                     for teacher, path in paths.items():
-                        result = run(entry.apply(_with(config, over)), path)
-                        case = {"method": method, "teacher": teacher, "student": student}
-                        rows.append({**case, "metrics": result.metrics})
+                        metrics = run(entry.apply(_with(config, over)), path).metrics
+                        rows.append({"method": method, "teacher": teacher, "student": student, "metrics": metrics})
         return {"rarest": rarest, "training_rows": sizes, "teachers": teachers, "rows": rows}
 
     def differences(self, data: dict[str, Any]) -> Differences:
@@ -86,14 +83,11 @@ class Oversampling(SeedAnalysis):
         metric = data["primary_metric"]
 
         def better(key: str, own: tuple[str, str, str], other: tuple[str, str, str]) -> PairedTest | None:
-            sign = 1.0 if higher_is_better(key) else -1.0
-            gaps = subtract(values(data, key, *own), values(data, key, *other))
-            return difference(None if gap is None else sign * gap for gap in gaps)
+            return improvement(key, values(data, key, *own), values(data, key, *other))
 
-        found = {
-            f"tgeo over kd, {name}": better(metric, ("tgeo", *case), ("kd", *case))
-            for name, case in (("neither", NEITHER), ("both", BOTH))
-        }
+        found = {}
+        for name, case in (("neither", NEITHER), ("both", BOTH)):
+            found[f"tgeo over kd, {name}"] = better(metric, ("tgeo", *case), ("kd", *case))
         for method in self.rows:
             for name, case in (("teacher", TEACHER), ("student", STUDENT)):
                 found[f"{name} alone, {method}"] = better(metric, (method, *case), (method, *NEITHER))
@@ -104,21 +98,19 @@ class Oversampling(SeedAnalysis):
         """Whether the gain needs oversampling; the effect on teacher and student; the rarest class."""
         metric = data["primary_metric"]
         without, with_ = differences["tgeo over kd, neither"], differences["tgeo over kd, both"]
-        effects = [
-            f"oversampling the {name} alone changes "
-            + "; ".join(f"{m} by {gain_text(differences[f'{name} alone, {m}'], metric)}" for m in self.rows)
-            for name in ("teacher", "student")
-        ]
-        rare = []
+        effects, rare = [], []
+        for name in ("teacher", "student"):
+            texts = [f"{m} by {gain_text(differences[f'{name} alone, {m}'], metric)}" for m in self.rows]
+            effects.append(f"oversampling the {name} alone changes {'; '.join(texts)}")
         for method in self.rows:
             change = differences[f"rarest class, {method}"]
             recalls = [formatted(RECALL, mean(values(data, RECALL, method, *case))) for case in (NEITHER, BOTH)]
-            conclusion = f"{metric_interval(change, RECALL)}, {verdict(change, 'higher', 'lower')}"
+            conclusion = f"{interval(change, RECALL)}, {verdict(change, 'higher', 'lower')}"
             rare.append(f"{method} {' to '.join(recalls)} %, {conclusion}")
         names = ", ".join(dict.fromkeys(str(seed["rarest"]) for seed in data["seeds"]))
         return [
-            f"Gain of tgeo over kd in test {metric}: without oversampling {metric_interval(without, metric)}, with teacher "
-            f"and student oversampled {metric_interval(with_, metric)}: {explanation(without, with_)}.",
+            f"Gain of tgeo over kd in test {metric}: without oversampling {interval(without, metric)}, with teacher "
+            f"and student oversampled {interval(with_, metric)}: {explanation(without, with_)}.",
             f"Test {metric}: {'; '.join(effects)}.",
             f"Recall of the rarest class ({names}), neither oversampled to both: {'; '.join(rare)}.",
         ]

@@ -13,17 +13,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tgeokd.data import TaskData
-from tgeokd.data.loaders import subset
+from tgeokd.data.datasets import subset
 from tgeokd.methods import build_method
 from tgeokd.runs.build import build_distiller, build_student, fit, method_of
 from tgeokd.runs.config import RunConfig
-from tgeokd.runs.teacher import build_teacher, is_network, load_teacher
+from tgeokd.runs.teacher import build_teacher, load_teacher
 from tgeokd.teachers import StoredPredictions
 from tgeokd.training.callbacks import Callback
 from tgeokd.training.distiller import Distiller
-from tgeokd.utils.errors import InputError
 
-__all__ = ["check_network", "discrepancy", "new_teacher", "probs", "sample", "teacher_probs", "trained"]
+__all__ = ["discrepancy", "new_teacher", "probs", "sample", "teacher_probs", "trained"]
 
 
 def new_teacher(config: RunConfig, data: TaskData) -> Any:
@@ -65,20 +64,12 @@ def discrepancy(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def sample(data: TaskData, dataset: Dataset[Any], most: int, seed: int) -> tuple[list[int], list[Any]]:
-    """At most ``most`` random rows of a data set.
+    """At most ``most`` random rows of a data set, ascending, and their batches.
 
-    Returns:
-        The rows in ascending order, and their batches. The batches are fetched once: where the data set augments at random,
-        every pass over them sees the same inputs.
+    The batches are fetched once: where the data set augments at random, every pass over them sees the same inputs.
     """
-    size = len(dataset)  # type: ignore[arg-type]
-    rows = np.arange(size)
+    size: int = len(dataset)  # type: ignore[arg-type]
+    rows = list(range(size))
     if size > most:
-        rows = np.sort(np.random.default_rng(seed).choice(size, most, replace=False))
-    return rows.tolist(), list(data.ordered_loader(subset(dataset, rows.tolist())))
-
-
-def check_network(config: RunConfig, name: str) -> None:
-    """Refuse a teacher that is not a network: stored predictions do not exist for changed inputs."""
-    if not is_network(config):
-        raise InputError(f"{name} queries the teacher on changed inputs, so the teacher must be a network")
+        rows = np.sort(np.random.default_rng(seed).choice(size, most, replace=False)).tolist()
+    return rows, list(data.ordered_loader(subset(dataset, rows)))

@@ -8,22 +8,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from tgeokd.paper.base import Findings
 from tgeokd.paper.cost import COSTS
 from tgeokd.paper.oversampling import CASES, RECALL, values
-from tgeokd.report.figures import (
-    BLUE,
-    GREY,
-    GROUP_STYLE,
-    RATIO_AXIS,
-    RED,
-    alpha_by_group,
-    metric_by_row,
-    plot_range,
-    save,
-)
+from tgeokd.report import figures
+from tgeokd.report.figures import BLUE, GREY, GROUP_STYLE, RATIO_AXIS, RED, new_figure, save
 from tgeokd.utils.registry import Registry
 
 __all__ = ["FIGURES", "draw_analysis"]
@@ -38,17 +28,16 @@ _SMALL: dict[str, Any] = {"frameon": False, "fontsize": 8}
 
 def draw_analysis(findings: Findings, folder: Path) -> Path | None:
     """Write ``FOLDER/NAME.png``; None for an analysis without a figure."""
-    name = findings.name
+    name = findings.what
     return FIGURES[name](findings.data, folder / f"{name}.png") if name in FIGURES else None
 
 
 @FIGURES.register("fig1")
 def fig1(data: Mapping[str, Any], path: Path) -> Path:
     """Test accuracy by fixed alpha, one line per group of distance, where the teacher is right and where it is wrong."""
-    count, correct, distance = (
-        np.sum([seed[key] for seed in data["seeds"]], axis=0) for key in ("count", "correct", "distance_sum")
-    )
-    figure, panels = _panels(1, 2, width=9.6, height=5.0)
+    keys = ("count", "correct", "distance_sum")
+    count, correct, distance = (np.sum([seed[key] for seed in data["seeds"]], axis=0) for key in keys)
+    figure, panels = new_figure(1, 2, 9.6, 5.0)
     for row, (axes, name) in enumerate(zip(panels, ("teacher = label", "teacher ≠ label"), strict=True)):
         for group in range(count.shape[1]):
             n = count[row, group]
@@ -64,12 +53,12 @@ def fig1(data: Mapping[str, Any], path: Path) -> Path:
 @FIGURES.register("fig3")
 def fig3(data: Mapping[str, Any], path: Path) -> Path:
     """Distribution of the learned alpha by group over all seeds, with and without the edge S-T."""
-    figure, panels = _panels(1, 2, width=9.6, height=4.0, share=True)
+    figure, panels = new_figure(1, 2, 9.6, 4.0, share=True)
     for axes, (edge, seeds) in zip(panels, data["alpha"].items(), strict=True):
         for name in data["groups"]:
             histogram = np.sum([seed[name]["histogram"] for seed in seeds], axis=0)
-            style = GROUP_STYLE[name]
-            _distribution(axes, histogram, **{**style, "label": f"{style['label']} (n = {histogram.sum()})"})
+            label = f"{GROUP_STYLE[name]['label']} (n = {histogram.sum()})"
+            _distribution(axes, histogram, **GROUP_STYLE[name] | {"label": label})
         axes.set(title=f"{edge} the edge S-T", xlabel=f"learned {RATIO_AXIS}", xlim=(0, 1))
         axes.legend(**_SMALL)
     panels[0].set_ylabel("share of training samples, %")
@@ -81,7 +70,7 @@ def fig4(data: Mapping[str, Any], path: Path) -> Path:
     """Distribution of alpha by group over all seeds; the mean of each seed with the area under the ROC curve."""
     seeds = data["seeds"]
     names = list(dict.fromkeys(name for seed in seeds for name in seed))
-    figure, (left, right) = _panels(1, 2, width=11.0, height=4.4)
+    figure, (left, right) = new_figure(1, 2, 11.0, 4.4)
     ticks: list[str] = []
     for i, name in enumerate(names):
         found = [seed[name] for seed in seeds if name in seed]
@@ -101,7 +90,7 @@ def fig4(data: Mapping[str, Any], path: Path) -> Path:
 def fig5(data: Mapping[str, Any], path: Path) -> Path:
     """Mean distance of student and teacher by epoch, normal samples and outliers; a band shows the range of the seeds."""
     methods = list(data["seeds"][0])
-    figure, panels = _panels(len(data["pairs"]), len(methods), width=9.6, height=6.4, share=True)
+    figure, panels = new_figure(len(data["pairs"]), len(methods), 9.6, 6.4, share=True)
     for i, names in enumerate(data["pairs"].values()):
         for j, method in enumerate(methods):
             axes = panels[i * len(methods) + j]
@@ -110,7 +99,7 @@ def fig5(data: Mapping[str, Any], path: Path) -> Path:
                 if curves:
                     length = max(map(len, curves))  # a run with early stopping has fewer epochs
                     padded = [[*curve, *[np.nan] * (length - len(curve))] for curve in curves]
-                    plot_range(axes, padded, label=name, color=color)
+                    figures.plot_range(axes, padded, label=name, color=color)
             axes.set(title=method, xlabel="epoch")
             axes.legend(**_SMALL)
         panels[i * len(methods)].set_ylabel("mean S-T distance")
@@ -121,7 +110,7 @@ def fig5(data: Mapping[str, Any], path: Path) -> Path:
 def alpha_over_epochs(data: Mapping[str, Any], path: Path) -> Path | None:
     """Mean alpha of each group by epoch."""
     histories = [[{"epoch": epoch, "alpha": of["groups"]} for epoch, of in enumerate(seed)] for seed in data["seeds"]]
-    return alpha_by_group(histories, path, title=f"learned fusion ratio, {len(histories)} seeds")
+    return figures.alpha_by_group(histories, path, title=f"learned fusion ratio, {len(histories)} seeds")
 
 
 @FIGURES.register("ablation")
@@ -129,14 +118,14 @@ def ablation(data: Mapping[str, Any], path: Path) -> Path:
     """Mean test value and interval of each row."""
     rows = data["values"]
     title = "features of the ratio network"
-    return metric_by_row(rows, data["primary_metric"], path, title=title, highlighted=set(rows) - {"kd"})
+    return figures.metric_by_row(rows, data["primary_metric"], path, title=title, highlighted=set(rows) - {"kd"})
 
 
 @FIGURES.register("oversampling")
 def oversampling(data: Mapping[str, Any], path: Path) -> Path:
     """Test value and recall of the rarest class of each case: one point per seed and a line for the mean."""
     shown = {"plain": "no", "oversampled": "yes"}
-    figure, panels = _panels(1, 2, width=10.4, height=4.0)
+    figure, panels = new_figure(1, 2, 10.4, 4.0)
     for axes, metric in zip(panels, (data["primary_metric"], RECALL), strict=True):
         for shift, method, color in ((-0.15, "kd", GREY), (0.15, "tgeo", BLUE)):
             for x, case in enumerate(CASES):
@@ -159,7 +148,7 @@ def oversampling(data: Mapping[str, Any], path: Path) -> Path:
 def cost(data: Mapping[str, Any], path: Path) -> Path:
     """Training time and peak memory relative to kd: one point per seed and a bar for the mean."""
     names = list(data["ratios"])
-    figure, panels = _panels(1, 2, width=9.6, height=1.2 + 0.4 * len(names))
+    figure, panels = new_figure(1, 2, 9.6, 1.2 + 0.4 * len(names))
     for axes, key, what in zip(panels, COSTS, ("training time", "peak memory"), strict=True):
         for y, (name, of) in enumerate(data["ratios"].items()):
             color = BLUE if name in data["learned"] else GREY
@@ -169,12 +158,6 @@ def cost(data: Mapping[str, Any], path: Path) -> Path:
         axes.set_yticks(range(len(names)), names)
         axes.set(xlabel=f"{what} relative to kd", ylim=(len(names) - 0.5, -0.5))
     return save(figure, path)
-
-
-def _panels(rows: int, columns: int, *, width: float, height: float, share: bool = False) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharey="row" if share else False)
-    return figure, list(axes.flat)
 
 
 def _distribution(axes: Axes, histogram: Any, **style: Any) -> None:

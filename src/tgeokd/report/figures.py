@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,28 +18,14 @@ from tgeokd.core.ratio_statistics import GROUPS
 from tgeokd.runs.statistics import paired
 from tgeokd.utils.files import replace_file
 
-__all__ = [
-    "BLUE",
-    "GREY",
-    "GROUP_STYLE",
-    "RATIO_AXIS",
-    "RED",
-    "alpha_by_group",
-    "alpha_by_label",
-    "metric_by_row",
-    "plot_range",
-    "save",
-]
+__all__ = ["alpha_by_group", "alpha_by_label", "metric_by_row", "new_figure", "plot_range", "save"]
 
 BLUE, RED, GREY = "#1b6ca8", "#c8553d", "#8a8a8a"
 RATIO_AXIS = "fusion ratio alpha (0 = label, 1 = teacher)"
+_STYLES = itertools.product((("=", BLUE), ("≠", RED)), (("agrees", "-"), ("disagrees", "--")))
 GROUP_STYLE: dict[str, dict[str, Any]] = {
     name: {"label": f"teacher {sign} label, student {state}", "color": color, "linestyle": line}
-    for name, (sign, color, state, line) in zip(
-        GROUPS,
-        [(*of, *how) for of in (("=", BLUE), ("≠", RED)) for how in (("agrees", "-"), ("disagrees", "--"))],
-        strict=True,
-    )
+    for name, ((sign, color), (state, line)) in zip(GROUPS, _STYLES, strict=True)
 }
 
 
@@ -49,11 +36,8 @@ def alpha_by_group(histories: Sequence[Sequence[dict[str, Any]]], path: Path, *,
 
     Args:
         histories: the records of one or more runs (seeds), one per epoch; a band shows the range of the runs.
-        path: PNG to write.
+        path: PNG to write. None is returned instead where no run has fusion ratios.
         title: above the figure.
-
-    Returns:
-        The path, or None where no run has fusion ratios.
     """
     epochs = max((len(history) for history in histories), default=0)
     means = {name: np.full((len(histories), epochs), np.nan) for name in GROUPS}
@@ -66,8 +50,7 @@ def alpha_by_group(histories: Sequence[Sequence[dict[str, Any]]], path: Path, *,
                     means[name][i, record["epoch"]] = group["mean"]
     if all(np.isnan(values).all() for values in means.values()):
         return None
-    figure = Figure(figsize=(8.0, 4.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = new_figure(1, 1, 8.0, 4.2)
     for name, values in means.items():
         if not np.isnan(values).all():
             plot_range(axes, values, **GROUP_STYLE[name])
@@ -79,22 +62,11 @@ def alpha_by_group(histories: Sequence[Sequence[dict[str, Any]]], path: Path, *,
 
 
 def alpha_by_label(alpha: Sequence[float], corrupted: Sequence[bool], path: Path, *, title: str) -> Path | None:
-    """Histogram of alpha for training samples with clean and with corrupted labels.
-
-    Args:
-        alpha: fusion ratio of each training sample.
-        corrupted: mask of the samples with a known wrong label.
-        path: PNG to write.
-        title: above the figure.
-
-    Returns:
-        The path, or None unless there are labels of both kinds.
-    """
+    """Histogram of alpha for training samples with clean and with ``corrupted`` labels; None unless there are both kinds."""
     ratios, wrong = np.asarray(alpha), np.asarray(corrupted, dtype=bool)
     if not wrong.any() or wrong.all():
         return None
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = new_figure(1, 1, 6.4, 4.0)
     for mask, name, color in ((~wrong, "clean", BLUE), (wrong, "corrupted", RED)):
         share = np.full(mask.sum(), 100.0 / mask.sum())
         label = f"{name} labels (n = {mask.sum()}, mean {ratios[mask].mean():.2f})"
@@ -110,14 +82,13 @@ def metric_by_row(
     """Mean test value of each row with its 95 % t interval over the seeds (none for one seed).
 
     Args:
-        values: one test value per seed, by the name of the row.
-        metric: their metric.
+        values: one value of the metric per seed, by the name of the row.
+        metric: key of :data:`~tgeokd.core.metrics.METRICS`.
         path: PNG to write.
         title: above the figure.
         highlighted: rows to draw in colour.
     """
-    figure = Figure(figsize=(7.2, 1.2 + 0.3 * len(values)), layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = new_figure(1, 1, 7.2, 1.2 + 0.3 * len(values))
     for y, (name, of) in enumerate(values.items()):
         mean = paired([METRICS[metric].factor * value for value in of])
         error = None if mean.high is None else mean.high - mean.mean
@@ -135,19 +106,22 @@ def metric_by_row(
 
 
 def plot_range(axes: Axes, values: Any, **style: Any) -> None:
-    """The mean of several runs by epoch, with a band from the lowest to the highest run.
-
-    Args:
-        axes: to draw on.
-        values: shape (runs, epochs); NaN is not drawn.
-        **style: of the line.
-    """
+    """The mean of ``values`` (runs, epochs) by epoch, with a band from the lowest to the highest run; NaN is not drawn."""
     known = np.ma.masked_invalid(values)
     x = np.arange(1, known.shape[1] + 1)
     axes.plot(x, known.mean(axis=0), linewidth=1.8, marker=".", markersize=4, **style)
     if len(known) > 1:
         axes.fill_between(x, known.min(axis=0), known.max(axis=0), color=style["color"], alpha=0.1, linewidth=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def new_figure(
+    rows: int, columns: int, width: float, height: float, *, share: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure of a width and height in inches, and its axes row by row; ``share`` the vertical axis in a row."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey="row" if share else False)
+    return figure, list(axes.flat)
 
 
 def save(figure: Figure, path: Path) -> Path:

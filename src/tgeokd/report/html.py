@@ -5,24 +5,23 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 
+from tgeokd.methods.registry import DEFAULT_METHOD
 from tgeokd.report.figures import alpha_by_group, alpha_by_label, metric_by_row
 from tgeokd.report.tables import Table, comparison_table, paired_differences
-from tgeokd.runs.results import DEFAULT_METHOD, ComparisonResults, RunResults, read
+from tgeokd.runs.results import ComparisonResults, RunResults, read
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import replace_file, slug
+from tgeokd.utils.files import slug, write_text
 
 __all__ = ["build_report"]
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A heading of the page with a table and figures; ``folded`` shows the heading alone until it is clicked."""
 
     title: str
@@ -36,29 +35,18 @@ class Section:
 
 
 def build_report(folder: Path) -> Path:
-    """Draw the figures of a run or a comparison and write ``report.html``.
-
-    Args:
-        folder: of a run (`tgeokd distill`) or of a comparison (`tgeokd compare`, `tgeokd demo`).
-
-    Returns:
-        The path of the page; the figures are in ``figures/`` beside it.
-
-    Raises:
-        InputError: where the folder holds no finished run or comparison.
-    """
+    """Draw the figures of a finished run or comparison into ``figures/``, and write ``report.html``, the path returned."""
     results = read(folder / "results.json")
     if isinstance(results, RunResults):
         title, config, sections = results.run.method, folder / "config.yaml", [_run(folder, results)]
     else:
         title, config, sections = "comparison", folder / "comparison.yaml", _comparison(folder, results)
-    template = jinja2.Environment(autoescape=True).from_string(
-        resources.files("tgeokd.report").joinpath("templates", "page.html.jinja").read_text(encoding="utf-8")
-    )
+    source = resources.files("tgeokd.report").joinpath("templates", "page.html.jinja").read_text(encoding="utf-8")
     settings = config.read_text(encoding="utf-8") if config.exists() else ""
+    template = jinja2.Environment(autoescape=True).from_string(source)
     page = template.render(title=f"{results.task}: {title}", sections=sections, config=settings)
     path = folder / "report.html"
-    replace_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_text(path, page)
     return path
 
 
@@ -78,13 +66,12 @@ def _comparison(folder: Path, results: ComparisonResults) -> list[Section]:
         for run in results.runs:
             if run.variant == variant:
                 values.setdefault(run.label, []).append(run.metrics[metric])
-        own = [row.label for row in results.summary if row.variant == variant and row.method == DEFAULT_METHOD]
+        own = [row.spec for row in results.summary if row.variant == variant and row.method == DEFAULT_METHOD]
         path = figures / f"{metric}-{slug(variant)}.png"
-        drawn = [metric_by_row(values, metric, path, title=variant, highlighted=own)]
-        for label in own:
-            names = slug(variant), slug(label)
-            folders = sorted(folder.joinpath(*names).glob("seed-*"))
-            drawn += _ratio_figures(folders, figures, f"-{'-'.join(names)}", f"{label}, {variant}")
+        drawn = [metric_by_row(values, metric, path, title=variant, highlighted=[row.label for row in own])]
+        for row in own:
+            folders = sorted(row.folder(folder, variant).glob("seed-*"))
+            drawn += _ratio_figures(folders, figures, f"-{slug(variant)}-{slug(row.label)}", f"{row.label}, {variant}")
         sections.append(Section(variant, comparison_table(results, variant), drawn))
         others = [pair for pair in results.pairs if pair not in main]
         for name, pairs in (("", main), ("other ", others)):

@@ -19,16 +19,11 @@ class Table(NamedTuple):
 
 
 def comparison_table(results: ComparisonResults, variant: str, *, brief: bool = False) -> Table:
-    """The rows of a comparison on a variant of the data.
+    """The rows of a comparison on a variant of the data; ``brief`` has fewer columns, for a terminal.
 
     Columns: test metrics of the last epoch, the primary one first, with their standard deviation over the seeds; validation
     value of the primary metric, and epoch (from 1) of its best value; seconds and peak memory per run, and their ratio to
     ``kd``; the cost of the hyper-parameter search; published values where the comparison has them.
-
-    Args:
-        results: of the comparison.
-        variant: one of its data variants.
-        brief: fewer columns, for a terminal.
     """
     summary = [row for row in results.summary if row.variant == variant]
     primary = results.primary_metric

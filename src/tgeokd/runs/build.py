@@ -24,26 +24,14 @@ from tgeokd.utils.validation import call_validated
 
 logger = logging.getLogger(__name__)
 
-__all__ = [
-    "build_distiller",
-    "build_network",
-    "build_student",
-    "build_teacher_network",
-    "fit",
-    "load_data",
-    "method_of",
-    "teacher_seed",
-    "use_threads",
-]
-
 
 def load_data(config: RunConfig) -> TaskData:
     """The task's data under the run's seed. The last result is kept, because consecutive runs often share it."""
     data = _load_data(config.task, json.dumps(config.data, sort_keys=True), config.data_dir, config.seed)
-    if not config.metrics:
-        return data
-    names = tuple(dict.fromkeys((*data.metrics.names, *config.metrics)))
-    return dataclasses.replace(data, metrics=dataclasses.replace(data.metrics, names=names))
+    if config.metrics:
+        names = tuple(dict.fromkeys((*data.metrics.names, *config.metrics)))
+        data = dataclasses.replace(data, metrics=dataclasses.replace(data.metrics, names=names))
+    return data
 
 
 @lru_cache(maxsize=1)
@@ -77,16 +65,11 @@ def teacher_seed(config: RunConfig) -> int:
 
 
 def method_of(config: RunConfig) -> Method:
-    """The config's method.
-
-    Raises:
-        InputError: for impossible options, or a method that needs validation samples where none are left.
-    """
+    """The config's method; refused where it needs validation samples and none are left."""
     method = build_method(config.method, **config.options)
     if config.train_on == "train+val" and method.outer is not None:
         raise InputError(
-            f"method {config.method!r} needs validation samples; train_on=train+val leaves none (outer=union trains on them "
-            "too)"
+            f"method {config.method!r} needs validation samples; train_on=train+val leaves none (outer=union trains on them)"
         )
     return method
 
@@ -119,9 +102,7 @@ def _warn_if_emulated(precision: str, accelerator: str) -> None:
     """Warn, once, where bfloat16 would be computed by a processor without instructions for it."""
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
     if precision.startswith("bf16") and on_cpu and not _native_bfloat16():
-        logger.warning(
-            "precision %s: this processor emulates bfloat16, which is slow; use precision=32-true", precision
-        )
+        logger.warning("precision %s: this processor emulates bfloat16 slowly; use precision=32-true", precision)
 
 
 def _native_bfloat16() -> bool:
@@ -131,29 +112,12 @@ def _native_bfloat16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def fit(
-    distiller: Distiller,
-    recipe: Recipe,
-    data: TaskData,
-    *,
-    seed: int,
-    with_held_out: bool = False,
-    checkpoint_every: int = 1,
-    out: Path | None = None,
-    resume: bool = False,
-) -> None:
-    """Train by a recipe."""
+def fit(distiller: Distiller, recipe: Recipe, data: TaskData, *, with_held_out: bool = False, **options: Any) -> None:
+    """Train by a recipe; ``options`` are the other arguments of :meth:`~tgeokd.Distiller.fit`, ``seed`` among them."""
     data = data.on(distiller.device)
-    distiller.fit(
-        data.training_loader(recipe.batch_size, with_held_out=with_held_out),
-        data.ordered_loader(data.held_out, recipe.held_out_batch_size),
-        epochs=recipe.epochs,
-        seed=seed,
-        patience=recipe.patience,
-        checkpoint_every=checkpoint_every,
-        out=out,
-        resume=resume,
-    )
+    train = data.training_loader(recipe.batch_size, with_held_out=with_held_out)
+    validation = data.ordered_loader(data.held_out, recipe.held_out_batch_size)
+    distiller.fit(train, validation, epochs=recipe.epochs, patience=recipe.patience, **options)
 
 
 def use_threads(config: RunConfig) -> None:

@@ -12,15 +12,16 @@ from typing import Any
 import yaml
 
 from tgeokd.data import TaskData
+from tgeokd.methods.registry import DEFAULT_METHOD
 from tgeokd.runs.build import load_data
 from tgeokd.runs.config import RunConfig, replace
-from tgeokd.runs.executors import Executor, Job, LocalProcesses
+from tgeokd.runs.executors import Executor, Job, LocalProcesses, machine
 from tgeokd.runs.plan import TUNING_SEED, Plan, Training
-from tgeokd.runs.results import DEFAULT_METHOD, ComparisonResults, DataVariant, MethodSpec, RunRecord, RunResults
+from tgeokd.runs.published import claims
+from tgeokd.runs.results import ComparisonResults, DataVariant, MethodSpec, RunRecord, RunResults
 from tgeokd.runs.single import Score, check, halves, run, trial
-from tgeokd.runs.statistics import paired_table
+from tgeokd.runs.statistics import paired_table, summarise
 from tgeokd.runs.stored import computed, result_key, stored
-from tgeokd.runs.summary import claims, machine, summarise
 from tgeokd.runs.teacher import build_teacher, cache_teacher_logits
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import RunFolder, slug
@@ -43,6 +44,8 @@ def compare(
 ) -> ComparisonResults:
     """Run every row on every variant of the data for every seed, and write ``results.json``.
 
+    Wrong settings are refused before anything is written.
+
     Args:
         config: what all runs share; its method and options are replaced by each row's.
         rows: methods to compare.
@@ -51,25 +54,21 @@ def compare(
         variants: of the data.
         tune: trials of hyper-parameters per row and variant, judged on validation samples under a seed of their own (by the
             task's ``metrics.choose_by``); the best choice is then used for all seeds. 0 takes the methods' defaults.
-        jobs: processes; by default one per core.
-        executor: runs the trainings; by default local processes.
+        jobs: number of local processes; by default one per core.
+        executor: runs the trainings instead of local processes.
         resume: finish the comparison in ``out``; a finished run is not run again.
         on_event: called with a line of text, the number of finished trainings, and the number of all trainings.
-
-    Raises:
-        InputError: for wrong settings, before anything is written; from a training, with its name.
     """
     data = _validate(config, rows, seeds, variants, tune)
     plan = Plan(config, rows, seeds, variants, out, tune, data.metrics.choose_by)
     for row in rows if tune else ():
-        plan.candidates(row)  # too many of them are refused before anything is written
+        plan.candidates(row)  # refuses a search of more trials than there are
     folder = _open(plan, resume=resume)
     started = time.perf_counter()
     trainings = [Job(each, partial(_call, plan, each), plan.needs(each), str(each)) for each in plan.trainings()]
-    total = len(trainings)
-    on_event("starting", 0, total)
+    on_event("starting", 0, len(trainings))
     executor = executor or LocalProcesses(jobs)
-    found = executor.map(trainings, lambda job, done: on_event(str(job.key), done, total))
+    found = executor.map(trainings, lambda job, done: on_event(job.name, done, len(trainings)))
     runs, teachers, tuning = plan.records(found)
     metric = data.metrics.primary
     results = ComparisonResults(
@@ -91,20 +90,13 @@ def compare(
 
 
 def _validate(
-    config: RunConfig,
-    rows: Sequence[MethodSpec],
-    seeds: Sequence[int],
-    variants: Sequence[DataVariant],
-    tune: int,
+    config: RunConfig, rows: Sequence[MethodSpec], seeds: Sequence[int], variants: Sequence[DataVariant], tune: int
 ) -> TaskData:
     """Refuse what cannot be run before anything is written or trained. Returns the data of the last variant, first seed."""
-    for what, names in (
-        ("rows", [slug(row.label) for row in rows]),
-        ("variants", [slug(variant.name) for variant in variants]),
-        ("seeds", [str(seed) for seed in seeds]),
-    ):
-        if len(set(names)) < len(names):
-            raise InputError(f"two {what} of the comparison are the same: {', '.join(names)}")
+    labels, names = [row.label for row in rows], [variant.name for variant in variants]
+    for what, given in (("rows", labels), ("variants", names), ("seeds", list(map(str, seeds)))):
+        if len(set(map(slug, given))) < len(given):
+            raise InputError(f"two {what} of the comparison are the same: {', '.join(given)}")
     if not (rows and seeds and variants):
         raise InputError("a comparison needs at least one method and one seed")
     if tune < 0:
@@ -122,7 +114,6 @@ def _validate(
 
 
 def _open(plan: Plan, *, resume: bool) -> RunFolder:
-    out = plan.out
     content: dict[str, Any] = {
         "config": plan.shared.to_dict(),
         "rows": [dataclasses.asdict(row) for row in plan.rows],
@@ -130,17 +121,15 @@ def _open(plan: Plan, *, resume: bool) -> RunFolder:
         "variants": [dataclasses.asdict(variant) for variant in plan.variants],
         "tune": plan.tune,
     }
-    description = out / "comparison.yaml"
-    if resume and not description.exists():
-        raise InputError(f"{out} holds no comparison to resume (comparison.yaml)")
-    if description.exists():
-        if not resume:
-            raise InputError(f"{out} already holds a comparison; choose another folder, or resume it")
+    description = plan.out / "comparison.yaml"
+    if resume:
+        if not description.exists():
+            raise InputError(f"{plan.out} holds no comparison to resume ({description.name})")
         found = yaml.safe_load(description.read_text())
         found["config"]["data_dir"] = content["config"]["data_dir"]  # the data may have moved
         if found != content:
-            raise InputError(f"the comparison in {out} has other settings than this one (comparison.yaml)")
-    folder = RunFolder(out, resume=resume, checkpoint_needed=False)
+            raise InputError(f"the comparison in {plan.out} has other settings than this one ({description.name})")
+    folder = RunFolder(plan.out, resume=resume, checkpoint_needed=False)
     folder.write_yaml("comparison.yaml", content)
     return folder
 
@@ -150,9 +139,9 @@ def _call(
 ) -> tuple[Callable[..., Any], tuple[RunConfig | Path, ...]]:
     """The function and the arguments of a training."""
     config, path = plan.config(training, results), plan.path(training)
-    teacher = plan.path(Training(training.variant, training.seed))
     if training.row is None:
         return _teacher_job, (config, path)
+    teacher = plan.path(Training(training.variant, training.seed))
     return (_run_job if training.trial is None else _trial_job), (config, teacher, path)
 
 

@@ -18,27 +18,9 @@ from tgeokd.data import TASKS
 from tgeokd.runs.results import TrainOn
 from tgeokd.teachers import TeacherCacheOptions
 from tgeokd.utils.errors import InputError, check_names, one_line
-from tgeokd.utils.validation import (
-    Config,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    replace,
-    validate_config,
-    validate_value,
-)
+from tgeokd.utils.validation import Config, StrictBool, StrictFloat, StrictInt, replace, validate_config, validate_value
 
-__all__ = [
-    "OptimizerConfig",
-    "Recipe",
-    "RunConfig",
-    "TeacherRecipe",
-    "load_config",
-    "override",
-    "preset",
-    "presets",
-    "replace",
-]
+__all__ = ["Recipe", "RunConfig", "load_config", "override", "parse_setting", "preset", "presets", "replace"]
 
 Positive = Annotated[StrictInt, Field(ge=1)]
 _CacheOptions = Annotated[
@@ -48,38 +30,22 @@ _CacheOptions = Annotated[
 
 
 class OptimizerConfig(Config):
-    """An optimizer and its schedule.
-
-    Attributes:
-        name: ``sgd``, ``adam`` or ``adamw``.
-        lr: learning rate at the start.
-        momentum: of SGD.
-        nesterov: of SGD.
-        weight_decay: coupled for SGD and Adam, decoupled for AdamW.
-        schedule: ``constant``, ``cosine`` (to 0 over the run) or ``steps`` (times 0.1 at each milestone).
-        milestones: epochs of the steps.
-    """
+    """An optimizer and its schedule."""
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: Annotated[StrictFloat, Field(gt=0)] = 0.1
-    momentum: StrictFloat = 0.9
-    nesterov: StrictBool = False
-    weight_decay: StrictFloat = 0.0
-    schedule: Literal["constant", "cosine", "steps"] = "constant"
-    milestones: tuple[StrictInt, ...] = ()
+    lr: Annotated[StrictFloat, Field(gt=0)] = 0.1  # at the start
+    momentum: StrictFloat = 0.9  # of SGD
+    nesterov: StrictBool = False  # of SGD
+    weight_decay: StrictFloat = 0.0  # coupled for SGD and Adam, decoupled for AdamW
+    schedule: Literal["constant", "cosine", "steps"] = "constant"  # to 0 over the run; times 0.1 at each milestone
+    milestones: tuple[StrictInt, ...] = ()  # epochs
 
     def build(self, parameters: Iterable[Tensor], epochs: int) -> tuple[Optimizer, LRScheduler | None]:
         """The optimizer, and the scheduler to step once per epoch (None for a constant learning rate)."""
-        optimizer: Optimizer
-        decay = self.weight_decay
+        kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.name]
+        own = {"momentum": self.momentum, "nesterov": self.nesterov} if self.name == "sgd" else {}
         try:
-            if self.name == "sgd":
-                optimizer = torch.optim.SGD(
-                    parameters, self.lr, self.momentum, weight_decay=decay, nesterov=self.nesterov
-                )
-            else:
-                kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.name]
-                optimizer = kind(parameters, self.lr, weight_decay=decay)
+            optimizer: Optimizer = kind(parameters, lr=self.lr, weight_decay=self.weight_decay, **own)
         except ValueError as error:  # torch names what is impossible
             raise InputError(f"{self.name}: {error}") from error
         if self.schedule == "cosine":
@@ -90,43 +56,27 @@ class OptimizerConfig(Config):
 
 
 class Recipe(Config):
-    """A model and its training.
+    """A model and its training."""
 
-    Attributes:
-        model: ``name`` and the model's own options.
-        epochs: passes over the training data.
-        batch_size: samples in a step.
-        optimizer: see :class:`OptimizerConfig`.
-        patience: epochs without a lower validation loss before training stops and the best weights are restored; None for no
-            early stopping.
-        clip_norm: bound of the gradient's norm.
-        held_out_batch_size: samples in a batch of the validation set, and so of the outer problem of a bilevel method.
-    """
-
-    model: dict[str, Any]
+    model: dict[str, Any]  # ``name`` and the model's own options
     epochs: Positive
     batch_size: Positive = 64
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
-    patience: Positive | None = None
-    clip_norm: StrictFloat | None = None
-    held_out_batch_size: Positive = 1024
+    patience: Positive | None = None  # epochs without a lower validation loss, then the best weights are restored
+    clip_norm: StrictFloat | None = None  # bound of the gradient's norm
+    held_out_batch_size: Positive = 1024  # of the validation set, and so of the outer problem of a bilevel method
 
 
 class TeacherRecipe(Recipe):
-    """How to obtain the teacher: by training, or from a file.
+    """How to obtain the teacher: by training a model, or from a file.
 
-    Attributes:
-        model: ``name`` and options of a network, or of a classifier with ``predict_proba`` (``lightgbm``, ``random_forest``,
-            ...; :data:`tgeokd.teachers.CLASSIFIERS`), which uses none of the other settings.
-        epochs: of training; 0 takes the network as it is built (pretrained).
-        weights: file with the network's weights (``.safetensors``, or a checkpoint with them under ``model``): not trained.
-        predictions: file of class probabilities or logits with sample ids, instead of a model.
+    The model is a network, or a classifier of :data:`tgeokd.teachers.CLASSIFIERS`, which uses none of the other settings.
     """
 
     model: dict[str, Any] = Field(default_factory=dict)
-    epochs: Annotated[StrictInt, Field(ge=0)] = 0
-    weights: str | None = None
-    predictions: str | None = None
+    epochs: Annotated[StrictInt, Field(ge=0)] = 0  # of training; 0 takes the network as it is built (pretrained)
+    weights: str | None = None  # ``.safetensors``, or a checkpoint with the weights under ``model``; not trained
+    predictions: str | None = None  # file of class probabilities or logits with sample ids, instead of a model
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -142,50 +92,31 @@ class TeacherRecipe(Recipe):
 class RunConfig(Config):
     """One run: a student distilled from a teacher on a task by a method.
 
-    Attributes:
-        task: name of the task.
-        data: options of the task's data.
-        data_dir: folder of the user's data.
-        metrics: names of metrics to report besides those of the task.
-        teacher: see :class:`TeacherRecipe`.
-        student: see :class:`Recipe`.
-        method: name of the method.
-        options: the method's options.
-        train_on: ``train``, or ``train+val`` to train on the validation samples too (the control rows of a comparison).
-        temperature: ``tau`` of the teacher term.
-        teacher_cache: compute a network's logits once and train on the stored ones, see
-            :class:`~tgeokd.teachers.TeacherCacheOptions`; ``{}`` for the defaults, None runs the teacher in every step. In a
-            comparison all rows of a seed share the stored logits.
-        checkpoint_every: epochs between two checkpoints of the student.
-        seed: of everything random: split, noise, weights, order.
-        accelerator: as in Lightning Fabric.
-        precision: as in Lightning Fabric.
-        compile: compile the training passes with ``torch.compile``; worth it for long runs on a GPU.
-        threads: torch threads of a run on the CPU; None leaves torch's choice.
+    ``teacher_cache`` computes a network's logits once and trains on the stored ones; ``{}`` for the defaults, None runs the
+    teacher in every step. In a comparison all rows of a seed share the stored logits.
     """
 
     task: str
     teacher: TeacherRecipe
     student: Recipe
-    data: dict[str, Any] = Field(default_factory=dict)
-    data_dir: str | None = None
-    metrics: tuple[str, ...] = ()
+    data: dict[str, Any] = Field(default_factory=dict)  # options of the task's data
+    data_dir: str | None = None  # folder of the user's data
+    metrics: tuple[str, ...] = ()  # to report besides those of the task
     method: str = "tgeo"
-    options: dict[str, Any] = Field(default_factory=dict)
-    train_on: TrainOn = "train"
-    temperature: StrictFloat = 4.0
+    options: dict[str, Any] = Field(default_factory=dict)  # of the method
+    train_on: TrainOn = "train"  # train+val: on the validation samples too (the control rows of a comparison)
+    temperature: StrictFloat = 4.0  # ``tau`` of the teacher term
     teacher_cache: _CacheOptions = None
-    checkpoint_every: Positive = 1
-    seed: Annotated[StrictInt, Field(ge=0, lt=2**31)] = 0
-    accelerator: str = "auto"
-    precision: str = "32-true"
-    compile: StrictBool = False
-    threads: Positive | None = None
+    checkpoint_every: Positive = 1  # epochs between two checkpoints of the student
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**31)] = 0  # of everything random: split, noise, weights, order
+    accelerator: str = "auto"  # as in Lightning Fabric
+    precision: str = "32-true"  # as in Lightning Fabric
+    compile: StrictBool = False  # the training passes, with ``torch.compile``; worth it for long runs on a GPU
+    threads: Positive | None = None  # torch threads of a run on the CPU; None leaves torch's choice
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for YAML or JSON, which :func:`~tgeokd.utils.validation.validate_config` turns back into this config."""
-        plain: dict[str, Any] = _plain(self.model_dump())
-        return plain
+        return {key: _plain(value) for key, value in self.model_dump().items()}
 
 
 def presets(task: str) -> list[str]:
@@ -223,22 +154,28 @@ def override(config: RunConfig, settings: Iterable[str]) -> RunConfig:
     """
     content = config.to_dict()
     for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise InputError(f"--set takes key=value, not {setting!r}")
-        *path, last = key.strip().split(".")
+        key, value = parse_setting(setting, setting, "--set key=value")
+        *path, last = key.split(".")
         place = content
         for name in path:
             if place.get(name) is None:
                 place[name] = {}  # refused below unless it is a setting of that kind
             elif not isinstance(place[name], dict):
-                raise InputError(f"--set {key.strip()}: {name!r} is a value and has no settings of its own")
+                raise InputError(f"--set {key}: {name!r} is a value and has no settings of its own")
             place = place[name]
-        try:
-            place[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"the value of --set {setting!r} is not YAML") from error
+        place[last] = value
     return validate_config(RunConfig, content)
+
+
+def parse_setting(text: str, given: str, form: str) -> tuple[str, Any]:
+    """Key and value of ``key=value``, the value read as YAML; ``given`` and its ``form`` are for messages."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"{given!r} must have the form {form}")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"the value of {key!r} in {given!r} is not YAML") from error
 
 
 def _plain(value: Any) -> Any:

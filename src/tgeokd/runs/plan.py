@@ -8,35 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
-from tgeokd.core.metrics import higher_is_better
-from tgeokd.runs.config import RunConfig
+from tgeokd.runs.config import RunConfig, parse_setting
 from tgeokd.runs.results import DataVariant, MethodSpec, RunRecord, TeacherRecord, TrainOn, TuningRecord
 from tgeokd.runs.search import Trial, trials
+from tgeokd.runs.statistics import best_index
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import slug
 from tgeokd.utils.validation import replace
 
-__all__ = ["TUNING_SEED", "DataVariant", "MethodSpec", "Plan", "Training", "parse_method"]
+__all__ = ["TUNING_SEED", "Plan", "Training", "parse_method"]
 
-TUNING_SEED = 1_000
-"""Seed of the trials of hyper-parameters: no reported run has its split and initial weights."""
+TUNING_SEED = 1_000  # of the trials of hyper-parameters: no reported run has its split and initial weights
 
 
 def parse_method(text: str) -> MethodSpec:
     """A row from ``METHOD[:key=value...][@train+val]``, for example ``kd:alpha=0.5`` or ``tgeo:outer=holdout``."""
     rest, _, train_on = text.strip().partition("@")
     method, *settings = rest.split(":")
-    options = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise InputError(f"an option of a method is written method:key=value, not {text!r}")
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise InputError(f"the value of {key!r} in {text.strip()!r} is not YAML") from error
+    options = dict(parse_setting(each, text.strip(), "METHOD:key=value") for each in settings)
     if train_on not in ("", *get_args(TrainOn)):
         raise InputError(f"{text!r} must end in @train or @train+val, if in anything after @")
     return MethodSpec(method, options, "train+val" if train_on == "train+val" else "train")
@@ -59,17 +47,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run, and where its files are.
-
-    Attributes:
-        shared: settings that all runs share.
-        rows: methods to compare.
-        seeds: of the reported runs.
-        variants: of the data.
-        out: folder of the comparison.
-        tune: trials per row and variant; 0 for none.
-        choose_by: metric that the trials are judged by.
-    """
+    """What is to be run, and where its files are; see :func:`tgeokd.runs.compare.compare`."""
 
     shared: RunConfig
     rows: Sequence[MethodSpec]
@@ -77,25 +55,22 @@ class Plan:
     variants: Sequence[DataVariant]
     out: Path
     tune: int
-    choose_by: str
+    choose_by: str  # metric that the trials are judged by
 
     def trainings(self) -> Iterator[Training]:
         """All trainings, in the order in which they start where nothing else decides it."""
         names = [variant.name for variant in self.variants]
         seeds = [*([TUNING_SEED] if self.tune else []), *self.seeds]
         yield from (Training(name, seed) for seed in seeds for name in names)
-        yield from (
-            Training(name, TUNING_SEED, row, k) for name in names for row in self.rows for k in range(self.tune)
-        )
+        yield from (each for name in names for row in self.rows for each in self.trials_of(name, row))
         yield from (Training(name, seed, row) for seed in self.seeds for name in names for row in self.rows)
 
     def needs(self, training: Training) -> tuple[Training, ...]:
         """A run needs its teacher and all trials of its row; a trial needs its teacher."""
         if training.row is None:
             return ()
-        teacher = Training(training.variant, training.seed)
-        tried = () if training.trial is not None else self.trials_of(training.variant, training.row)
-        return (teacher, *tried)
+        tried = self.trials_of(training.variant, training.row) if training.trial is None else ()
+        return (Training(training.variant, training.seed), *tried)
 
     def trials_of(self, variant: str, row: MethodSpec) -> tuple[Training, ...]:
         """The trials of a row."""
@@ -108,8 +83,7 @@ class Plan:
     def chosen(self, variant: str, row: MethodSpec, results: Mapping[Training, Any]) -> Trial:
         """The hyper-parameters of the best trial, the first of equals."""
         values = [results[tried].value for tried in self.trials_of(variant, row)]
-        best = max(values) if higher_is_better(self.choose_by) else min(values)
-        return self.candidates(row)[values.index(best)]
+        return self.candidates(row)[best_index(values, self.choose_by)]
 
     def config(self, training: Training, results: Mapping[Training, Any]) -> RunConfig:
         """The config of a training, given the results of what it needs."""
@@ -124,10 +98,9 @@ class Plan:
 
     def path(self, training: Training) -> Path:
         """A teacher's file of weights or predictions, a trial's file, or the folder of a run."""
-        folder = self.out / slug(training.variant)
+        folder = (training.row or MethodSpec("teacher")).folder(self.out, training.variant)
         if training.row is None:
-            return folder / "teacher" / f"seed-{training.seed}.safetensors"
-        folder /= slug(training.row.label)
+            return folder / f"seed-{training.seed}.safetensors"
         return folder / (f"seed-{training.seed}" if training.trial is None else f"trial-{training.trial}.json")
 
     def records(

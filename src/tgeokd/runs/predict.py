@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model
-from torch import nn
 
 from tgeokd.core.model_call import class_logits
 from tgeokd.data import TASKS
 from tgeokd.data.tables import encoder_from_dict
 from tgeokd.runs.build import build_network
 from tgeokd.runs.config import load_config
-from tgeokd.runs.results import RunResults
+from tgeokd.runs.results import RunResults, load_json
 from tgeokd.utils.errors import InputError, one_line
 from tgeokd.utils.files import replace_file
-
-if TYPE_CHECKING:
-    import polars as pl
-
-    from tgeokd.data import Encoder
 
 __all__ = ["predict"]
 
@@ -46,9 +39,6 @@ def predict(folder: Path, file: Path, out: Path) -> int:
 
     Returns:
         Number of predicted rows.
-
-    Raises:
-        InputError: for a folder without a finished table run, or a file that the encoder cannot read, with row and column.
     """
     if out.suffix not in (".parquet", ".csv"):
         raise InputError(f"predictions are written as .parquet or .csv, not {out.name}")
@@ -57,7 +47,7 @@ def predict(folder: Path, file: Path, out: Path) -> int:
     read_rows = getattr(TASKS[config.task], "read_rows", None)
     if read_rows is None or not (folder / "encoder.json").exists():
         raise InputError(f"the run in {folder} is of task {config.task!r}; predict takes runs on tables")
-    encoder = encoder_from_dict(_read_json(folder / "encoder.json"))
+    encoder = encoder_from_dict(load_json(folder / "encoder.json"))
     student = build_network(config.student, encoder.inputs, len(names), seed=config.seed)
     try:
         load_model(student, str(folder / "student.safetensors"))
@@ -66,33 +56,17 @@ def predict(folder: Path, file: Path, out: Path) -> int:
     student.eval()
     import polars as pl
 
-    tables = [_table(student, encoder, rows, frame, names, str(file)) for rows, frame in read_rows(file)]
-    predicted = pl.concat(tables)
+    def table(rows: Any, frame: pl.DataFrame) -> pl.DataFrame:
+        numeric, categorical = encoder.transform(frame, source=str(file))
+        with torch.no_grad():
+            batches = zip(numeric.split(ROWS), categorical.split(ROWS), strict=True)
+            probs = torch.cat([class_logits(student, batch).softmax(dim=-1) for batch in batches]).numpy()
+        best = np.array(names)[probs.argmax(axis=1)]
+        columns = {f"prob_{c}": probs[:, c] for c in range(len(names))}
+        return pl.DataFrame({"id": np.asarray(rows, dtype=np.int64), **columns, "prediction": best})
+
+    predicted = pl.concat([table(rows, frame) for rows, frame in read_rows(file)])
     write = predicted.write_parquet if out.suffix == ".parquet" else predicted.write_csv
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, lambda path: write(path))
     return len(predicted)
-
-
-def _table(
-    student: nn.Module, encoder: Encoder, rows: Any, frame: pl.DataFrame, names: list[str], source: str
-) -> pl.DataFrame:
-    import polars as pl
-
-    numeric, categorical = encoder.transform(frame, source=source)
-    parts = []
-    with torch.no_grad():
-        for some in torch.arange(len(frame)).split(ROWS):
-            parts.append(class_logits(student, (numeric[some], categorical[some])).softmax(dim=-1))
-    probs = torch.cat(parts).numpy() if parts else np.empty((0, len(names)), dtype=np.float32)
-    best = np.array(names)[probs.argmax(axis=1)] if len(probs) else np.array([], dtype=str)
-    columns = {f"prob_{c}": probs[:, c] for c in range(len(names))}
-    return pl.DataFrame({"id": np.asarray(rows, dtype=np.int64), **columns, "prediction": best})
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path.parent} holds no finished run: {path.name} cannot be read") from error
-    return content

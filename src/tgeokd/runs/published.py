@@ -2,50 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
-__all__ = ["Published", "claimed"]
+from tgeokd.methods import METHODS
+from tgeokd.runs.config import RunConfig, preset, presets
+from tgeokd.runs.results import Claim, MethodSpec
+
+__all__ = ["Published", "claimed", "claims"]
 
 
-@dataclass(frozen=True)
-class Published:
-    """A number that a source claims.
-
-    Attributes:
-        task: name of the task; the full data set is meant.
-        teacher: name of the teacher's model; None for plain training.
-        student: name of the student's model; None for the teacher's own result.
-        method: name of the method, ``dkd+lskd`` for ``dkd`` with standardised logits, ``teacher`` for its own result.
-        metric: key of the metric, as in a run's results.
-        value: in the metric's unit; accuracy in [0, 1].
-        source: who claims it.
-        protocol: which epoch is reported, and what it was chosen on.
-    """
+class Published(NamedTuple):
+    """A number that a source claims on the full data set of a task."""
 
     task: str
-    teacher: str | None
-    student: str | None
-    method: str
+    teacher: str | None  # name of the model; None for plain training
+    student: str | None  # None for the teacher's own result
+    method: str  # ``dkd+lskd`` for ``dkd`` with standardised logits, ``teacher`` for the teacher's own result
     metric: str
-    value: float
-    source: str
-    protocol: str
+    value: float  # in the metric's unit; accuracy in [0, 1]
+    source: str  # who claims it
+    protocol: str  # which epoch is reported, and what it was chosen on
+    needs: Mapping[str, Any]  # options that the models must have
 
 
 def claimed(
-    task: str,
-    teacher: str | Mapping[str, Any],
-    student: str | Mapping[str, Any],
-    method: str,
-    options: Mapping[str, Any] | None = None,
-    *,
-    metric: str | None = None,
+    task: str, teacher: Mapping[str, Any], student: Mapping[str, Any], row: MethodSpec, metric: str
 ) -> Published | None:
     """What is published for a row of a comparison, None where nothing is.
 
@@ -53,62 +39,51 @@ def claimed(
 
     Args:
         task: name of the task.
-        teacher: name of its model, or name and options as in ``teacher.model`` of a config. Ignored for ``ce``.
+        teacher: name and options of its model, plain data. Ignored for ``ce``.
         student: the same of the student. Ignored for ``teacher``.
-        method: name of the method, or ``teacher``.
-        options: of the method; ``standardise`` tells the two kinds of ``dkd`` apart, the others do not matter.
-        metric: key of the metric; by default the one the task's sources report first.
+        row: of its options, ``standardise`` tells the two kinds of ``dkd`` apart; the others do not matter.
+        metric: name of the metric.
     """
-    method = {"ls": "lskd"}.get(method, method)  # its earlier name
-    if method == "dkd" and options and options.get("standardise"):
+    method = METHODS.renamed.get(row.method, row.method)
+    if method == "dkd" and row.options.get("standardise"):
         method = "dkd+lskd"
-    for entry, needs in _load():
-        fits = (
-            entry.task == task
-            and entry.method == method
-            and metric in (None, entry.metric)
-            and _is(teacher, entry.teacher, needs)
-            and _is(student, entry.student, needs)
-        )
-        if fits:
+    for entry in _load():
+        models = [(entry.teacher, teacher), (entry.student, student)]
+        if (entry.task, entry.method, entry.metric) == (task, method, metric) and all(
+            name is None or {"name": name, **entry.needs}.items() <= model.items() for name, model in models
+        ):
             return entry
     return None
 
 
-def _is(given: str | Mapping[str, Any], wanted: str | None, needs: Mapping[str, Any]) -> bool:
-    """Whether a model is the one of that name with the options needed."""
-    if wanted is None:
-        return True
-    model = {"name": given} if isinstance(given, str) else given
-    return model.get("name") == wanted and all(_plain(model.get(key)) == value for key, value in needs.items())
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def claims(config: RunConfig, rows: Iterable[MethodSpec], metric: str) -> list[Claim]:
+    """The published value of each row, where the data are those of a full recipe (a ``paper`` preset) without a change."""
+    plain = config.to_dict()
+    models = plain["teacher"]["model"], plain["student"]["model"]
+    found = [(row, claimed(config.task, *models, row, metric)) for row in rows]
+    claims = [Claim(row=row, value=p.value, source=p.source, protocol=p.protocol) for row, p in found if p is not None]
+    full = [name for name in presets(config.task) if name.startswith("paper")] if claims else []
+    return claims if any(config.data == preset(config.task, name).data for name in full) else []
 
 
 @cache
-def _load() -> tuple[tuple[Published, Mapping[str, Any]], ...]:
-    """All entries, each with the options that its models need, in the order of the file."""
+def _load() -> list[Published]:
+    """All entries, in the order of the file."""
     content = yaml.safe_load(resources.files("tgeokd.runs").joinpath("published.yaml").read_text())
-    found = []
-    for table in content["tables"]:
-        scale = 0.01 if table.get("percent") else 1.0
-        for teacher, student, method, value, source in _numbers(table):
-            origin = content["sources"][source]
-            place = (table["task"], teacher, student, method, table["metric"])
-            entry = Published(*place, round(value * scale, 6), origin["name"], origin["protocol"])
-            found.append((entry, table.get("needs", {})))
-    return tuple(found)
+    return [entry for table in content["tables"] for entry in _entries(table, content["sources"])]
 
 
-def _numbers(table: Mapping[str, Any]) -> Iterator[tuple[str | None, str | None, str, float, str]]:
-    """Teacher, student, method, number and key of the source of each number of a table."""
-    source = table["alone"]["source"]
-    for model, value in table["alone"]["values"].items():
-        yield model, None, "teacher", value, source
-        yield None, model, "ce", value, source
+def _entries(table: Mapping[str, Any], sources: Mapping[str, Any]) -> Iterator[Published]:
+    def entry(teacher: str | None, student: str | None, method: str, value: float, source: str) -> Published:
+        value = round(value * (0.01 if table.get("percent") else 1.0), 6)
+        place = (table["task"], teacher, student, method, table["metric"])
+        return Published(*place, value, **sources[source], needs=table.get("needs", {}))
+
+    alone = table["alone"]
+    for model, value in alone["values"].items():
+        yield entry(model, None, "teacher", value, alone["source"])
+        yield entry(None, model, "ce", value, alone["source"])
     for teacher, student, *values in table.get("pairs", []):
-        for (method, origin), number in zip(table["methods"].items(), values, strict=True):
-            if number is not None:
-                yield teacher, student, method, number, origin
+        for (method, source), value in zip(table["methods"].items(), values, strict=True):
+            if value is not None:
+                yield entry(teacher, student, method, value, source)

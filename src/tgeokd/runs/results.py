@@ -9,33 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from tgeokd.methods.registry import DEFAULT_METHOD
 from tgeokd.utils.errors import InputError
+from tgeokd.utils.files import slug
 from tgeokd.utils.validation import replace, validate_value
 
 if TYPE_CHECKING:
     from tgeokd.runs.config import RunConfig
 
-__all__ = [
-    "DEFAULT_METHOD",
-    "SCHEMA_VERSION",
-    "Claim",
-    "ComparisonResults",
-    "DataVariant",
-    "MethodSpec",
-    "PairedDifference",
-    "RowSummary",
-    "RunRecord",
-    "RunResults",
-    "Spread",
-    "TeacherRecord",
-    "TrainOn",
-    "TuningRecord",
-    "default_rows",
-    "read",
-]
-
 SCHEMA_VERSION = 2
-DEFAULT_METHOD = "tgeo"
 TrainOn = Literal["train", "train+val"]
 
 
@@ -67,6 +49,10 @@ class MethodSpec:
         values = {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.options.items()}
         options = "".join(f":{key}={value}" for key, value in values.items())
         return f"{self.method}{options}{'@train+val' if self.train_on == 'train+val' else ''}"
+
+    def folder(self, comparison: Path, variant: str) -> Path:
+        """The folder of the row's runs on a data variant; each has its files in ``seed-N`` there."""
+        return comparison / slug(variant) / slug(self.label)
 
     def apply(self, config: RunConfig) -> RunConfig:
         """The run's config with this row's method; the config's own method keeps the options it has there."""
@@ -104,23 +90,15 @@ class _Row:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord(_Row):
-    """One run.
-
-    Attributes:
-        metrics: of the student after the last epoch on the test set, and on the validation set as ``val_...``.
-        seconds: of the student's training.
-        best_epoch: index from 0 of the epoch with the best validation value of the task's primary metric.
-        peak_memory_mb: highest resident memory of the process during training, MiB; on CUDA the memory allocated there.
-        trains_on_validation: whether the student trains on the validation samples; its ``val_...`` metrics mean nothing then.
-    """
+    """One run."""
 
     seed: int
-    metrics: dict[str, float]
-    seconds: float
+    metrics: dict[str, float]  # after the last epoch on the test set, and on the validation set as ``val_...``
+    seconds: float  # of the student's training
     epochs: int
-    best_epoch: int
-    peak_memory_mb: float
-    trains_on_validation: bool
+    best_epoch: int  # from 0: the one with the best validation value of the task's primary metric
+    peak_memory_mb: float  # during training, MiB: resident memory of the process, or memory allocated on the GPU
+    trains_on_validation: bool  # the ``val_...`` metrics mean nothing then
 
 
 @dataclass(frozen=True)
@@ -133,59 +111,40 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class RowSummary(_Row):
-    """A row over its seeds.
-
-    Attributes:
-        runs: number of runs.
-        metrics: each over the runs that have it.
-        best_epoch: mean index from 0.
-        seconds_vs_kd: ratio of mean seconds to those of the first ``kd`` row of the variant; None without one.
-        memory_vs_kd: the same of peak memory.
-        relative_improvement: of the mean AUC over the first ``ce`` row's; None without an AUC or such a row.
-        tuning_runs: trials of hyper-parameters, with their ``tuning_seconds``.
-    """
+    """A row over its seeds."""
 
     runs: int
-    metrics: dict[str, Spread]
+    metrics: dict[str, Spread]  # each over the runs that have it
     seconds: Spread
     peak_memory_mb: Spread
-    best_epoch: float
+    best_epoch: float  # mean, from 0
     trains_on_validation: bool
-    seconds_vs_kd: float | None = None
+    seconds_vs_kd: float | None = None  # ratio of the means to that of the variant's first ``kd`` row
     memory_vs_kd: float | None = None
-    relative_improvement: float | None = None
-    tuning_runs: int = 0
+    relative_improvement: float | None = None  # of the mean AUC over that of the variant's first ``ce`` row
+    tuning_runs: int = 0  # trials of hyper-parameters
     tuning_seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
-    """A reference row against another row of its variant, over the seeds that both have.
-
-    Attributes:
-        gain: mean difference, positive where the reference is better; None without a shared seed or with a metric that is not
-            finite.
-        low: lower end of the 95 % interval; None where the differences have no spread, as ``high`` and the p values.
-        p: two-sided p value of "the mean is 0".
-        p_holm: corrected within the variant and reference row.
-        n: number of shared seeds.
-    """
+    """A reference row against another row of its variant, over the seeds that both have."""
 
     variant: str
     metric: str
     reference: MethodSpec
     other: MethodSpec
-    gain: float | None
-    low: float | None
+    gain: float | None  # mean, positive where the reference is better; None without a shared seed or with NaN
+    low: float | None  # end of the 95 % interval; None without spread, as ``high``, ``p`` and ``p_holm``
     high: float | None
-    p: float | None
-    p_holm: float | None
-    n: int
+    p: float | None  # two-sided, of "the mean is 0"
+    p_holm: float | None = None  # corrected within the variant and reference row
+    n: int  # shared seeds
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherRecord:
-    """Metrics of the teacher of a variant and seed: test set, and validation set as ``val_...``."""
+    """The teacher of a variant and seed, with metrics as in :class:`RunRecord`."""
 
     variant: str
     seed: int
@@ -194,15 +153,10 @@ class TeacherRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TuningRecord(_Row):
-    """The search of a row's hyper-parameters.
+    """The search of a row's hyper-parameters, see :class:`tgeokd.runs.search.Trial`."""
 
-    Attributes:
-        chosen: ``options`` and ``settings`` of the best trial, see :class:`tgeokd.runs.search.Trial`.
-        trials: each with ``options``, ``settings``, ``value`` (on validation samples) and ``seconds``.
-    """
-
-    chosen: dict[str, Any]
-    trials: list[dict[str, Any]]
+    chosen: dict[str, Any]  # ``options`` and ``settings`` of the best trial
+    trials: list[dict[str, Any]]  # ``options``, ``settings``, ``value`` (on validation samples) and ``seconds`` of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,83 +181,61 @@ class _Results:
 
     @classmethod
     def from_dict(cls, content: Any, source: str = "results") -> Self:
-        """The results that :meth:`to_dict` made plain.
-
-        Args:
-            content: the plain data.
-            source: where it comes from, for messages.
+        """The results that :meth:`to_dict` made plain; ``source`` is where they come from, for messages.
 
         Raises:
             InputError: for results of another schema version or kind, or with wrong fields.
         """
         if not isinstance(content, Mapping) or not {"task", "method", "runs", "kind"} & content.keys():
             raise InputError(f"{source} holds no results of a run or a comparison")
-        version = content.get("schema_version", 1)
+        fields = dict(content)
+        version, kind = fields.pop("schema_version", 1), fields.pop("kind", None)
         if version != SCHEMA_VERSION:
             raise InputError(
                 f"{source} has schema version {version}, not {SCHEMA_VERSION}; tools/migrate_results.py converts older files"
             )
-        if content.get("kind") != cls.kind:
-            raise InputError(f"{source} holds the results of a {content.get('kind')}, not of a {cls.kind}")
-        fields = {key: value for key, value in content.items() if key not in ("schema_version", "kind")}
+        if kind != cls.kind:
+            raise InputError(f"{source} holds the results of a {kind}, not of a {cls.kind}")
         results: Self = validate_value(cls, fields, source)
         return results
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """The results of a file; see :meth:`from_dict`."""
-        return cls.from_dict(_load(path), str(path))
+        return cls.from_dict(load_json(path), str(path))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResults(_Results):
-    """The ``results.json`` of a single run.
-
-    Attributes:
-        run: its options are all that the method was built with.
-        class_names: in the order of the logits.
-        data: notes of the task.
-        key: of everything that the run depends on, see :mod:`tgeokd.runs.stored`; None outside a comparison.
-    """
+    """The ``results.json`` of a single run."""
 
     kind: ClassVar[str] = "run"
 
     task: str
     run: RunRecord
-    class_names: list[str]
-    data: dict[str, Any]
-    key: str | None = None
+    class_names: list[str]  # in the order of the logits
+    data: dict[str, Any]  # notes of the task
+    key: str | None = None  # see :mod:`tgeokd.runs.stored`; None outside a comparison
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonResults(_Results):
-    """The ``results.json`` of a comparison.
-
-    Attributes:
-        primary_metric: the metric that rows are compared by.
-        chosen_by: the metric that hyper-parameters are chosen by.
-        pairs: each row of the default method against every other row of its variant.
-        tuning: empty without a search.
-        claims: published values.
-        data: notes of the task (last variant, first seed).
-        wall_seconds: of the last invocation.
-        machine: hardware and versions.
-    """
+    """The ``results.json`` of a comparison."""
 
     kind: ClassVar[str] = "comparison"
 
     task: str
-    primary_metric: str
-    chosen_by: str
+    primary_metric: str  # rows are compared by it
+    chosen_by: str  # hyper-parameters are chosen by it
     runs: list[RunRecord]
     summary: list[RowSummary]
-    pairs: list[PairedDifference]
+    pairs: list[PairedDifference]  # each row of the default method against every other row of its variant
     teachers: list[TeacherRecord]
     tuning: list[TuningRecord] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
-    data: dict[str, Any] = field(default_factory=dict)
-    wall_seconds: float
-    machine: dict[str, Any]
+    data: dict[str, Any] = field(default_factory=dict)  # notes of the task (last variant, first seed)
+    wall_seconds: float  # of the last invocation
+    machine: dict[str, Any]  # hardware and versions
 
     @property
     def variants(self) -> list[str]:
@@ -324,18 +256,14 @@ def default_rows(rows: list[MethodSpec]) -> list[MethodSpec]:
 
 
 def read(path: Path) -> RunResults | ComparisonResults:
-    """The ``results.json`` of a run or of a comparison, whichever it is.
-
-    Raises:
-        InputError: for a file that cannot be read, is of another schema version, or holds something else.
-    """
-    content = _load(path)
-    kind = content.get("kind") if isinstance(content, dict) else None
-    cls: type[RunResults] | type[ComparisonResults] = RunResults if kind == RunResults.kind else ComparisonResults
-    return cls.from_dict(content, str(path))
+    """The ``results.json`` of a run or of a comparison, whichever it is; see :meth:`RunResults.from_dict`."""
+    content = load_json(path)
+    is_run = isinstance(content, dict) and content.get("kind") == RunResults.kind
+    return (RunResults if is_run else ComparisonResults).from_dict(content, str(path))
 
 
-def _load(path: Path) -> Any:
+def load_json(path: Path) -> Any:
+    """The content of a JSON file of a finished run or comparison."""
     try:
         return json.loads(path.read_text())
     except OSError as error:

@@ -23,22 +23,14 @@ DECAY_INSTEAD = {0.3: 1e-5, 1.0: 0.0, 3.0: 1e-4}
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate of a search.
+    """One candidate of a search."""
 
-    Attributes:
-        options: of the method: those the row fixes, and those drawn.
-        settings: of the training, against the preset: ``lr_factor`` and ``weight_decay_factor`` of the student's optimizer,
-            and ``temperature`` for a method with a teacher. Empty for the preset's own.
-    """
-
-    options: dict[str, Any]
+    options: dict[str, Any]  # of the method: those the row fixes, and those drawn
+    # of the training: lr_factor, weight_decay_factor and, with a teacher, temperature; empty for the preset's own
     settings: dict[str, float] = field(default_factory=dict)
 
     def apply(self, config: RunConfig) -> RunConfig:
-        """The run's config with the trial's options and settings.
-
-        Where the preset has no weight decay, the factors below and above 1 stand for 1e-5 and 1e-4.
-        """
+        """The run's config with the trial's options and settings."""
         optimizer = config.student.optimizer
         factor = self.settings.get("weight_decay_factor", 1.0)
         changed = replace(
@@ -55,20 +47,11 @@ class Trial:
 
 
 def trials(method: str, options: dict[str, Any], n: int, seed: int) -> list[Trial]:
-    """The candidates of a row of a comparison.
+    """The candidates of a row of a comparison with own ``options``: at most 9 for a method without a teacher, 25 with one.
 
     The first has the preset's settings and the row's own options. The others all differ, and the k-th has the same learning
     rate, weight decay and temperature for every method, so that no method has an advantage; its further options are drawn from
     the method's ``search_space``, each value about equally often. Options that the row fixes are not searched.
-
-    Args:
-        method: name of the method.
-        options: the row's own options of the method.
-        n: how many; at most 9 for a method without a teacher, 25 with one.
-        seed: of the draws.
-
-    Raises:
-        InputError: for more trials than there are, an unknown method or option, or options that do not go together.
     """
     cls = METHODS[method]
     build_method(method, **options)
@@ -98,11 +81,7 @@ def _shared(seed: int) -> list[dict[str, float]]:
     temperatures = random.sample(TEMPERATURES, len(TEMPERATURES))
     random.shuffle(pairs)
     return [
-        {
-            "lr_factor": lr,
-            "weight_decay_factor": decay,
-            "temperature": temperatures[(i + turn) % len(temperatures)],
-        }
+        {"lr_factor": lr, "weight_decay_factor": decay, "temperature": temperatures[(i + turn) % len(temperatures)]}
         for turn in range(len(temperatures))
         for i, (lr, decay) in enumerate(pairs)
     ]

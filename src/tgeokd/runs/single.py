@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from tgeokd.core.metrics import Metrics, higher_is_better
 from tgeokd.data import TaskData
-from tgeokd.data.loaders import subset
+from tgeokd.data.datasets import subset
 from tgeokd.runs.build import build_distiller, build_student, fit, load_data, method_of, use_threads
 from tgeokd.runs.config import RunConfig
 from tgeokd.runs.results import RunRecord, RunResults
+from tgeokd.runs.statistics import best_index
 from tgeokd.runs.teacher import both_metrics, check_teacher, load_teacher
-from tgeokd.training.distiller import Distiller, History
+from tgeokd.training.distiller import Distiller
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import RunFolder
 from tgeokd.utils.memory import PeakMemory
@@ -62,8 +62,8 @@ def run(
         teacher_path: the teacher, as :func:`~tgeokd.runs.teacher.build_teacher` saved it.
         out: folder for the run's files; None writes nothing.
         resume: continue the run in ``out``.
-        progress: show a bar.
-        key: see :class:`~tgeokd.runs.results.RunResults`.
+        progress: show a progress bar.
+        key: stored with the results, see :mod:`tgeokd.runs.stored`.
     """
     data = load_data(config)
     distiller, seconds, memory = _train(config, data, teacher_path, out=out, resume=resume, progress=progress)
@@ -76,7 +76,7 @@ def run(
         metrics=both_metrics(distiller.evaluate, data),
         seconds=round(seconds, 3),
         epochs=len(distiller.history),
-        best_epoch=best_epoch(distiller.history, data.metrics),
+        best_epoch=best_index(distiller.history[f"val_{data.metrics.primary}"], data.metrics.primary),
         peak_memory_mb=round(memory, 1),
         trains_on_validation=config.train_on == "train+val" or method_of(config).outer == "union",
     )
@@ -112,39 +112,18 @@ def halves(data: TaskData, seed: int) -> tuple[Any, Any]:
     return subset(data.held_out, np.sort(first).tolist()), subset(data.held_out, np.sort(second).tolist())
 
 
-def best_epoch(history: History, metrics: Metrics) -> int:
-    """Index of the epoch with the best validation value of the primary metric; the first of equals."""
-    values = history[f"val_{metrics.primary}"]
-    best = max(values) if higher_is_better(metrics.primary) else min(values)
-    return int(values.index(best))
-
-
 def _train(
-    config: RunConfig,
-    data: TaskData,
-    teacher_path: Path,
-    *,
-    out: Path | None = None,
-    resume: bool = False,
-    progress: bool = False,
+    config: RunConfig, data: TaskData, teacher_path: Path, *, progress: bool = False, **files: Any
 ) -> tuple[Distiller, float, float]:
     """The Distiller after training, the seconds it took and the peak of memory, MiB."""
     use_threads(config)
     method, teacher = method_of(config), load_teacher(config, data, teacher_path)
     student = build_student(config, data)
     distiller = build_distiller(student, teacher, method, config, config.student, data, progress=progress)
+    both, interval = config.train_on == "train+val", config.checkpoint_every
     started = time.perf_counter()
     with PeakMemory(distiller.device) as memory:
-        fit(
-            distiller,
-            config.student,
-            data,
-            seed=config.seed,
-            with_held_out=config.train_on == "train+val",
-            checkpoint_every=config.checkpoint_every,
-            out=out,
-            resume=resume,
-        )
+        fit(distiller, config.student, data, with_held_out=both, seed=config.seed, checkpoint_every=interval, **files)
     # Of a resumed run, the epochs that an earlier process trained count too.
     earlier = sum(record["seconds"] for record in distiller.history[: distiller.resumed_at])
     seconds = earlier + time.perf_counter() - started
@@ -161,11 +140,9 @@ def _write_results(
     except NotImplementedError:  # the method has no ratios that are a function of the sample's geometry
         pass
     else:
-        known = data.corrupted
-        folder.write_json(
-            "ratios.json",
-            {"alpha": [round(a, 4) for a in ratios.tolist()], "corrupted": None if known is None else known.tolist()},
-        )
+        alpha = [round(a, 4) for a in ratios.tolist()]
+        corrupted = None if data.corrupted is None else data.corrupted.tolist()
+        folder.write_json("ratios.json", {"alpha": alpha, "corrupted": corrupted})
     if data.encoder is not None:
         folder.write_json("encoder.json", data.encoder.to_dict(), compact=True)
     folder.write_json("results.json", results.to_dict())

@@ -18,12 +18,9 @@ __all__ = ["computed", "result_key", "stored"]
 
 
 def result_key(what: str, config: RunConfig, teacher: Path | None = None) -> str:
-    """A digest of everything that a result depends on.
+    """A digest of everything that a result depends on; where its data and its teacher cache are stored does not matter.
 
-    Args:
-        what: the sort of the result, for example ``"trial"``.
-        config: of the result; where its data and its teacher cache are stored does not matter.
-        teacher: file of the teacher, if one is given.
+    ``what`` is the sort of the result, for example ``"trial"``, and ``teacher`` the file of the teacher.
     """
     options = config.teacher_cache and dataclasses.replace(config.teacher_cache, folder=None)
     settings = replace(config, data_dir=None, teacher_cache=options).to_dict()
@@ -35,11 +32,7 @@ def result_key(what: str, config: RunConfig, teacher: Path | None = None) -> str
 
 
 def stored(path: Path, key: str) -> dict[str, Any] | None:
-    """The content of a JSON file that was written under the same key, or None where there is no file.
-
-    Raises:
-        InputError: where the file was written under another key.
-    """
+    """The content of a JSON file, or None where there is none; refused where it was written under another key."""
     if not path.exists():
         return None
     content: dict[str, Any] = json.loads(path.read_text())
@@ -49,16 +42,7 @@ def stored(path: Path, key: str) -> dict[str, Any] | None:
 
 
 def computed(path: Path, key: str, compute: Callable[[], Any]) -> Any:
-    """The result that an earlier call wrote to ``path`` under the same key, or the one that is computed now and written.
-
-    Args:
-        path: a JSON file.
-        key: from :func:`result_key`.
-        compute: returns plain data.
-
-    Raises:
-        InputError: where the file holds the result of another key.
-    """
+    """The plain data that an earlier call wrote to a JSON file under the same key, or computed now and written."""
     content = stored(path, key)
     if content is None:
         content = {"key": key, "result": compute()}

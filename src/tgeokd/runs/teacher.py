@@ -14,14 +14,7 @@ from torch import nn
 from tgeokd.data import TaskData
 from tgeokd.methods import build_method
 from tgeokd.models.weights import load_weights
-from tgeokd.runs.build import (
-    build_distiller,
-    build_student,
-    build_teacher_network,
-    fit,
-    teacher_seed,
-    use_threads,
-)
+from tgeokd.runs.build import build_distiller, build_student, build_teacher_network, fit, teacher_seed, use_threads
 from tgeokd.runs.config import RunConfig, replace
 from tgeokd.teachers import CLASSIFIERS, StoredPredictions, TeacherCache, TeacherCacheOptions, fit_classifier
 from tgeokd.utils.errors import InputError, one_line
@@ -32,33 +25,31 @@ __all__ = ["both_metrics", "build_teacher", "cache_teacher_logits", "check_teach
 
 _BATCH = 256
 
-Kind = Literal["network", "weights", "classifier", "predictions"]
+Evaluate = Callable[[Iterable[Any]], dict[str, float]]
 
 
-def _kind(config: RunConfig) -> Kind:
+def _kind(config: RunConfig) -> Literal["network", "classifier", "predictions"]:
     recipe = config.teacher
     if recipe.predictions is not None:
         return "predictions"
-    if recipe.model.get("name") in CLASSIFIERS:
-        if recipe.weights is not None:
-            raise InputError(
-                f"teacher.weights takes the weights of a network, and {recipe.model['name']} is not a network"
-            )
-        return "classifier"
-    return "weights" if recipe.weights is not None else "network"
+    name = recipe.model.get("name")
+    if name not in CLASSIFIERS:
+        return "network"
+    if recipe.weights is not None:
+        raise InputError(f"teacher.weights takes the weights of a network, and {name} is not a network")
+    return "classifier"
 
 
 def is_network(config: RunConfig) -> bool:
     """Whether the teacher is a network, which can predict any inputs."""
-    return _kind(config) in ("network", "weights")
+    return _kind(config) == "network"
 
 
 def check_teacher(config: RunConfig, data: TaskData) -> None:
     """Build as much of the teacher as is possible without training, so that wrong settings fail early."""
-    kind = _kind(config)
-    if kind == "predictions":
+    if _kind(config) == "predictions":
         _read_predictions(config, data)
-    elif kind == "classifier":
+    elif _kind(config) == "classifier":
         options = dict(config.teacher.model)
         name = options.pop("name")
         fixed = {"inputs": data.inputs, "num_classes": data.num_classes, "seed": 0}
@@ -76,42 +67,27 @@ def _check_pretrained(network: nn.Module, config: RunConfig, data: TaskData) -> 
     """Refuse an untrained network, and a pretrained one whose classifier would be random."""
     if config.teacher.model.get("pretrained") is not True:
         raise InputError(
-            "the teacher would stay untrained: give teacher.epochs, teacher.weights, or a pretrained teacher.model"
+            "the teacher is untrained: give teacher.epochs, teacher.weights, or a pretrained teacher.model"
         )
     classes = getattr(network, "pretrained_cfg", {}).get("num_classes", 1000)  # torchvision's all have ImageNet's 1000
     if classes != data.num_classes:
         raise InputError(
-            f"the pretrained teacher has {classes} classes and the task has {data.num_classes}, so its classifier would be "
-            "untrained: give teacher.epochs"
+            f"the pretrained teacher has {classes} classes and the task {data.num_classes}: give teacher.epochs"
         )
 
 
 def build_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: bool = False) -> dict[str, float]:
-    """Train or read the teacher, and save it.
+    """Train or read the teacher, and save it: a network's weights, otherwise the predictions for all samples.
 
     A network is trained on the training labels, its epoch chosen on the validation set where the recipe has a patience.
 
-    Args:
-        config: the run.
-        data: its data.
-        path: ``.safetensors`` to write: a network's weights, otherwise the predictions for all samples.
-        progress: show a bar.
-
     Returns:
-        Its metrics on the test set, and on the validation set as ``val_...``; without the test set where a file of predictions
-        lacks these samples.
+        Metrics on the test set, unless a file of predictions lacks it, and on the validation set as ``val_...``.
     """
     use_threads(config)
-    kind = _kind(config)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if kind in ("predictions", "classifier"):
-        if kind == "predictions":
-            stored = _read_predictions(config, data)
-        else:
-            options = dict(config.teacher.model)
-            classifier = fit_classifier(options.pop("name"), options, data, seed=teacher_seed(config))
-            loaders = (data.ordered_loader(part) for part in (data.train, data.held_out, data.test))
-            stored = StoredPredictions.from_teacher(classifier, *loaders)
+    if not is_network(config):
+        stored = _read_predictions(config, data) if _kind(config) == "predictions" else _fit_classifier(config, data)
         stored.save(path)
         return _stored_metrics(stored, data)
     network = build_teacher_network(config, data)
@@ -126,7 +102,7 @@ def build_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: bo
 
 def load_teacher(config: RunConfig, data: TaskData, path: Path) -> nn.Module | StoredPredictions:
     """The teacher that :func:`build_teacher` saved."""
-    if _kind(config) in ("predictions", "classifier"):
+    if not is_network(config):
         return StoredPredictions.from_file(path, num_classes=data.num_classes)
     teacher = build_teacher_network(config, data)
     try:
@@ -139,28 +115,28 @@ def load_teacher(config: RunConfig, data: TaskData, path: Path) -> nn.Module | S
 def cache_teacher_logits(config: RunConfig, data: TaskData, path: Path, folder: Path) -> dict[str, TeacherCache]:
     """Compute and store the logits of a network for all samples that a student of this run may train on.
 
-    Args:
-        config: the run.
-        data: its data.
-        path: the teacher, as :func:`build_teacher` saved it.
-        folder: for the logits: ``train`` has the training and the validation samples as they are trained on, in all views,
-            ``held-out`` the validation samples without augmentation, for the outer problem.
-
     Returns:
-        The two caches; none where the teacher is not a network (its predictions are stored already).
+        Two caches in ``folder``: ``train`` has the training and the validation samples as they are trained on, in all views,
+        ``held-out`` the validation samples without augmentation, for the outer problem. None where the teacher in ``path`` is
+        not a network (its predictions are stored already).
     """
     use_threads(config)
     teacher = load_teacher(config, data, path)
     if isinstance(teacher, StoredPredictions):
         return {}
-    options = config.teacher_cache or TeacherCacheOptions()
-    config = replace(config, teacher_cache=options)
+    config = replace(config, teacher_cache=config.teacher_cache or TeacherCacheOptions())
     student = build_student(config, data)
     distiller = build_distiller(student, teacher, build_method("kd"), config, config.student, data, progress=False)
     train = data.training_loader(_BATCH, with_held_out=True)
     held_out = data.ordered_loader(data.held_out, _BATCH)
     distiller.store_teacher(train, held_out, folder=folder, epochs=config.student.epochs)
     return {part: TeacherCache(folder / part) for part in ("train", "held-out")}
+
+
+def _fit_classifier(config: RunConfig, data: TaskData) -> StoredPredictions:
+    options = dict(config.teacher.model)
+    classifier = fit_classifier(options.pop("name"), options, data, seed=teacher_seed(config))
+    return StoredPredictions.from_teacher(classifier, *map(data.ordered_loader, (data.train, data.held_out, data.test)))
 
 
 def _read_predictions(config: RunConfig, data: TaskData) -> StoredPredictions:
@@ -175,19 +151,22 @@ def _read_predictions(config: RunConfig, data: TaskData) -> StoredPredictions:
 
 
 def _stored_metrics(stored: StoredPredictions, data: TaskData) -> dict[str, float]:
-    def of(loader: Iterable[Any]) -> dict[str, float]:
+    def evaluate(loader: Iterable[Any]) -> dict[str, float]:
         batches = [(stored.lookup(ids), target) for _, target, ids in loader]
         logits, target = (torch.cat(parts) for parts in zip(*batches, strict=True))
         return data.metrics(logits, target)
 
-    held_out = {f"val_{name}": value for name, value in of(data.ordered_loader(data.held_out)).items()}
     try:
-        return of(data.ordered_loader(data.test)) | held_out
+        return both_metrics(evaluate, data)
     except InputError:  # training needs no predictions for test samples, so a file may well lack them
-        return held_out
+        return _validation_metrics(evaluate, data)
 
 
-def both_metrics(evaluate: Callable[[Iterable[Any]], dict[str, float]], data: TaskData) -> dict[str, float]:
+def both_metrics(evaluate: Evaluate, data: TaskData) -> dict[str, float]:
     """Metrics on the test set, and on the validation set as ``val_...``."""
-    held_out = evaluate(data.ordered_loader(data.held_out))
-    return evaluate(data.ordered_loader(data.test)) | {f"val_{name}": value for name, value in held_out.items()}
+    validation = _validation_metrics(evaluate, data)
+    return evaluate(data.ordered_loader(data.test)) | validation
+
+
+def _validation_metrics(evaluate: Evaluate, data: TaskData) -> dict[str, float]:
+    return {f"val_{name}": value for name, value in evaluate(data.ordered_loader(data.held_out)).items()}

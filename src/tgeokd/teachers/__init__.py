@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from tgeokd.teachers.base import Teacher
-from tgeokd.teachers.cache.options import TeacherCacheOptions
-from tgeokd.teachers.cache.store import TeacherCache
+from tgeokd.teachers.cache.store import TeacherCache, TeacherCacheOptions
 from tgeokd.teachers.cached import CachedTeacher
 from tgeokd.teachers.classifiers import fit_classifier
 from tgeokd.teachers.network import NetworkTeacher, as_teacher

@@ -1,4 +1,4 @@
-"""What a teacher is: something that gives logits for a batch."""
+"""The contract of a teacher."""
 
 from __future__ import annotations
 

@@ -18,9 +18,7 @@ from tgeokd.data.datasets import set_view, views_of
 from tgeokd.teachers.base import Teacher
 from tgeokd.teachers.cache.key import Samples, samples_of, transforms_of
 from tgeokd.teachers.cache.loaders import BATCH, cached_ids, check_deterministic, loader_of_rows, with_views
-from tgeokd.teachers.cache.options import TeacherCacheOptions
-from tgeokd.teachers.cache.store import TeacherCache
-from tgeokd.teachers.cache.writer import write_cache
+from tgeokd.teachers.cache.store import TeacherCache, TeacherCacheOptions, write_cache
 from tgeokd.utils.errors import InputError
 
 __all__ = ["DEFAULT_VIEWS", "CachedTeacher"]
@@ -29,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_VIEWS = 4
 """Each view costs one pass of the teacher and the space of its logits. More views are closer to fresh augmentation."""
-
-FOLDERS = {"validation": "held-out"}  # names on disk, for caches of earlier versions
 
 
 class CachedTeacher(Teacher):
@@ -55,15 +51,12 @@ class CachedTeacher(Teacher):
     ) -> None:
         self.teacher, self.options, self.precision = teacher, options, precision
         self.num_classes, self.class_names = teacher.num_classes, teacher.class_names
-        self._move = move
-        self._fingerprint = teacher.fingerprint()
+        self._move, self._fingerprint = move, teacher.fingerprint()
         self._folder = Path(options.folder) if options.folder is not None else folder
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._splits: dict[int, _StoredSplit] = {}  # by the id of the data set, which the split keeps alive
         self._adopted: int | None = None
         self.epoch = 0
-
-    # ---- the Teacher contract
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits of the wrapped teacher; see :meth:`of` for stored ones."""
@@ -81,43 +74,26 @@ class CachedTeacher(Teacher):
         """Read from now on the view of an epoch: the epoch's number modulo the number of views."""
         self.epoch = epoch
 
-    # ---- views
-
     def viewed(self, loader: Iterable[Any], epochs: int) -> Iterable[Any]:
-        """The loader; where its data set augments at random, one like it over a fixed number of views of each sample.
-
-        Raises:
-            InputError: where the loader has another number of views than the options, or cannot have views.
-        """
-        existing = views_of(loader)
-        if existing is not None:
-            if self.options.views not in (None, existing):
-                raise InputError(
-                    f"the training loader has {existing} views, and the teacher cache {self.options.views}"
-                )
+        """The loader; where its data set augments at random, one like it over a fixed number of views of each sample."""
+        existing, views = views_of(loader), self.options.views
+        if existing is not None and views not in (None, existing):
+            raise InputError(f"the training loader has {existing} views, and the teacher cache {views}")
+        if existing is not None or not isinstance(loader, DataLoader) or not transforms_of(loader.dataset)[1]:
             return loader
-        if not isinstance(loader, DataLoader) or not transforms_of(loader.dataset)[1]:
-            return loader
-        views = self.options.views or self._stored_views() or min(DEFAULT_VIEWS, epochs)
+        if views is None:
+            stored = self._folder is not None and (self._folder / "train").exists()
+            views = TeacherCache(f"{self._folder}/train").views if stored else min(DEFAULT_VIEWS, epochs)
         logger.info("the training samples are augmented in %d fixed views, one per epoch in turn", views)
         return with_views(loader, views)
-
-    def _stored_views(self) -> int | None:
-        folder = self._folder / "train" if self._folder is not None else None
-        return TeacherCache(folder).views if folder is not None and folder.exists() else None
-
-    # ---- storing
 
     def store(self, split: str, loader: Iterable[Any], num_classes: int) -> TeacherCache:
         """Query the teacher for a loader's samples, unless the cache has their logits.
 
         Args:
-            split: ``train`` or ``validation``.
+            split: ``train``, or ``held-out`` for the validation set; a folder of the cache.
             loader: yields batches with ids, and the same inputs on every pass.
             num_classes: C.
-
-        Raises:
-            InputError: for a loader without ids or with inputs that change, and for a stale cache.
         """
         device = torch.device("cuda" if torch.cuda.is_initialized() else "cpu")
         with replayed(random_state(device)):  # a DataLoader draws a seed when it starts
@@ -140,8 +116,11 @@ class CachedTeacher(Teacher):
                 "augmentation": _listed(random),
                 "samples": samples.whole or "by sample",
             }
-            parent = self._folder if self._folder is not None and recognisable else self._temporary_folder()
-            folder = parent / FOLDERS.get(split, split)
+            if self._folder is None or not recognisable:
+                self._temporary = self._temporary or tempfile.TemporaryDirectory(prefix="tgeokd-teacher-")
+                folder = Path(self._temporary.name, split)
+            else:
+                folder = self._folder / split
             if not folder.exists():
                 logger.info("querying the teacher for %d samples in %d views: %s", len(distinct.ids), views, folder)
             predictions = self._query(source, views)
@@ -157,9 +136,11 @@ class CachedTeacher(Teacher):
             return loader
         self._splits.pop(self._adopted or 0, None)  # only the latest is kept
         samples, (fixed, random) = samples_of(loader.dataset), transforms_of(loader.dataset)
+        if samples is None or samples.digests is None:
+            return loader
         for cache in [split.cache for split in self._splits.values()]:
             same = (cache.key["preprocessing"], cache.key["augmentation"]) == (_listed(fixed), _listed(random))
-            if same and samples is not None and samples.digests is not None and cache.missing(samples) is None:
+            if same and cache.missing(samples) is None:
                 other = with_views(loader, cache.views) if random else loader
                 set_view(other, self.epoch % cache.views)
                 self._adopted = _dataset_id(other)
@@ -185,17 +166,8 @@ class CachedTeacher(Teacher):
         if views > 1:
             set_view(loader, 0)
 
-    def _temporary_folder(self) -> Path:
-        if self._temporary is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="tgeokd-teacher-")
-        return Path(self._temporary.name)
-
     def _recognisable(self, dataset: Any, samples: Samples, transforms: list[str]) -> bool:
-        """Whether a later run can determine that the stored logits are the ones it needs.
-
-        Raises:
-            InputError: where it cannot, and the options have a folder.
-        """
+        """Whether a later run can determine that the stored logits are the ones it needs; a must with ``options.folder``."""
         if self._fingerprint is None:
             reason = "a teacher that is not a torch module has no fingerprint"
         elif samples.digests is None and samples.whole is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +15,7 @@ from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.base import InputSpec, TaskData
 from tgeokd.teachers.proba import ProbaTeacher, as_columns, categorical_columns
 from tgeokd.teachers.registry import CLASSIFIERS
-from tgeokd.utils.errors import InputError, first_line, missing_package
+from tgeokd.utils.errors import InputError, first_line, optional_import
 from tgeokd.utils.validation import call_validated
 
 __all__ = ["fit_classifier"]
@@ -36,8 +35,8 @@ def hist_gradient_boosting(
 ) -> Any:
     """Gradient boosting of scikit-learn. Categorical columns with more than 255 codes are treated as numeric.
 
-    Early stopping monitors a tenth of the **training** samples, which scikit-learn splits off and does not train on: not every
-    supported version accepts a validation set.
+    Early stopping monitors a tenth of the **training** samples, which scikit-learn splits off: not every supported version
+    accepts a validation set.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -106,7 +105,7 @@ def lightgbm(
     patience: int = 20,
 ) -> Any:
     """LightGBM; stops when the validation log loss has not decreased for ``patience`` trees. Deterministic for a seed."""
-    return _library("lightgbm").LGBMClassifier(
+    return optional_import("lightgbm", "classifier 'lightgbm'").LGBMClassifier(
         n_estimators=n_estimators,
         learning_rate=learning_rate,
         num_leaves=num_leaves,
@@ -134,7 +133,7 @@ def xgboost(
     """XGBoost; stops when the validation log loss has not decreased for ``patience`` trees."""
     columns = set(categorical_columns(inputs))
     width = math.prod(inputs.shape) + len(inputs.categories)
-    return _library("xgboost").XGBClassifier(
+    return optional_import("xgboost", "classifier 'xgboost'").XGBClassifier(
         n_estimators=n_estimators,
         learning_rate=learning_rate,
         max_depth=max_depth,
@@ -150,8 +149,7 @@ def xgboost(
 def fit_classifier(name: str, options: Mapping[str, Any], data: TaskData, seed: int) -> ProbaTeacher:
     """Fit a classifier on the training set of a task.
 
-    LightGBM and XGBoost choose their number of trees on the validation set. The others use the training set only. None uses
-    the test set.
+    LightGBM and XGBoost choose their number of trees on the validation set. The others use the training set only.
 
     Args:
         name: in :data:`~tgeokd.teachers.registry.CLASSIFIERS`.
@@ -160,20 +158,18 @@ def fit_classifier(name: str, options: Mapping[str, Any], data: TaskData, seed: 
         seed: of the classifier.
 
     Raises:
-        InputError: for an unknown name or option, a library that is not installed, data that is not held in arrays or is
-            augmented, and options that the library rejects.
+        InputError: also for data that is not held in arrays or is augmented, and options that the library rejects.
     """
     what = f"classifier {name!r}"
-    classifier = call_validated(
-        what, CLASSIFIERS[name], options, inputs=data.inputs, num_classes=data.num_classes, seed=seed
-    )
+    fixed = {"inputs": data.inputs, "num_classes": data.num_classes, "seed": seed}
+    classifier = call_validated(what, CLASSIFIERS[name], options, **fixed)
     x, y = _columns_of(data.train, "training", what)
     classes, codes = np.unique(y, return_inverse=True)  # XGBoost and LightGBM require labels 0 to C - 1 without gaps
     arguments = _validation_arguments(name, data, classes, what) if name in ("lightgbm", "xgboost") else {}
-    rejections = (ValueError, _library(name).basic.LightGBMError) if name == "lightgbm" else (ValueError,)
+    rejections = (optional_import(name, what).basic.LightGBMError,) if name == "lightgbm" else ()
     try:
         classifier.fit(x, codes, **arguments)
-    except rejections as error:
+    except (ValueError, *rejections) as error:
         raise InputError(f"{what} cannot be fitted: {first_line(error)}") from error
     return ProbaTeacher(
         classifier, num_classes=data.num_classes, classes=classes.tolist(), class_names=data.class_names
@@ -200,10 +196,3 @@ def _columns_of(dataset: Dataset[Any], split: str, what: str) -> tuple[NDArray[n
         raise InputError(f"{what} needs tables or arrays without a transform, but the {split} samples have one")
     inputs = dataset.inputs if isinstance(dataset.inputs, tuple) else (dataset.inputs,)
     return as_columns(*inputs), dataset.target.numpy()
-
-
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise missing_package(f"classifier {name!r}", error) from error

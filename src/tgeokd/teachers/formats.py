@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import zlib
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tgeokd.utils.errors import InputError, check_names, first_line, missing_package
+from tgeokd.utils.errors import InputError, check_names, first_line, optional_import
 from tgeokd.utils.files import replace_file
 
 __all__ = ["Kind", "read_predictions", "write_predictions"]
@@ -24,22 +23,16 @@ __all__ = ["Kind", "read_predictions", "write_predictions"]
 Kind = Literal["probs", "logits"]
 Contents = tuple[Tensor, Kind, Tensor]
 
-# Raised by the readers for damaged files.
+# raised by the readers for damaged files
 DAMAGED = (OSError, ValueError, EOFError, KeyError, NotImplementedError, BadZipFile, zlib.error, SafetensorError)
 
 
 def read_predictions(path: str | Path) -> Contents:
-    """Read a file of predictions.
+    """The ids, the kind ``"probs"`` or ``"logits"``, and the values, float32, of a file of predictions.
 
     Args:
         path: ``.npz`` or ``.safetensors`` with arrays ``ids`` and either ``probs`` or ``logits``; ``.parquet`` with a column
             ``id`` and either a list column ``probs`` or ``logits``, or columns ``prob_0``, ... or ``logit_0``, ....
-
-    Returns:
-        The ids; ``"probs"`` or ``"logits"``; the values, float32.
-
-    Raises:
-        InputError: for a file that is missing, damaged, of another format, or has other contents.
     """
     path = Path(path)
     check_names("format of predictions", [path.suffix], READERS)
@@ -59,23 +52,19 @@ def read_predictions(path: str | Path) -> Contents:
 
 
 def write_predictions(path: str | Path, ids: Tensor, logits: Tensor) -> None:
-    """Write ids, int64, shape (M,), and logits, float32, shape (M, C), in one atomic step.
-
-    Raises:
-        InputError: for an unknown format, or a file that cannot be written.
-    """
+    """Write ids, int64, shape (M,), and logits, float32, shape (M, C), in one atomic step."""
     path = Path(path)
     check_names("format of predictions", [path.suffix], READERS)
-    arrays = {"ids": ids.contiguous(), "logits": logits.contiguous()}
 
     def write(temporary: Path) -> None:
         if path.suffix == ".npz":
             with temporary.open("wb") as file:  # savez appends .npz to a name without it
-                np.savez(file, ids=arrays["ids"].numpy(), logits=arrays["logits"].numpy())
+                np.savez(file, ids=ids.numpy(), logits=logits.numpy())
         elif path.suffix == ".safetensors":
-            save_file(arrays, temporary)
+            save_file({"ids": ids.contiguous(), "logits": logits.contiguous()}, temporary)
         else:
-            _polars().DataFrame({"id": ids.numpy(), "logits": logits.numpy()}).write_parquet(temporary)
+            polars = optional_import("polars", "a parquet file")
+            polars.DataFrame({"id": ids.numpy(), "logits": logits.numpy()}).write_parquet(temporary)
 
     try:
         replace_file(path, write)
@@ -120,34 +109,33 @@ def _read_safetensors(path: Path) -> Contents:
 
 
 def _read_parquet(path: Path) -> Contents:
-    polars = _polars()
+    polars = optional_import("polars", "a parquet file")
     try:
         names = list(polars.read_parquet_schema(path))
         columns = {kind: [kind] for kind in ("probs", "logits") if kind in names}
-        for kind in ("probs", "logits"):
-            stem = kind.removesuffix("s")
-            count = sum(re.fullmatch(rf"{stem}_\d+", name) is not None for name in names)
-            if count and kind in columns:
+        for kind, stem in (("probs", "prob"), ("logits", "logit")):
+            numbered = [name for name in names if re.fullmatch(rf"{stem}_\d+", name)]
+            expected = [f"{stem}_{i}" for i in range(len(numbered))]
+            missing = sorted(set(expected) - set(numbered))
+            if numbered and kind in columns:
                 raise InputError(f"holds both a column {kind!r} and columns {stem}_0, ...")
-            if count:
-                columns[kind] = [f"{stem}_{i}" for i in range(count)]
-                missing = sorted(set(columns[kind]) - set(names))
-                if missing:
-                    raise InputError(f"holds {count} columns {stem}_0, ..., but not {missing[0]}")
+            if missing:
+                raise InputError(f"holds {len(numbered)} columns {stem}_0, ..., but not {missing[0]}")
+            if numbered:
+                columns[kind] = expected
         kind = _kind_of([*names, *columns], "id")
         frame = polars.read_parquet(path, columns=["id", *columns[kind]])
         for name in frame.columns:
             if frame[name].null_count():
                 raise InputError(f"column {name!r} has {frame[name].null_count()} missing values")
-        values = _of_lists(frame[kind]) if columns[kind] == [kind] else frame[columns[kind]].to_numpy()
+        values = _of_lists(polars, frame[kind]) if columns[kind] == [kind] else frame[columns[kind]].to_numpy()
     except polars.exceptions.PolarsError as error:
         raise ValueError(str(error)) from error
     return _from_numpy("id", frame["id"].to_numpy()), kind, _from_numpy(kind, values)
 
 
-def _of_lists(column: Any) -> np.ndarray[Any, Any]:
+def _of_lists(polars: Any, column: Any) -> np.ndarray[Any, Any]:
     """A column of lists of equal length as an array, shape (M, C)."""
-    polars = _polars()
     if isinstance(column.dtype, polars.Array):
         column = column.arr.to_list()
     if not isinstance(column.dtype, polars.List):
@@ -156,13 +144,6 @@ def _of_lists(column: Any) -> np.ndarray[Any, Any]:
     if not len(column) or lengths.min() != lengths.max() or not lengths.min():
         raise InputError(f"the lists of column {column.name!r} have {lengths.min()} to {lengths.max()} numbers")
     return np.asarray(column.explode().to_numpy()).reshape(len(column), -1)
-
-
-def _polars() -> Any:
-    try:
-        return importlib.import_module("polars")
-    except ImportError as error:
-        raise missing_package("a parquet file", error) from error
 
 
 READERS = {".npz": _read_npz, ".safetensors": _read_safetensors, ".parquet": _read_parquet}

@@ -14,18 +14,14 @@ DENSE = 4  # ids are found with a table if their range is below this many times 
 
 
 class IdIndex:
-    """The row of each sample id.
-
-    Args:
-        ids: distinct integers in any order, shape (M,), M >= 1.
-        what: the table's name in messages.
+    """The row of each sample id, of distinct integers in any order, shape (M,), M >= 1.
 
     Attributes:
         ascending: the ids in ascending order, int64, shape (M,).
         order: the row of each of these.
 
     Raises:
-        InputError: for another shape or type, no ids, or an id that occurs twice.
+        InputError: for another shape or type, no ids, or an id that occurs twice; ``what`` is the subject.
     """
 
     def __init__(self, ids: Tensor, what: str = "the teacher's predictions") -> None:
@@ -34,9 +30,9 @@ class IdIndex:
             raise InputError(f"{what}: no samples")
         self.ids, self.what = ids.detach().to("cpu", torch.int64), what
         self.ascending, self.order = self.ids.sort()
-        repeated = (self.ascending[1:] == self.ascending[:-1]).nonzero()
+        repeated = self.ascending[1:][self.ascending[1:] == self.ascending[:-1]]
         if len(repeated):
-            twice = int(self.ascending[int(repeated[0])])
+            twice = int(repeated[0])
             rows = (self.ids == twice).nonzero().flatten().tolist()
             raise InputError(f"{what}: sample {twice} occurs more than once, in rows {rows[0]} and {rows[1]}")
         self.first, self.last = int(self.ascending[0]), int(self.ascending[-1])
@@ -50,13 +46,10 @@ class IdIndex:
         return len(self.ids)
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Rows of samples: int64, shape (N,), on the CPU.
+        """Rows of samples: int64, shape (N,), on the CPU; an :class:`InputError` for an id that is not in the table.
 
         Args:
             ids: integers, shape (N,), in any order, repeats allowed. Ids on an accelerator are copied to the CPU first.
-
-        Raises:
-            InputError: for an id that is not in the table.
         """
         _check_integers(ids)
         wanted = ids.to("cpu", torch.int64)
@@ -81,11 +74,7 @@ class IdIndex:
 
 
 def ids_of(batch: Batch, what: str, hint: str = "") -> Tensor:
-    """The sample ids of a batch.
-
-    Raises:
-        InputError: where the batch has none; ``what`` needs them, and ``hint`` is appended.
-    """
+    """The sample ids of a batch; an :class:`InputError` that ``what`` needs them, with a hint, where it has none."""
     if batch.ids is None:
         example = "for example over ArrayDataset(inputs, target, ids)"
         raise InputError(f"{what} by sample id: loaders must yield (inputs, target, ids), {example}{hint}")
@@ -100,10 +89,9 @@ def first_rows(ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_repeats(ids: Tensor, logits: Tensor, first: Tensor) -> None:
-    """Check that logits of samples that were queried twice, both of shape (N, C), differ by rounding only.
+    """Raise :class:`InputError` unless logits (N, C) of samples that were queried twice differ by rounding only.
 
-    Raises:
-        InputError: where they differ by more than 1 % of the largest logit and by more than 0.01.
+    They may differ by 1 % of the largest logit, and by 0.01.
     """
     apart = (logits - first).abs().amax(dim=-1)
     wrong = (apart > 1e-2 * first.abs().amax(dim=-1).clamp(min=1)).nonzero()

@@ -39,8 +39,7 @@ class NetworkTeacher(Teacher):
         context: Callable[[], AbstractContextManager[None]] = nullcontext,
         compile: bool = False,
     ) -> None:
-        self.model, self.probs = model, probs
-        self._context = context
+        self.model, self.probs, self._context = model, probs, context
         compiles = compile and isinstance(model, nn.Module)
         self._run = forward_of(compile_module(model)) if compiles else model  # type: ignore[arg-type]
 
@@ -66,15 +65,12 @@ def as_teacher(teacher: Any, **options: Any) -> Teacher:
         teacher: a :class:`~tgeokd.teachers.base.Teacher`, returned as it is; a module or callable from inputs to logits; or a
             fitted classifier with ``predict_proba`` that is not callable.
         **options: of :class:`NetworkTeacher`, for a module or callable.
-
-    Raises:
-        InputError: for anything else.
     """
     if isinstance(teacher, Teacher):
         return teacher
-    if not callable(teacher):
-        if hasattr(teacher, "predict_proba"):
-            return ProbaTeacher(teacher)
-        what = "a Teacher, a module, a callable from inputs to logits, or a fitted classifier with predict_proba"
-        raise InputError(f"a teacher must be {what}, not {type(teacher).__name__}")
-    return NetworkTeacher(teacher, **options)
+    if callable(teacher):
+        return NetworkTeacher(teacher, **options)
+    if hasattr(teacher, "predict_proba"):
+        return ProbaTeacher(teacher)
+    what = "a Teacher, a module, a callable from inputs to logits, or a fitted classifier with predict_proba"
+    raise InputError(f"a teacher must be {what}, not {type(teacher).__name__}")

@@ -21,7 +21,7 @@ __all__ = ["ProbaTeacher", "as_columns", "categorical_columns"]
 
 
 class ProbaTeacher(Teacher):
-    """A fitted classifier as a teacher, and as a callable from model inputs to logits.
+    """A fitted classifier as a teacher, and as a callable from the inputs of :func:`as_columns` to logits.
 
     Args:
         classifier: has ``predict_proba`` and ``classes_``, fitted on columns as :func:`as_columns` returns them.
@@ -29,9 +29,6 @@ class ProbaTeacher(Teacher):
             probability 0, whose logit is ``log(1.2e-38)``, about -87.
         classes: class index of each of its ``classes_``, in their order; None where it was fitted on class indices.
         class_names: names of the C classes.
-
-    Raises:
-        InputError: where it has no ``predict_proba``, or its classes are not class indices from 0 to C - 1.
     """
 
     num_classes: int
@@ -69,15 +66,7 @@ class ProbaTeacher(Teacher):
         return class_logits(self, batch.inputs)
 
     def __call__(self, inputs: Tensor, categorical: Tensor | None = None) -> Tensor:
-        """Logs of the predicted probabilities, shape (N, C), float32, on the device of ``inputs``.
-
-        Args:
-            inputs: see :func:`as_columns`.
-            categorical: see :func:`as_columns`.
-
-        Raises:
-            InputError: where ``predict_proba`` returns another shape, or rows that are not distributions.
-        """
+        """Logs of the predicted probabilities, shape (N, C), float32, on the device of ``inputs``."""
         found = np.asarray(self.classifier.predict_proba(as_columns(inputs, categorical)))
         name, shape = type(self.classifier).__name__, (len(inputs), len(self.classes))
         if found.shape != shape:
@@ -102,13 +91,5 @@ def as_columns(inputs: Tensor, categorical: Tensor | None = None) -> NDArray[np.
 
 
 def categorical_columns(inputs: InputSpec, *, most: int | None = None) -> list[int]:
-    """The indices of the columns of :func:`as_columns` that hold category codes.
-
-    Args:
-        inputs: of the task.
-        most: leave out columns with more codes than this, for a library that cannot treat them as categories.
-    """
-    if inputs.kind == "array":
-        return []
-    first = inputs.shape[0]
-    return [first + k for k, codes in enumerate(inputs.categories) if most is None or codes <= most]
+    """The indices of the columns of :func:`as_columns` that hold category codes, at most ``most`` different ones."""
+    return [inputs.shape[0] + k for k, codes in enumerate(inputs.categories) if most is None or codes <= most]

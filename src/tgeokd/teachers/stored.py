@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,30 +47,23 @@ class StoredPredictions(Teacher):
         self.ids = self._index.ids
         self.stored_logits = to_class_logits(logits.detach().to("cpu", torch.float32))
         self.num_classes = self.stored_logits.shape[-1]
-        finite = self.stored_logits.isfinite().all(dim=-1)
-        if not bool(finite.all()):
-            row = int((~finite).nonzero()[0])
+        wrong = (~self.stored_logits.isfinite().all(dim=-1)).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
             raise InputError(f"the teacher's logits of row {row} (sample {int(self.ids[row])}) are NaN or infinite")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def logits(self, batch: Batch) -> Tensor:
-        """Stored logits of a batch, shape (N, C), float32, on the device of its target.
-
-        Raises:
-            InputError: for a batch without ids, or an id that is not stored.
-        """
+        """Stored logits of a batch with ids, shape (N, C), float32, on the device of its target."""
         return self.lookup(ids_of(batch, "stored teacher predictions are found").cpu()).to(batch.target.device)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Stored logits of samples, shape (N, C), float32, on the device of ``ids``.
 
         Args:
-            ids: integers, shape (N,), in any order, repeats allowed. Ids on an accelerator are copied to the CPU first.
-
-        Raises:
-            InputError: for an id that is not stored.
+            ids: integers, shape (N,), in any order, repeats allowed; an :class:`InputError` for one that is not stored.
         """
         return self.stored_logits[self._index.rows(ids)].to(ids.device)
 
@@ -83,16 +76,12 @@ class StoredPredictions(Teacher):
 
     @classmethod
     def from_file(cls, path: str | Path, *, num_classes: int | None = None) -> StoredPredictions:
-        """Predictions from a file.
+        """Predictions from a file; an :class:`InputError` names it.
 
         Args:
             path: see :func:`~tgeokd.teachers.formats.read_predictions`. One number per sample is the logit, or the
                 probability, of class 1 of two. A probability below 1.2e-38 is raised to that value.
             num_classes: C; None takes what the file holds.
-
-        Raises:
-            InputError: naming the file, for one that is missing, damaged or of another format, rows that are not
-                distributions, another number of classes, and whatever the constructor refuses.
         """
         ids, kind, values = read_predictions(path)
         try:
@@ -113,30 +102,27 @@ class StoredPredictions(Teacher):
     def from_teacher(cls, teacher: Any, *loaders: Iterable[Any]) -> StoredPredictions:
         """Query any teacher once for every sample.
 
-        Augmentation in a loader is drawn once and then fixed; pass loaders without it.
-
         Args:
             teacher: see :func:`~tgeokd.teachers.network.as_teacher`. A module is in eval mode meanwhile, and inputs are moved
                 to its device.
-            *loaders: yield batches with ids. A sample may occur more than once, as in an oversampled training set.
-
-        Raises:
-            InputError: for batches without ids, an id with different logits, and whatever the constructor refuses.
+            *loaders: yield batches with ids, without augmentation. A sample may occur more than once, with the same logits.
         """
         queried = as_teacher(teacher)
+        # a callable that is not a module has no mode, and gets its inputs on their device
         model = queried.model if isinstance(queried, NetworkTeacher) else None
-        module = model if isinstance(model, nn.Module) else None
-        device = torch.device("cpu") if module is None else module_device(module)
+        module = model if isinstance(model, nn.Module) else nn.Identity()
+        device = module_device(module)
         logits, ids = [], []
-        # A DataLoader draws a seed when it starts.
-        with replayed(random_state(device)), nullcontext() if module is None else eval_mode(module), torch.no_grad():
-            for loader in loaders:
-                for item in loader:
-                    batch = Batch.parse(item)
-                    ids.append(ids_of(batch, "teacher predictions are stored").cpu())
-                    if module is not None:
-                        batch = Batch(move_data_to_device(batch.inputs, device), batch.target, batch.ids)
-                    logits.append(queried.logits(batch).cpu())
+        with (
+            replayed(random_state(device)),
+            eval_mode(module),
+            torch.no_grad(),
+        ):  # a DataLoader draws a seed when it starts
+            for batch in map(Batch.parse, chain(*loaders)):
+                ids.append(ids_of(batch, "teacher predictions are stored").cpu())
+                if module is model:
+                    batch = Batch(move_data_to_device(batch.inputs, device), batch.target, batch.ids)
+                logits.append(queried.logits(batch).cpu())
         if not logits:
             raise InputError("the loaders from which to store the teacher's predictions hold no samples")
         every, names = torch.cat(logits), torch.cat(ids)

@@ -17,10 +17,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tgeokd.bilevel.optimizer_rules import unwrapped
 from tgeokd.core.compiling import check_compiler, compile_module
 from tgeokd.core.metrics import Metrics
-from tgeokd.data.loaders import set_view, union_loader
+from tgeokd.data.datasets import set_view
+from tgeokd.data.loaders import union_loader
 from tgeokd.methods import Method
 from tgeokd.teachers.base import Teacher
-from tgeokd.teachers.cache.options import TeacherCacheOptions
+from tgeokd.teachers.cache.store import TeacherCacheOptions
 from tgeokd.teachers.cached import CachedTeacher
 from tgeokd.teachers.network import as_teacher
 from tgeokd.teachers.stored import StoredPredictions

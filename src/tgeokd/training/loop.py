@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from tgeokd.bilevel.functional import trainable
-from tgeokd.data.loaders import order_of, set_view, views_of
+from tgeokd.data.datasets import set_view, views_of
+from tgeokd.data.loaders import order_of
 from tgeokd.training.callbacks import Callback
 from tgeokd.training.checkpoint import Checkpointer
 from tgeokd.training.state import RandomStates, TrainState

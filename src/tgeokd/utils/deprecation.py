@@ -13,13 +13,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def renamed_arguments(**names: str) -> Callable[[F], F]:
-    """A decorator that accepts earlier names of keyword arguments with a ``DeprecationWarning`` that names the new one.
+    """A decorator that accepts earlier names of keyword arguments, ``earlier="new"``, with a ``DeprecationWarning``.
 
-    Args:
-        **names: ``earlier="new"``.
-
-    Raises:
-        TypeError: on a call that gives an argument under both names.
+    A call that gives an argument under both names is a ``TypeError``.
     """
 
     def decorate(function: F) -> F:
@@ -42,5 +38,4 @@ def renamed_arguments(**names: str) -> Callable[[F], F]:
 def renames_of(function: Callable[..., Any]) -> dict[str, str]:
     """Earlier names of a function's or constructor's arguments and the names that replace them."""
     target = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
-    names: dict[str, str] = getattr(target, "renamed_arguments", {})
-    return names
+    return getattr(target, "renamed_arguments", {})

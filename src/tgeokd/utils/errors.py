@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
 
-__all__ = ["DivergenceError", "InputError", "check_names", "first_line", "missing_package", "one_line", "unknown_name"]
+__all__ = [
+    "DivergenceError",
+    "InputError",
+    "check_names",
+    "first_line",
+    "missing_package",
+    "one_line",
+    "optional_import",
+    "unknown_name",
+]
 
 LISTED = 40  # names listed in a message at most
 
-# Which extra of this package installs an optional library.
+# The libraries that each extra of this package installs.
 EXTRAS = {
-    "torchvision": "vision",
-    "timm": "vision",
-    "transformers": "text",
-    "polars": "tabular",
-    "pyarrow": "tabular",
-    "imblearn": "tabular",
-    "lightgbm": "boosting",
-    "xgboost": "boosting",
+    "vision": ("torchvision", "timm"),
+    "text": ("transformers",),
+    "tabular": ("polars", "pyarrow", "imblearn"),
+    "boosting": ("lightgbm", "xgboost"),
 }
 
 
@@ -31,18 +38,18 @@ class DivergenceError(RuntimeError):
 
 
 def missing_package(what: str, error: ImportError) -> InputError:
-    """The error for an optional library that is not installed.
-
-    Args:
-        what: what needs it, the subject of the message.
-        error: as raised by the import.
-
-    Returns:
-        The error to raise. It names the extra to install, where the library belongs to one.
-    """
+    """The error to raise where ``what`` needs a library that is not installed; names the extra to install."""
     library = (error.name or "").partition(".")[0]
-    extra = EXTRAS.get(library)
-    return InputError(f"{what} needs {library or error}: pip install '{f'tgeokd[{extra}]' if extra else library}'")
+    package = next((f"tgeokd[{extra}]" for extra, libraries in EXTRAS.items() if library in libraries), library)
+    return InputError(f"{what} needs {library or error}: pip install '{package}'")
+
+
+def optional_import(library: str, what: str) -> Any:
+    """An optional library, imported; the error of :func:`missing_package` where it is not installed."""
+    try:
+        return import_module(library)
+    except ImportError as error:
+        raise missing_package(what, error) from error
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:

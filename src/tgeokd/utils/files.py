@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar
 
 import yaml
@@ -18,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from tgeokd.utils.errors import InputError
 
-__all__ = ["CHECKPOINTS", "RunFolder", "replace_file", "slug", "write_json"]
+__all__ = ["CHECKPOINTS", "RunFolder", "replace_file", "slug", "write_json", "write_text"]
 
 CHECKPOINTS = "checkpoints"
 MARKS = ("metrics.jsonl", CHECKPOINTS, "last.ckpt", "student.safetensors", "results.json", "comparison.yaml")
@@ -28,12 +27,7 @@ TEMPORARY = ".*.[0-9]*.tmp"
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a temporary file beside ``path``, flush it to disk, and move it to ``path`` in one step.
-
-    Args:
-        path: the file to write; its folder exists.
-        write: writes the content to the path it is given.
-    """
+    """Let ``write`` fill a temporary file beside ``path``, flush it to disk, and move it to ``path`` in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -46,10 +40,11 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
     """Write a JSON file atomically, on one line if ``compact``."""
-    _write_text(path, json.dumps(content, indent=None if compact else 2) + "\n")
+    write_text(path, json.dumps(content, indent=None if compact else 2) + "\n")
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8."""
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -61,8 +56,8 @@ def slug(text: str) -> str:
 class RunFolder:
     """The files of one run, for one process at a time.
 
-    The folder is locked until :meth:`close`, the end of a ``with`` block or the end of the object. Other objects for the same
-    folder in the same process share the lock.
+    The folder is locked until :meth:`close`, the end of a ``with`` block or the end of the object. Objects for the same folder
+    in the same process share the lock.
 
     Args:
         path: the folder; created if it does not exist.
@@ -103,9 +98,7 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -114,16 +107,16 @@ class RunFolder:
         return any((self.path / CHECKPOINTS).glob("step-*.pt"))
 
     def write_json(self, name: str, content: Any, *, compact: bool = False) -> None:
-        """Write a JSON file, on one line if ``compact``."""
+        """Write a JSON file (see :func:`write_json`)."""
         write_json(self.path / name, content, compact=compact)
 
     def write_yaml(self, name: str, content: Any) -> None:
         """Write a YAML file, keys in the order given."""
-        _write_text(self.path / name, yaml.safe_dump(content, sort_keys=False))
+        write_text(self.path / name, yaml.safe_dump(content, sort_keys=False))
 
     def write_lines(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Write a file with one JSON object per line."""
-        _write_text(self.path / name, "".join(json.dumps(record) + "\n" for record in records))
+        write_text(self.path / name, "".join(json.dumps(record) + "\n" for record in records))
 
     def append_line(self, name: str, record: dict[str, Any]) -> None:
         """Append one JSON object as a line."""
@@ -132,16 +125,13 @@ class RunFolder:
 
 
 class _Lock:
-    """The lock of a folder, held by this process as long as the object exists.
-
-    The operating system releases it when the process ends, however it ends. The file names the holder.
-    """
+    """The lock of a folder, held until the object or the process ends. The file names the holder."""
 
     _held: ClassVar[weakref.WeakValueDictionary[Path, _Lock]] = weakref.WeakValueDictionary()
 
     @classmethod
     def of(cls, folder: Path) -> _Lock:
-        """The lock of a folder: the one that this process holds already, or a new one."""
+        """The lock that this process holds already, or a new one."""
         lock = cls._held.get(folder.resolve())
         if lock is None or lock._pid != os.getpid():
             lock = cls._held[folder.resolve()] = cls(folder)
@@ -168,16 +158,3 @@ def _release(lock: FileLock, path: Path, pid: int) -> None:
         with suppress(OSError):  # Windows removes it itself
             path.unlink()
         lock.release()
-
-
-def _is_running(pid: int) -> bool:
-    """Whether a process of this machine is running; False on Windows, which refuses to remove files that are open."""
-    if os.name != "posix":
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

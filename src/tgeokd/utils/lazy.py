@@ -13,18 +13,11 @@ __all__ = ["lazy_attributes"]
 def lazy_attributes(package: str, places: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Module-level ``__getattr__`` and ``__dir__`` of a package whose names are imported when first used.
 
+    Assign them in ``__init__.py``, in the ``else`` of an ``if TYPE_CHECKING`` with the real imports for type checkers.
+
     Args:
         package: ``__name__`` of the package.
-        places: the module that defines each name. A submodule of the package stands for itself:
-            ``{"losses": "tgeokd.losses"}``.
-
-    Example:
-        In a package's ``__init__.py``, with the real imports for type checkers and editors::
-
-            if TYPE_CHECKING:
-                from tgeokd.methods.tgeo import TGeoKD as TGeoKD
-            else:
-                __getattr__, __dir__ = lazy_attributes(__name__, {"TGeoKD": "tgeokd.methods.tgeo"})
+        places: by name, the module that defines it. A submodule stands for itself: ``{"losses": "tgeokd.losses"}``.
     """
 
     def load(name: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
@@ -18,9 +17,8 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 class PeakMemory:
     """Peak memory of this process during a ``with`` block.
 
-    On Linux the kernel's high-water mark is set back to the present use when the block begins, so the reading belongs to the
-    block alone; a block inside another therefore spoils the outer one's. Elsewhere the reading is the largest since the
-    process started, and ``exact`` is False. Windows offers no such reading: it is NaN there.
+    On Linux the kernel's high-water mark is set back to the present use when the block begins; blocks must not be nested.
+    Elsewhere the reading is the largest since the process started, and NaN on Windows.
 
     Args:
         device: where the work is done; on CUDA its peak is read too.
@@ -29,36 +27,24 @@ class PeakMemory:
         resident_mib: peak resident memory in MiB, what the process held before the block included; known after the block.
         cuda_mib: peak of the memory PyTorch had allocated on the device, in MiB; None for other devices.
         exact: whether ``resident_mib`` belongs to the block alone.
-
-    Example:
-        >>> with PeakMemory() as peak:
-        ...     numbers = list(range(1000))
-        >>> peak.resident_mib > 0
-        True
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
-        self.device = device
+        self._device = device if device is not None and device.type == "cuda" else None
         self.exact = False
         self.resident_mib = 0.0
         self.cuda_mib: float | None = None
 
     def __enter__(self) -> PeakMemory:
         self.exact = _reset()
-        if self._on_cuda:
-            torch.cuda.reset_peak_memory_stats(self.device)
+        if self._device is not None:
+            torch.cuda.reset_peak_memory_stats(self._device)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.resident_mib = _marked() if self.exact else _largest_so_far()
-        if self._on_cuda:
-            self.cuda_mib = torch.cuda.max_memory_allocated(self.device) / MIB
-
-    @property
-    def _on_cuda(self) -> bool:
-        return self.device is not None and self.device.type == "cuda"
+        if self._device is not None:
+            self.cuda_mib = torch.cuda.max_memory_allocated(self._device) / MIB
 
 
 def _reset() -> bool:

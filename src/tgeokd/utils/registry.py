@@ -1,8 +1,7 @@
 """Named things that can be chosen in a config: methods, tasks, models, metrics, classifiers, analyses, estimators.
 
-An entry is one file: it registers itself with a decorator, and nothing else in the package knows its name. Names can be listed
-without importing the files that define them, so that the command line starts quickly and optional libraries are only needed
-for what is used. Another package adds entries through an entry point, or by calling :meth:`Registry.register`.
+An entry is one file that registers itself with a decorator; nothing else in the package knows its name. Another package adds
+entries through an entry point, or by calling :meth:`Registry.register`.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import cached_property, partial
 from importlib import import_module, metadata, resources
 from importlib.resources.abc import Traversable
 from typing import Any, Generic, TypeVar
@@ -26,7 +26,7 @@ _REGISTERED = re.compile(r'^@[A-Z_]+\.register\(\s*"([^"]+)"', re.MULTILINE)
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Entries by name.
+    """Entries by name. Names are listed without importing the files that define the entries.
 
     Args:
         kind: what the entries are called in messages, for example ``"method"``.
@@ -52,10 +52,8 @@ class Registry(Mapping[str, T], Generic[T]):
         group: str | None = None,
         renamed: Mapping[str, str] | None = None,
     ) -> None:
-        self.kind, self.package, self.group = kind, package, group
-        self.renamed = dict(renamed or {})
+        self.kind, self.package, self.group, self.renamed = kind, package, group, renamed or {}
         self._entries: dict[str, T] = {}
-        self._known: dict[str, str | metadata.EntryPoint] | None = None
 
     def register(self, name: str) -> Callable[[U], U]:
         """A decorator that adds a class or a function under a name. A class gets the name as its attribute ``name``.
@@ -73,6 +71,12 @@ class Registry(Mapping[str, T], Generic[T]):
 
         return add
 
+    def _add(self, name: str, entry: Any) -> None:
+        if isinstance(entry, type):
+            with suppress(TypeError):  # a built-in class has no place for it
+                entry.name = name  # type: ignore[attr-defined]
+        self._entries[name] = entry
+
     def __getitem__(self, name: str) -> T:
         """The entry of a name.
 
@@ -80,53 +84,38 @@ class Registry(Mapping[str, T], Generic[T]):
             InputError: for a name that does not exist, with the nearest one; and where an optional library of the entry is
                 not installed, with the extra to install.
         """
-        name = self.current_name(name)
+        if name in self.renamed:
+            old, name = name, self.renamed[name]
+            warnings.warn(f"{self.kind} {old!r} is now called {name!r}", DeprecationWarning, stacklevel=2)
         if name not in self._entries:
-            source = self._sources().get(name)
-            if source is None:
+            if name not in self._loaders:
                 raise unknown_name(self.kind, name, self)
-            found: Any
             try:
-                found = import_module(source) if isinstance(source, str) else source.load()
+                found = self._loaders[name]()
             except ModuleNotFoundError as error:
                 if (error.name or "").startswith("tgeokd"):
                     raise
                 raise missing_package(f"{self.kind} {name!r}", error) from error
-            if not isinstance(source, str) and name not in self._entries:
+            if name not in self._entries:  # an entry point that does not register itself
                 self._add(name, found)
         return self._entries[name]
 
-    def _add(self, name: str, entry: Any) -> None:
-        if isinstance(entry, type):
-            with suppress(TypeError):  # a built-in class has no place for it
-                entry.name = name  # type: ignore[attr-defined]
-        self._entries[name] = entry
-
-    def current_name(self, name: str) -> str:
-        """The name itself, or the one that replaced it."""
-        new = self.renamed.get(name)
-        if new is None:
-            return name
-        warnings.warn(f"{self.kind} {name!r} is now called {new!r}", DeprecationWarning, stacklevel=3)
-        return new
-
     def __contains__(self, name: object) -> bool:
-        return name in self._entries or name in self._sources() or name in self.renamed
+        return name in self._entries or name in self._loaders or name in self.renamed
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted({*self._sources(), *self._entries}))
+        return iter(sorted({*self._loaders, *self._entries}))
 
     def __len__(self) -> int:
-        return len({*self._sources(), *self._entries})
+        return len({*self._loaders, *self._entries})
 
-    def _sources(self) -> Mapping[str, str | metadata.EntryPoint]:
-        if self._known is None:
-            self._known = {}
-            if self.group is not None:
-                self._known |= {point.name: point for point in metadata.entry_points(group=self.group)}
-            if self.package is not None:  # the package's own entries win
-                self._known |= dict(_registered_in(resources.files(self.package), self.package))
-        return self._known
+    @cached_property
+    def _loaders(self) -> dict[str, Callable[[], Any]]:
+        """By name, what imports the entry."""
+        points = metadata.entry_points(group=self.group) if self.group else ()
+        own = _registered_in(resources.files(self.package), self.package) if self.package else ()
+        found: dict[str, Callable[[], Any]] = {point.name: point.load for point in points}
+        return found | {name: partial(import_module, module) for name, module in own}  # the package's own entries win
 
 
 def _registered_in(folder: Traversable, package: str) -> Iterator[tuple[str, str]]:
@@ -142,39 +131,3 @@ def _registered_in(folder: Traversable, package: str) -> Iterator[tuple[str, str
 def _place(entry: Any) -> tuple[Any, Any]:
     """Where an entry is defined: a module that is imported twice registers its entries twice."""
     return getattr(entry, "__module__", None), getattr(entry, "__qualname__", id(entry))
-
-
-# ---- left-overs of earlier registries, to be removed
-
-
-class Lazy(Mapping[str, T]):
-    """Entries imported when first used."""
-
-    def __init__(self, places: Mapping[str, str]) -> None:
-        self._places = dict(places)
-
-    def __getitem__(self, name: str) -> T:
-        module, _, attribute = self._places[name].partition(":")
-        try:
-            entry: T = getattr(import_module(module), attribute)
-        except ModuleNotFoundError as error:
-            if (error.name or "").startswith("tgeokd"):
-                raise
-            raise missing_package(repr(name), error) from error
-        return entry
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._places
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-
-def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
-    """The entry of a table, or the nearest-name error."""
-    if name not in table:
-        raise unknown_name(kind, name, table)
-    return table[name]

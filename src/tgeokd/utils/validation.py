@@ -85,27 +85,14 @@ def replace(config: C, **changes: Any) -> C:
 
 
 def validate_config(kind: type[C], content: Any, what: str = "the config") -> C:
-    """Build a configuration model from plain data, for example from YAML.
-
-    Raises:
-        InputError: naming the first wrong key or value.
-    """
+    """Build a configuration model from plain data, for example from YAML; ``what`` names it in messages."""
     if not isinstance(content, Mapping):
         raise InputError(f"{what} must be a mapping of settings, not {content!r:.200}")
     return kind(**{str(key): value for key, value in content.items()})
 
 
 def validate_value(annotation: Any, value: Any, what: str) -> Any:
-    """The value as an annotated type. Mappings become dataclasses where the annotation has one.
-
-    Args:
-        annotation: the type.
-        value: the value from outside.
-        what: the name of the value, the subject of the message.
-
-    Raises:
-        InputError: with the value and the expected type.
-    """
+    """The value as an annotated type; ``what`` names it in messages. Mappings become dataclasses where annotated so."""
     try:
         return _adapter(annotation).validate_python(value)
     except ValidationError as error:
@@ -123,9 +110,8 @@ def call_validated(what: str, function: Callable[..., Any], options: Mapping[str
     """
     inner = function.func if isinstance(function, partial) else function
     target = inner.__init__ if isinstance(inner, type) else inner  # type: ignore[misc]
-    known: list[str] = []
-    if target is not object.__init__:
-        known = [name for name in inspect.signature(function).parameters if name not in fixed]
+    parameters = () if target is object.__init__ else inspect.signature(function).parameters
+    known = [name for name in parameters if name not in fixed]
     renamed = renames_of(inner)
     current = [renamed.get(name, name) for name in options]
     check_names(f"option of {what}", current, known)
@@ -161,17 +147,13 @@ def _strict(annotation: Any) -> Any:
 def _model_of(kind: Any) -> type[BaseModel]:
     """A pydantic model with the fields of a dataclass."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    fields: dict[str, Any] = {
-        each.name: (_strict(hints[each.name]), _default(each)) for each in dataclasses.fields(kind)
-    }
+    fields: dict[str, Any] = {}
+    for each in dataclasses.fields(kind):
+        required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+        fields[each.name] = (_strict(hints[each.name]), ... if required else None)
     unknown = BeforeValidator(partial(_refuse_unknown, known=list(fields)))
     model = create_model(kind.__name__, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)
     return Annotated[model, unknown]  # type: ignore[return-value]
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    return ... if required else None
 
 
 def _build(kind: Any, value: Any, handler: Callable[[Any], BaseModel]) -> Any:

@@ -9,11 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tgeokd.bilevel.estimators.base import DirectionalEstimator, Estimator, OuterBatch
+from tgeokd.bilevel.estimators.base import ESTIMATORS, DirectionalEstimator, Estimator, OuterBatch
 from tgeokd.bilevel.estimators.finite_difference import FiniteDifferenceEstimator
 from tgeokd.bilevel.estimators.forward import ForwardEstimator
 from tgeokd.bilevel.estimators.last_layer import LastLayerEstimator, NoHeadError
-from tgeokd.bilevel.estimators.registry import ESTIMATORS
 from tgeokd.bilevel.functional import Tensors
 from tgeokd.bilevel.record import MicroBatch, StepRecord
 from tgeokd.bilevel.step_vjp import optimizer_slots

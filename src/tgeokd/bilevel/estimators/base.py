@@ -13,13 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
 
-from tgeokd.bilevel.estimators.registry import ESTIMATORS
 from tgeokd.bilevel.functional import Tensors, trainable
 from tgeokd.bilevel.outer_direction import OuterDirection
 from tgeokd.bilevel.record import MicroBatch, StepRecord
+from tgeokd.core.validation import check_at_least
 from tgeokd.utils.errors import InputError
+from tgeokd.utils.registry import Registry
 
-__all__ = ["DirectionalEstimator", "Estimator", "OuterBatch", "build_estimator"]
+__all__ = ["ESTIMATORS", "DirectionalEstimator", "Estimator", "OuterBatch", "build_estimator"]
 
 OuterBatch = tuple[Any, Tensor]
 """Inputs of M validation samples and their labels, int64, shape (M,)."""
@@ -47,8 +48,7 @@ class Estimator(ABC):
     head: nn.Linear | None = None
 
     def __init__(self, *, direction: OuterDirection | None = None, inner_samples: int | None = None) -> None:
-        if inner_samples is not None and inner_samples < 1:
-            raise InputError(f"inner_samples must be >= 1, not {inner_samples}")
+        check_at_least(1, inner_samples=inner_samples)
         self.direction, self.inner_samples = direction, inner_samples
 
     @abstractmethod
@@ -61,10 +61,7 @@ class Estimator(ABC):
     def resolve(self, student: nn.Module, optimizer: Optimizer, microbatch: MicroBatch) -> Estimator:
         """The estimator to use for a student, chosen once, before the first recorded forward pass; by default this one.
 
-        Args:
-            student: the module.
-            optimizer: over its parameters.
-            microbatch: the state before that pass, which can be run to look at the student.
+        ``microbatch`` is the state before that pass, which can be run to look at the student.
         """
         return self
 
@@ -82,6 +79,9 @@ class Estimator(ABC):
             raise InputError("the checkpoint was written with another ema_decay or project_out_step_length")
         if self.direction is not None:
             self.direction.load_state_dict(state["direction"])
+
+
+ESTIMATORS: Registry[type[Estimator]] = Registry("estimator", "tgeokd.bilevel.estimators", group="tgeokd.estimators")
 
 
 class DirectionalEstimator(Estimator):
@@ -108,9 +108,9 @@ class DirectionalEstimator(Estimator):
 
     def estimate(self, record: StepRecord, outer_batch: OuterBatch) -> Tensor:
         """The exact hypergradient, shape (N,)."""
-        microbatches: Sequence[MicroBatch] = record.microbatches
+        microbatches = record.microbatches
         if self.inner_samples is not None:
-            microbatches = self._first_samples(record, self.inner_samples)
+            microbatches = _first_samples(record, self.inner_samples)
         direction = record.direction(record.outer_gradient(*outer_batch), self.direction)
         moved = self.logit_derivatives(record.student, microbatches, record.params, direction)
         along = [
@@ -125,30 +125,23 @@ class DirectionalEstimator(Estimator):
             ]
         return record.per_sample(along)
 
-    @staticmethod
-    def _first_samples(record: StepRecord, count: int) -> list[MicroBatch]:
-        for module, training in record.microbatches[0].modes:
-            # The value of a sample would depend on the other samples of its batch, or on another dropout mask.
-            if training and isinstance(module, _BatchNorm | _DropoutNd):
-                raise InputError(
-                    f"inner_samples cannot be used with a student that has {type(module).__name__} layers in training mode: "
-                    "there the derivative of a sample is that of its whole batch"
-                )
-        share = count / record.size
-        return [m.first(math.ceil(share * len(m))) for m in record.microbatches]
+
+def _first_samples(record: StepRecord, count: int) -> list[MicroBatch]:
+    for module, training in record.microbatches[0].modes:
+        # The value of a sample would depend on the other samples of its batch, or on another dropout mask.
+        if training and isinstance(module, _BatchNorm | _DropoutNd):
+            raise InputError(
+                f"inner_samples cannot be used with a student that has {type(module).__name__} layers in training mode: "
+                "there the derivative of a sample is that of its whole batch"
+            )
+    share = count / record.size
+    return [m.first(math.ceil(share * len(m))) for m in record.microbatches]
 
 
 def build_estimator(name: str | Estimator, **options: Any) -> Estimator:
-    """An estimator by its name.
-
-    Args:
-        name: of :data:`~tgeokd.bilevel.estimators.registry.ESTIMATORS`; an estimator is returned as it is.
-        **options: of :class:`Estimator`; only used with a name.
+    """An estimator by its name in :data:`ESTIMATORS`, with options of :class:`Estimator`; an estimator is returned as it is.
 
     Raises:
-        InputError: for an unknown name (with the nearest one) or an option that the estimator does not have.
+        InputError: for an unknown name (with the nearest one).
     """
-    if isinstance(name, Estimator):
-        return name
-    estimator: Estimator = ESTIMATORS[name](**options)
-    return estimator
+    return name if isinstance(name, Estimator) else ESTIMATORS[name](**options)

@@ -10,8 +10,7 @@ import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 
-from tgeokd.bilevel.estimators.base import DirectionalEstimator
-from tgeokd.bilevel.estimators.registry import ESTIMATORS
+from tgeokd.bilevel.estimators.base import ESTIMATORS, DirectionalEstimator
 from tgeokd.bilevel.functional import Tensors
 from tgeokd.bilevel.record import MicroBatch
 from tgeokd.utils.errors import first_line
@@ -28,20 +27,13 @@ class ForwardEstimator(DirectionalEstimator):
     def logit_derivatives(
         self, student: nn.Module, microbatches: Sequence[MicroBatch], params: Tensors, direction: Tensors
     ) -> list[tuple[Tensor, Tensor]]:
-        """Logits and their derivative, one pass per microbatch.
-
-        Raises:
-            NotImplementedError: where an operation of the student has no forward-mode derivative.
-        """
+        """Logits and their derivative; a NotImplementedError where an operation has no forward-mode derivative."""
         _load_torch_decompositions()
         results: list[tuple[Tensor, Tensor]] = []
         try:
             for microbatch in microbatches:
                 with torch.no_grad(), fwAD.dual_level():
-                    dual = {
-                        name: fwAD.make_dual(value, direction[name]) if name in direction else value
-                        for name, value in params.items()
-                    }
+                    dual = params | {n: fwAD.make_dual(params[n], d) for n, d in direction.items() if n in params}
                     logits, tangent = fwAD.unpack_dual(microbatch.replay(student, dual))
                     results.append((logits, torch.zeros_like(logits) if tangent is None else tangent))
         except NotImplementedError as error:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tgeokd.bilevel.estimators.base import Estimator, OuterBatch
-from tgeokd.bilevel.estimators.registry import ESTIMATORS
+from tgeokd.bilevel.estimators.base import ESTIMATORS, Estimator, OuterBatch
 from tgeokd.bilevel.functional import Tensors, trainable
 from tgeokd.bilevel.record import MicroBatch, StepRecord
 from tgeokd.core.losses import gt_grad
@@ -26,11 +25,7 @@ __all__ = ["LastLayerEstimator", "NoHeadError", "capture"]
 
 
 class NoHeadError(InputError):
-    """The student has no classifier head to restrict the hypergradient to.
-
-    Attributes:
-        reason: why not, a predicate of the student.
-    """
+    """The student has no classifier head to restrict the hypergradient to; ``reason`` is a predicate of the student."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -52,11 +47,7 @@ class LastLayerEstimator(Estimator):
             raise InputError("inner_samples is for estimators that run the student again, which 'last_layer' does not")
 
     def resolve(self, student: nn.Module, optimizer: Optimizer, microbatch: MicroBatch) -> Estimator:
-        """This estimator with the student's head.
-
-        Raises:
-            NoHeadError: where the logits are not the output of an ``nn.Linear`` that is trained and used once.
-        """
+        """This estimator with the student's head; a NoHeadError without an ``nn.Linear`` that is trained and used once."""
         self.head = _find_head(student, microbatch)
         return self
 

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tgeokd.bilevel.estimators.base import Estimator, OuterBatch
-from tgeokd.bilevel.estimators.registry import ESTIMATORS
+from tgeokd.bilevel.estimators.base import ESTIMATORS, Estimator, OuterBatch
 from tgeokd.bilevel.record import StepRecord
-from tgeokd.bilevel.step_vjp import CLIP_EPS, functional_step
+from tgeokd.bilevel.step_vjp import Clip, functional_step
 from tgeokd.core.losses import fuse, gt_loss, kd_loss
 from tgeokd.utils.errors import InputError
 
@@ -50,15 +49,13 @@ class UnrolledEstimator(Estimator):
                 logits = microbatch.replay(record.student, params)
                 kd = kd_loss(logits, microbatch.teacher_logits, record.temperature)
                 losses.append(weight * fuse(kd, gt_loss(logits, microbatch.target), ratio).mean())
-            found = torch.autograd.grad(
-                torch.stack(losses).sum(), list(params.values()), create_graph=True, allow_unused=True
-            )
+            total = torch.stack(losses).sum()
+            found = torch.autograd.grad(total, list(params.values()), create_graph=True, allow_unused=True)
             gradients = {name: g for name, g in zip(params, found, strict=True) if g is not None}
             clip = record.vjp.clip
             if clip is not None:
                 norm = torch.cat([g.flatten() for g in gradients.values()]).norm()
-                coefficient = (clip.max_norm / (norm + CLIP_EPS)).clamp(max=1.0)
-                gradients = {name: coefficient * g for name, g in gradients.items()}
+                gradients = {name: Clip(clip.max_norm, norm).coefficient * g for name, g in gradients.items()}
             after = functional_step(record.slots, params, gradients)
             loss = F.cross_entropy(record.outer_logits(val_inputs, after), val_target)
             return torch.autograd.grad(loss, alpha)[0]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tgeokd.core.validation import listed_classes
 from tgeokd.utils.errors import InputError
 
 __all__ = ["DENSE_CLASSES", "KEPT", "ClassMeans", "class_means"]
@@ -20,15 +21,17 @@ class ClassMeans:
     """The teacher's mean prediction for each class, gathered batch by batch.
 
     For up to :data:`DENSE_CLASSES` classes the table is full. For more it is sparse: of each class the probability of the
-    class itself and the ``kept`` largest others. The probability of the class itself is exact. For the others twice as many
-    as are kept in the end are looked at in each sample and carried along for each class, and what falls out on the way counts
-    as the rest of the row. So a stored probability is never above the true mean (up to rounding), and exact where the samples
-    of a class together have no more than ``2 * kept`` classes with any probability.
+    class itself, which is exact, and the ``kept`` largest others. Of the others twice as many are carried along for each
+    class, and what falls out on the way counts as the rest of the row. So a stored probability is never above the true mean
+    (up to rounding), and exact where the samples of a class together have at most ``2 * kept`` classes with any probability.
     Memory is in proportion to ``num_classes * kept``, whatever the number of samples.
 
     Args:
         num_classes: C.
         kept: entries a class beside its own; by default all of them up to :data:`DENSE_CLASSES` classes, :data:`KEPT` above.
+
+    Attributes:
+        counts: samples seen of each class, shape (C,).
 
     Example:
         >>> means = ClassMeans(num_classes=10)
@@ -43,14 +46,9 @@ class ClassMeans:
         if kept is not None and not 1 <= kept < num_classes:
             raise InputError(f"kept must be from 1 to {num_classes - 1} for {num_classes} classes, not {kept}")
         self.num_classes = num_classes
-        self._counts = torch.zeros(num_classes, dtype=torch.float64)
+        self.counts = torch.zeros(num_classes, dtype=torch.float64)
         self._rows = _FullRows(num_classes) if kept is None else _LargestEntries(num_classes, kept)
         self._dtype = torch.get_default_dtype()
-
-    @property
-    def counts(self) -> Tensor:
-        """Samples seen of each class, shape (C,)."""
-        return self._counts
 
     def update(self, teacher_probs: Tensor, target: Tensor) -> None:
         """Add a batch.
@@ -58,17 +56,13 @@ class ClassMeans:
         Args:
             teacher_probs: shape (N, C), softmax of the teacher's logits at temperature 1.
             target: class indices, shape (N,).
-
-        Raises:
-            ValueError: where ``teacher_probs`` has another number of classes.
         """
         if teacher_probs.shape[-1] != self.num_classes:
             raise InputError(f"teacher_probs has {teacher_probs.shape[-1]} classes, expected {self.num_classes}")
-        if self._counts.device != teacher_probs.device:
-            self._counts = self._counts.to(teacher_probs.device)
+        self.counts = self.counts.to(teacher_probs.device)
         self._dtype = teacher_probs.dtype
         self._rows.add(teacher_probs, target)
-        self._counts += torch.bincount(target, minlength=self.num_classes)
+        self.counts += torch.bincount(target, minlength=self.num_classes)
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
         """Sum over processes, each of which has seen other samples.
@@ -76,39 +70,30 @@ class ClassMeans:
         Raises:
             InputError: for several processes and so many classes that the table is sparse.
         """
-        self._counts = all_reduce(self._counts)
+        self.counts = all_reduce(self.counts)
         self._rows.reduce(all_reduce)
 
     def compute(self) -> Tensor:
-        """The means, shape (C, C): row ``c`` for class ``c``.
-
-        A class without a sample gets the uniform distribution; one warning names all such classes.
+        """The means, shape (C, C): row ``c`` for class ``c``, with a warning the uniform distribution where it has no sample.
 
         Returns:
             A full table, or a sparse COO tensor with 1 + ``kept`` entries in each row, among them the class itself. What a row
-            lacks to 1 is spread over the classes without an entry, how is not known.
+            lacks to 1 is spread over the classes without an entry in an unknown way.
         """
-        empty = (self._counts == 0).nonzero().flatten().tolist()
+        empty = listed_classes(self.counts == 0)
         if empty:
-            shown = ", ".join(map(str, empty[:20])) + (", ..." if len(empty) > 20 else "")
-            warnings.warn(f"no training sample of class {shown}: its teacher mean is taken to be uniform", stacklevel=2)
-        return self._rows.means(self._counts, self._dtype)
+            warnings.warn(f"no training sample of class {empty}: its teacher mean is taken to be uniform", stacklevel=2)
+        return self._rows.means(self.counts, self._dtype)
 
 
 def class_means(teacher_probs: Tensor, target: Tensor, num_classes: int) -> Tensor:
     """Mean of the teacher's predictions over the training samples of each class.
 
-    Use training samples only: held-out or test predictions in this table would leak into the fusion ratio.
-    :class:`ClassMeans` does the same batch by batch.
-
-    Args:
-        teacher_probs: shape (N, C), softmax of the teacher's logits at temperature 1.
-        target: class indices, shape (N,).
-        num_classes: C.
+    Use training samples only: validation or test predictions in this table would leak into the fusion ratio.
+    :class:`ClassMeans` does the same batch by batch; see its :meth:`~ClassMeans.update` for the arguments.
 
     Returns:
-        Shape (C, C): row ``c`` is the mean for class ``c``, the uniform distribution where the class has no sample
-        (one warning names those classes). Sparse for very many classes: see :meth:`ClassMeans.compute`.
+        Shape (C, C); sparse for very many classes: see :meth:`ClassMeans.compute`.
     """
     means = ClassMeans(num_classes)
     means.update(teacher_probs, target)
@@ -123,9 +108,7 @@ class _FullRows:
         self._sums = torch.zeros(num_classes, num_classes, dtype=torch.float64)
 
     def add(self, probs: Tensor, target: Tensor) -> None:
-        if self._sums.device != probs.device:
-            self._sums = self._sums.to(probs.device)
-        self._sums.index_add_(0, target, probs.double())
+        self._sums = self._sums.to(probs.device).index_add_(0, target, probs.double())
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
         self._sums = all_reduce(self._sums)
@@ -183,9 +166,8 @@ class _LargestEntries:
         columns, order = torch.cat([classes.unsqueeze(-1), columns], dim=-1).sort(dim=-1)
         values = torch.cat([own.unsqueeze(-1), probs], dim=-1).to(dtype).gather(-1, order)
         indices = torch.stack([classes.repeat_interleave(K + 1), columns.flatten()])
-        return torch.sparse_coo_tensor(indices, values.flatten(), (C, C), check_invariants=True, is_coalesced=True).to(
-            device
-        )
+        table = torch.sparse_coo_tensor(indices, values.flatten(), (C, C), check_invariants=True, is_coalesced=True)
+        return table.to(device)
 
     def _merge(self) -> None:
         """Sum what belongs together and carry on the largest sums of each row, in the order of their keys."""
@@ -200,14 +182,7 @@ class _LargestEntries:
 
 
 def _largest_of_each_row(keys: Tensor, sums: Tensor, num_classes: int, width: int) -> tuple[Tensor, Tensor]:
-    """The entries among the ``width`` largest of their row, of equals the one with the lower column; ordered by key.
-
-    Args:
-        keys: ``row * num_classes + column``, ascending, shape (n,).
-        sums: shape (n,).
-        num_classes: C.
-        width: entries a row.
-    """
+    """The entries among the ``width`` largest of their row, of equals the one with the lower column; keys ascend."""
     order = sums.argsort(descending=True, stable=True)
     rows = (keys // num_classes)[order]
     rows, by_row = rows.sort(stable=True)

@@ -16,17 +16,15 @@ from torch import Tensor
 from tgeokd.core.geometry.class_means import DENSE_CLASSES, KEPT
 from tgeokd.utils.errors import InputError
 
-__all__ = [
-    "SHORT",
-    "GeometryFeatures",
-    "SparseClassMeans",
-    "num_scalar_features",
-    "scalar_from_logits",
-    "scalar_from_probs",
-]
+__all__ = ["SHORT", "GeometryFeatures", "SparseClassMeans", "num_scalar_features", "scalar_from_logits"]
+__all__ += ["scalar_from_probs"]
 
 # torch's softmax over a last dimension shorter than this is not vectorised on the CPU; over another dimension it is.
 SHORT = 16
+
+# The angle at a vertex: its two edges, and the sign that makes both point away from it. M stands for Tbar.
+ANGLES_STG = (("ST", "SG", 1.0), ("ST", "TG", -1.0), ("SG", "TG", 1.0))  # at S, T, G
+ANGLES_SMG = (("MS", "SG", -1.0), ("MS", "MG", 1.0), ("SG", "MG", 1.0))  # at S, Tbar, G
 
 
 class GeometryFeatures(NamedTuple):
@@ -52,11 +50,9 @@ class SparseClassMeans(NamedTuple):
     dtype: torch.dtype
 
     def look_up(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Of some classes, shape (N,), the ids and the probabilities.
+        """The ids of classes (N,) and of the K largest others of each, int64, shape (N, K + 1), and their mean probabilities.
 
-        Returns:
-            ``ids``, the class itself and its K largest others, int64, shape (N, K + 1). ``probs``, the mean probabilities of
-            these, then the coordinate of all other classes (:func:`_coarse`), shape (N, K + 2).
+        The probabilities, shape (N, K + 2), end with the coordinate of all other classes (:func:`_coarse`).
         """
         rows = self.rows.index_select(0, target)
         ids, probs = rows.tensor_split((self.kept + 1,), dim=-1)
@@ -69,11 +65,7 @@ class SparseClassMeans(NamedTuple):
 
     @classmethod
     def of(cls, class_means: Tensor) -> SparseClassMeans:
-        """From the sparse table of :meth:`tgeokd.core.geometry.class_means.ClassMeans.compute`.
-
-        Raises:
-            ValueError: where rows differ in their number of entries or lack the class itself.
-        """
+        """From the sparse table of :meth:`tgeokd.core.geometry.class_means.ClassMeans.compute`."""
         table = class_means.detach().coalesce()
         num_classes = len(table)
         ids, probs = table.indices()[1], table.values()
@@ -118,21 +110,17 @@ def scalar_from_logits(
         student_logits: shape (N, C).
         teacher_logits: shape (N, C).
         target: class indices, shape (N,).
-        class_means: a full table of shape (C, C), or a :class:`SparseClassMeans` for the coarsened geometry;
-            None without the triangle
-            across samples, which coarsens to the teacher's largest entries for very many classes.
+        class_means: a full table of shape (C, C), or a :class:`SparseClassMeans` for the coarsened geometry; None without the
+            triangle across samples, which coarsens to the teacher's largest entries for very many classes.
         features: what is included.
     """
     S, T = student_logits.detach(), teacher_logits.detach()  # nothing below has a graph
-    if isinstance(class_means, SparseClassMeans):
-        return _coarse(S.log_softmax(-1), T.log_softmax(-1), *class_means.look_up(target), features)
-    if class_means is None and S.shape[-1] > DENSE_CLASSES:
-        return _coarse(S.log_softmax(-1), T.log_softmax(-1), _teachers_largest(T, target), None, features)
-    Z = torch.stack((T, S))
-    log = Z.mT.log_softmax(1).mT if Z.shape[-1] < SHORT else Z.log_softmax(-1)
-    points = log.exp()
-    entropy = log.mul_(points).sum(dim=-1, keepdim=True)
-    return _encode(_with_means(points, class_means, target), entropy, target, features, S.shape[-1])
+    if isinstance(class_means, Tensor) or (class_means is None and S.shape[-1] <= DENSE_CLASSES):
+        Z = torch.stack((T, S))
+        log = Z.mT.log_softmax(1).mT if Z.shape[-1] < SHORT else Z.log_softmax(-1)
+        points = log.exp()
+        return _full(points, log.mul_(points).sum(dim=-1, keepdim=True), target, class_means, features)
+    return _coarse(S.log_softmax(-1), T.log_softmax(-1), *_classes(T, target, class_means), features)
 
 
 def scalar_from_probs(
@@ -144,15 +132,12 @@ def scalar_from_probs(
 ) -> Tensor:
     """As :func:`scalar_from_logits`, from probabilities of shape (N, C)."""
     S, T = student_probs.detach(), teacher_probs.detach()
-    if isinstance(class_means, SparseClassMeans) or (class_means is None and S.shape[-1] > DENSE_CLASSES):
-        smallest = torch.finfo(S.dtype).tiny  # stands for 0, whose log is not finite
-        logs = (S.clamp_min(smallest).log(), T.clamp_min(smallest).log())
-        if class_means is None:
-            return _coarse(*logs, _teachers_largest(T, target), None, features)
-        return _coarse(*logs, *class_means.look_up(target), features)
-    points = torch.stack((T, S))
-    entropy = torch.xlogy(points, points).sum(dim=-1, keepdim=True)
-    return _encode(_with_means(points, class_means, target), entropy, target, features, S.shape[-1])
+    if isinstance(class_means, Tensor) or (class_means is None and S.shape[-1] <= DENSE_CLASSES):
+        points = torch.stack((T, S))
+        return _full(points, torch.xlogy(points, points).sum(dim=-1, keepdim=True), target, class_means, features)
+    smallest = torch.finfo(S.dtype).tiny  # stands for 0, whose log is not finite
+    log_s, log_t = S.clamp_min(smallest).log(), T.clamp_min(smallest).log()
+    return _coarse(log_s, log_t, *_classes(T, target, class_means), features)
 
 
 def num_scalar_features(features: GeometryFeatures) -> int:
@@ -160,18 +145,23 @@ def num_scalar_features(features: GeometryFeatures) -> int:
     return len(_plan(features, 2, torch.device("cpu"), torch.float32).order)
 
 
-def _with_means(points: Tensor, class_means: Tensor | None, target: Tensor) -> Tensor:
-    """The points T and S, and Tbar where it is wanted."""
-    if class_means is None:
-        return points
-    means = class_means.detach().index_select(0, target)
-    return torch.cat((points, means.to(points.dtype).unsqueeze(0)))
+def _full(
+    points: Tensor, entropy: Tensor, target: Tensor, class_means: Tensor | None, features: GeometryFeatures
+) -> Tensor:
+    """The encoding from the points T and S on all classes."""
+    classes = points.shape[-1]
+    if class_means is not None:
+        means = class_means.detach().index_select(0, target)
+        points = torch.cat((points, means.to(points.dtype).unsqueeze(0)))
+    return _encode(points, entropy, target, features, classes)
 
 
-def _teachers_largest(teacher: Tensor, target: Tensor) -> Tensor:
-    """The label and the teacher's largest other classes, shape (N, K + 1)."""
+def _classes(teacher: Tensor, target: Tensor, class_means: SparseClassMeans | None) -> tuple[Tensor, Tensor | None]:
+    """Of the coarsened geometry the classes, the label first, and the means there; without a table the teacher's largest."""
+    if class_means is not None:
+        return class_means.look_up(target)
     label = target.unsqueeze(-1)
-    return torch.cat((label, teacher.scatter(-1, label, -math.inf).topk(KEPT, dim=-1).indices), dim=-1)
+    return torch.cat((label, teacher.scatter(-1, label, -math.inf).topk(KEPT, dim=-1).indices), dim=-1), None
 
 
 def _coarse(
@@ -219,33 +209,20 @@ def _encode(points: Tensor, entropy: Tensor, index: Tensor | None, features: Geo
 
 @lru_cache(maxsize=64)
 def _plan(features: GeometryFeatures, classes: int, device: torch.device, dtype: torch.dtype) -> _Plan:
-    """Which columns, in which order and with which factor.
-
-    Kept for the next batch: to put constants on an accelerator would stall every step.
-
-    Raises:
-        ValueError: where every part is switched off.
-    """
-    points = ["T", "S"] + (["M"] if features.inter_sample else [])
-    of_edge = (
-        ["TG", "SG"] + (["MG"] if features.inter_sample else []) + ["ST"] + (["MS"] if features.inter_sample else [])
-    )
-    # The angle at a vertex: its two edges, and the sign that makes both point away from it.
-    corners: list[tuple[str, str, float]] = []
-    if features.student_teacher_edge:
-        corners += [("ST", "SG", 1.0), ("ST", "TG", -1.0), ("SG", "TG", 1.0)]  # at S, T, G
+    """Which columns, in which order and with which factor; kept, as moving constants to an accelerator stalls a step."""
+    points, of_edge = ["pT", "pS"], ["TG", "SG", "ST"]
+    corners = [*ANGLES_STG] if features.student_teacher_edge else []
     if features.inter_sample:
-        corners += [("MS", "SG", -1.0), ("MS", "MG", 1.0), ("SG", "MG", 1.0)]  # at S, Tbar, G
-    made = [f"p{p}" for p in points] + ["hT", "hS"] + of_edge + [a + b for a, b, _ in corners]
-    to_share = -1.0 / math.log(max(classes, 2))  # entropies as a share of log C
+        points, of_edge = ["pT", "pS", "pM"], ["TG", "SG", "MG", "ST", "MS"]
+        corners += ANGLES_SMG
+    made = [*points, "hT", "hS", *of_edge, *(a + b for a, b, _ in corners)]
     wanted: dict[str, float] = {}
     if features.vertices:
-        wanted |= (
-            {"pS": 1.0, "pT": 1.0} | ({"pM": 1.0} if features.inter_sample else {}) | {"hS": to_share, "hT": to_share}
-        )
+        to_share = -1.0 / math.log(max(classes, 2))  # entropies as a share of log C
+        wanted |= dict.fromkeys(["pS", *points], 1.0) | {"hS": to_share, "hT": to_share}
     if features.edges:
-        wanted |= {"TG": 1.0, "SG": 1.0} | ({"ST": 1.0} if features.student_teacher_edge else {})
-        wanted |= {"MS": 1.0, "MG": 1.0} if features.inter_sample else {}
+        edges = ["TG", "SG", "ST"] if features.student_teacher_edge else ["TG", "SG"]
+        wanted |= dict.fromkeys([*edges, "MS", "MG"] if features.inter_sample else edges, 1.0)
     if features.angles:
         wanted |= {a + b: sign for a, b, sign in corners}
     if not wanted:

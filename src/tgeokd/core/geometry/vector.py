@@ -10,13 +10,14 @@ Reference:
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from tgeokd.core.geometry.class_means import ClassMeans, class_means
-from tgeokd.core.geometry.scalar import GeometryFeatures, SparseClassMeans, num_scalar_features, scalar_from_probs
+from tgeokd.core.geometry.scalar import ANGLES_SMG, ANGLES_STG, GeometryFeatures, SparseClassMeans, scalar_from_probs
+from tgeokd.core.validation import check_choice
 from tgeokd.utils.errors import InputError
 
 __all__ = ["ClassMeans", "Encoding", "class_means", "num_features", "trilateral"]
@@ -47,9 +48,8 @@ def trilateral(
     S, T and Tbar give the label and the entropies of S and T as a share of log C (vertices); the Euclidean lengths of the
     five edges; the cosines of the six angles, 0 where one of the two edges has no length. Where ``class_means`` is sparse
     (very many classes), every point is taken with the probability outside the classes stored for the sample's label spread
-    evenly over those outside. Without ``inter_sample`` there are no such classes, and the teacher's largest take their place
-    beyond :data:`~tgeokd.core.geometry.class_means.DENSE_CLASSES` classes. Spreading is an orthogonal projection: no edge gets
-    longer.
+    evenly over those outside: an orthogonal projection, so that no edge gets longer. Without ``inter_sample`` the teacher's
+    largest classes take their place beyond :data:`~tgeokd.core.geometry.class_means.DENSE_CLASSES` classes.
 
     Args:
         student_probs: S, softmax of the student's logits at temperature 1, shape (N, C).
@@ -65,16 +65,12 @@ def trilateral(
         inter_sample: include everything of Tbar and of the triangle (S, Tbar, G).
 
     Returns:
-        Shape (N, F), F as :func:`num_features` says, detached from every graph.
+        Shape (N, F), F from :func:`num_features`, detached from every graph.
 
     Raises:
-        ValueError: for an unknown encoding, ``vector`` with sparse class means, or where every part is switched off.
-
-    Reference:
-        Hu et al., ICLR 2024, the intra-sample and inter-sample relations.
+        InputError: for an unknown encoding, ``vector`` with sparse class means, or where everything is switched off.
     """
-    if encoding not in get_args(Encoding):
-        raise InputError(f"encoding must be 'vector' or 'scalar', not {encoding!r}")
+    check_choice("encoding", encoding, Encoding)
     if encoding == "scalar":
         features = GeometryFeatures(vertices, edges, angles is not False, student_teacher_edge, inter_sample)
         means = (SparseClassMeans.of(class_means) if class_means.is_sparse else class_means) if inter_sample else None
@@ -88,14 +84,13 @@ def trilateral(
 
         # Edges that end in G subtract 1 at the label: no one-hot matrix is needed for them.
         edge = {"TG": _minus_label(T, index), "SG": _minus_label(S, index)}
-        # The angle at a vertex: its two edges, and the sign that makes both point away from it.
         corners: list[tuple[str, str, float]] = []
         if student_teacher_edge:
             edge["ST"] = S - T
-            corners += [("ST", "SG", 1.0), ("ST", "TG", -1.0), ("SG", "TG", 1.0)]  # at S, T, G
+            corners += ANGLES_STG
         if Tbar is not None:
             edge |= {"MS": Tbar - S, "MG": _minus_label(Tbar, index)}
-            corners += [("MS", "SG", -1.0), ("MS", "MG", 1.0), ("SG", "MG", 1.0)]  # at S, Tbar, G
+            corners += ANGLES_SMG
 
         columns: list[Tensor] = []
         if vertices:
@@ -110,34 +105,10 @@ def trilateral(
         return torch.cat(columns, dim=-1)
 
 
-def num_features(
-    num_classes: int,
-    *,
-    encoding: Encoding = "vector",
-    vertices: bool = True,
-    edges: bool = True,
-    angles: bool | None = None,
-    student_teacher_edge: bool = True,
-    inter_sample: bool = True,
-) -> int:
-    """How many numbers :func:`trilateral` gives per sample with the same switches."""
-    if encoding == "scalar":
-        return num_scalar_features(
-            GeometryFeatures(vertices, edges, angles is not False, student_teacher_edge, inter_sample)
-        )
-    empty = torch.empty(0, num_classes)
-    return trilateral(
-        empty,
-        empty,
-        torch.empty(0, dtype=torch.int64),
-        torch.empty(1, num_classes),
-        encoding=encoding,
-        vertices=vertices,
-        edges=edges,
-        angles=angles,
-        student_teacher_edge=student_teacher_edge,
-        inter_sample=inter_sample,
-    ).shape[-1]
+def num_features(num_classes: int, **switches: Any) -> int:
+    """How many numbers :func:`trilateral` gives per sample with the same encoding and switches."""
+    empty, no_target = torch.empty(0, num_classes), torch.empty(0, dtype=torch.int64)
+    return trilateral(empty, empty, no_target, torch.empty(1, num_classes), **switches).shape[-1]
 
 
 def _minus_label(probs: Tensor, index: Tensor) -> Tensor:

@@ -1,10 +1,8 @@
 """Metrics of a classifier: one file per metric, their registry, and :class:`Metrics`, the ones of a task."""
 
-from tgeokd.core.metrics.base import Metric
+from tgeokd.core.metrics.base import METRICS, Metric, Metrics, formatted, higher_is_better, title
 from tgeokd.core.metrics.calibration import calibration_error
-from tgeokd.core.metrics.collection import Metrics, formatted, higher_is_better, title
 from tgeokd.core.metrics.detection import detection_rate
-from tgeokd.core.metrics.registry import METRICS
 
 __all__ = [
     "METRICS",

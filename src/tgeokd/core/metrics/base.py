@@ -1,19 +1,31 @@
-"""What a metric is, and the scores that the metrics share."""
+"""What a metric is, the metrics of a task, and how a metric is shown in tables."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tgeokd.utils.errors import InputError
+from tgeokd.core.validation import validate_labels
+from tgeokd.utils.errors import InputError, check_names
+from tgeokd.utils.registry import Registry
 
-if TYPE_CHECKING:
-    from tgeokd.core.metrics.collection import Metrics
-
-__all__ = ["Bools", "Floats", "Metric", "Percent", "RankingMetric", "log_odds"]
+__all__ = [
+    "METRICS",
+    "Bools",
+    "Floats",
+    "Metric",
+    "Metrics",
+    "Percent",
+    "RankingMetric",
+    "formatted",
+    "higher_is_better",
+]
+__all__ += ["log_odds", "title"]
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -39,15 +51,12 @@ class Metric:
     per_class: ClassVar[bool] = False
 
     def compute(self, logits: Tensor, target: Tensor, settings: Metrics) -> float | dict[int, float]:
-        """The value for one set of samples.
+        """The value for one set of samples; of a metric per class, one value by class index.
 
         Args:
             logits: shape (N, C), float64, finite, on the CPU.
             target: class indices, shape (N,), int64; :meth:`check` accepts them.
             settings: class names and attack classes of the task.
-
-        Returns:
-            The value; of a metric per class, one value by class index.
         """
         raise NotImplementedError
 
@@ -56,6 +65,9 @@ class Metric:
 
     def check_settings(self, settings: Metrics) -> None:
         """Raise :class:`InputError` where a setting that the metric needs is missing."""
+
+
+METRICS: Registry[type[Metric]] = Registry("metric", "tgeokd.core.metrics", group="tgeokd.metrics")
 
 
 class Percent(Metric):
@@ -84,3 +96,94 @@ def log_odds(logits: Tensor, classes: list[int]) -> Floats:
     """
     others = [c for c in range(logits.shape[1]) if c not in classes]
     return np.round((logits[:, classes].logsumexp(dim=1) - logits[:, others].logsumexp(dim=1)).numpy(), 9)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The metrics of a task, all computed in float64 from the logits (N, C) and the labels (N,) of one set.
+
+    Classes that do not occur in the labels are left out of means over classes.
+
+    Attributes:
+        names: keys of :data:`METRICS`; a metric per class has one key ``name/class name`` per class in the result.
+        primary: the one that methods are compared by; one of ``names``, not one per class.
+        attack_classes: class indices that count as an attack; all others are normal.
+        class_names: of the C classes.
+        choose_by: the one that hyper-parameters are chosen by on the validation set; by default ``primary``. A mean over
+            classes is decided by chance where a class has few validation samples.
+
+    Raises:
+        InputError: for an unknown name, or a setting that a metric needs and that is missing.
+    """
+
+    names: tuple[str, ...] = ("accuracy", "nll")
+    primary: str = "accuracy"
+    attack_classes: tuple[int, ...] = ()
+    class_names: tuple[str, ...] = ()
+    choose_by: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.choose_by:
+            object.__setattr__(self, "choose_by", self.primary)
+        single = [name for name in self.names if not METRICS[name].per_class]
+        check_names("primary metric", [self.primary], single)
+        check_names("metric to choose by", [self.choose_by], single)
+        for name in self.names:
+            METRICS[name]().check_settings(self)
+
+    def __call__(self, logits: Tensor, target: Tensor) -> dict[str, float]:
+        """All metrics of a set, by name, from finite logits (N, C) of any device and dtype and class indices (N,).
+
+        Raises:
+            InputError: for logits that are not finite, and where a metric is not defined for the labels (an area with one
+                class only, a detection rate without attacks).
+        """
+        if logits.ndim != 2 or len(logits) != len(target):
+            raise InputError(
+                f"metrics need logits of shape (N, C) for N labels, not {tuple(logits.shape)} for {len(target)} labels"
+            )
+        self.check(target, logits.shape[1])
+        z, y = logits.detach().to("cpu", torch.float64), target.detach().cpu()
+        if not bool(torch.isfinite(z).all()):
+            bad = int((~torch.isfinite(z).all(dim=1)).sum())
+            raise InputError(f"metrics need finite logits; {bad} of {len(z)} samples have a NaN or infinite one")
+        result: dict[str, float] = {}
+        for name in self.names:
+            value = METRICS[name]().compute(z, y, self)
+            if isinstance(value, dict):
+                result |= {f"{name}/{self.class_name(c)}": number for c, number in value.items()}
+            else:
+                result[name] = value
+        return result
+
+    def check(self, target: Tensor, num_classes: int) -> None:
+        """Raise the InputError that computing the metrics on these labels would raise, without any prediction."""
+        validate_labels(target, num_classes, "set to evaluate")
+        if len(target) == 0:
+            raise InputError("the set to evaluate is empty")
+        for name in self.names:
+            METRICS[name]().check(target, num_classes, self)
+
+    def class_name(self, index: int) -> str:
+        """Name of a class; its index where it has none."""
+        return self.class_names[index] if index < len(self.class_names) else str(index)
+
+
+def higher_is_better(key: str) -> bool:
+    """Direction of a metric, by its name or its key in a result such as ``recall/normal``."""
+    return METRICS[key.partition("/")[0]].higher_is_better
+
+
+def title(key: str) -> str:
+    """Column heading of a metric, by its name or its key in a result."""
+    name, _, class_name = key.partition("/")
+    return METRICS[name].title.format(class_name or "each class")
+
+
+def formatted(key: str, mean: float | None, sd: float | None = None) -> str:
+    """A value of a metric as text, with its standard deviation where given; ``-`` for None."""
+    if mean is None:
+        return "-"
+    metric = METRICS[key.partition("/")[0]]
+    spread = "" if sd is None else f" ± {metric.factor * sd:.{metric.digits}f}"
+    return f"{metric.factor * mean:.{metric.digits}f}{spread}"

@@ -3,9 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from tgeokd.core.metrics.base import Bools, Floats, Metric
-from tgeokd.core.metrics.collection import Metrics
-from tgeokd.core.metrics.registry import METRICS
+from tgeokd.core.metrics.base import METRICS, Bools, Floats, Metric, Metrics
 
 __all__ = ["BINS", "Calibration", "calibration_error"]
 
@@ -31,9 +29,8 @@ class Calibration(Metric):
 def calibration_error(confidence: Floats, outcome: Bools, bins: int = BINS) -> float:
     """Expected calibration error: ``sum_b n_b / N |mean confidence - share of outcomes|`` over bins of equal count.
 
-    Samples of equal confidence share a bin: bins have equal counts (to within one) only where the confidences differ, and the
-    order of the samples does not matter. Equal-count bins: Nguyen and O'Connor, "Posterior calibration and exploratory
-    analysis for natural language processing models", EMNLP 2015.
+    Samples of equal confidence share a bin, so that their order does not matter. Equal-count bins: Nguyen and O'Connor,
+    "Posterior calibration and exploratory analysis for natural language processing models", EMNLP 2015.
 
     Args:
         confidence: probability given to the event, shape (N,).

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from tgeokd.core.metrics.base import Bools, Floats, Percent, log_odds
-from tgeokd.core.metrics.collection import Metrics
-from tgeokd.core.metrics.registry import METRICS
+from tgeokd.core.metrics.base import METRICS, Bools, Floats, Metrics, Percent, log_odds
 from tgeokd.core.validation import validate_labels
 from tgeokd.utils.errors import InputError
 

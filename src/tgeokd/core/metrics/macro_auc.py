@@ -3,9 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from tgeokd.core.metrics.base import RankingMetric, log_odds
-from tgeokd.core.metrics.collection import Metrics
-from tgeokd.core.metrics.registry import METRICS
+from tgeokd.core.metrics.base import METRICS, Metrics, RankingMetric, log_odds
 
 __all__ = ["MacroAUC"]
 

@@ -2,9 +2,7 @@
 
 from torch import Tensor
 
-from tgeokd.core.metrics.base import Percent
-from tgeokd.core.metrics.collection import Metrics
-from tgeokd.core.metrics.registry import METRICS
+from tgeokd.core.metrics.base import METRICS, Metrics, Percent
 
 __all__ = ["MacroF1"]
 

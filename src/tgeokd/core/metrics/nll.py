@@ -3,9 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from tgeokd.core.metrics.base import Metric
-from tgeokd.core.metrics.collection import Metrics
-from tgeokd.core.metrics.registry import METRICS
+from tgeokd.core.metrics.base import METRICS, Metric, Metrics
 
 __all__ = ["NegativeLogLikelihood"]
 

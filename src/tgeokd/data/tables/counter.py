@@ -19,44 +19,26 @@ _FIELD = 20  # bits used for a number below a bound
 
 
 def random_bits(ids: Tensor, seed: int, view: int) -> Tensor:
-    """63 random bits for each sample.
-
-    Args:
-        ids: int64, shape (N,).
-        seed: seed of all views.
-        view: number of the view.
-
-    Returns:
-        int64 >= 0, shape (N,), on the device of ``ids``.
-    """
+    """63 random bits for each sample id (N,), as int64 >= 0, shape (N,), on the device of ``ids``."""
     return _mix(ids ^ _key(seed, view)) & (2**63 - 1)
 
 
 def below(bits: Tensor, field: int, bound: int) -> Tensor:
-    """Integers below a bound, uniform up to a relative error of ``bound / 2^20``, from one of three independent bit fields.
+    """Integers in [0, bound), int64, shape (N,), uniform up to a relative error of ``bound / 2^20``.
 
     Args:
         bits: from :func:`random_bits`, shape (N,).
-        field: index of the field, 0 to 2.
+        field: index of one of three independent bit fields, 0 to 2.
         bound: at most 2^20.
-
-    Returns:
-        int64 in [0, bound), shape (N,).
     """
     value: Tensor = (bits >> (_FIELD * field)) & (2**_FIELD - 1)
     return (value * bound) >> _FIELD
 
 
 def row_uniform(rows: NDArray[np.int64], seed: int, purpose: int) -> NDArray[np.float64]:
-    """A uniform number in [0, 1) for each row number, so that a streamed file needs no list of its rows.
+    """A uniform number in [0, 1) for each row number, shape (N,), so that a streamed file needs no list of its rows.
 
-    Args:
-        rows: row numbers, shape (N,).
-        seed: seed of the run.
-        purpose: selects one of several independent sequences, 0 to 63.
-
-    Returns:
-        Shape (N,).
+    ``purpose``, 0 to 63, selects one of several independent sequences.
     """
     bits = _mix(torch.from_numpy(rows.astype(np.int64)) ^ _mix(torch.tensor(seed * 64 + purpose)))
     return np.ldexp(((bits >> 11) & (2**53 - 1)).numpy().astype(np.float64), -53)

@@ -64,16 +64,11 @@ class FeatureEncoder:
     is the same value in integer and in float columns.
 
     Rows are counted from 0 in messages, like the ``ids`` of a task.
-
-    Attributes:
-        numeric: the numeric columns, in the order of the features.
-        categorical: the categorical columns, in the order of the features.
-        unknown: always ``code``: a value without a code of its own gets code 1.
     """
 
-    numeric: tuple[NumericColumn, ...]
+    numeric: tuple[NumericColumn, ...]  # in the order of the features
     categorical: tuple[CategoricalColumn, ...]
-    unknown: Literal["code"] = "code"
+    unknown: Literal["code"] = "code"  # a value without a code of its own gets code 1
 
     def __post_init__(self) -> None:
         names = [*(column.name for column in self.numeric), *(column.name for column in self.categorical)]
@@ -84,19 +79,11 @@ class FeatureEncoder:
 
     @classmethod
     def fit(
-        cls,
-        frame: pl.DataFrame,
-        *,
-        numeric: Sequence[str],
-        categorical: Sequence[str],
-        min_count: int = 1,
+        cls, frame: pl.DataFrame, *, numeric: Sequence[str], categorical: Sequence[str], min_count: int = 1
     ) -> FeatureEncoder:
         """Fit means, standard deviations and codes to the columns ``numeric`` and ``categorical`` of training rows.
 
         A categorical value must occur on ``min_count`` rows to get a code of its own. Text in a numeric column is parsed.
-
-        Raises:
-            InputError: for a missing column, a value that is not a number, no rows, or no columns.
         """
         if min_count < 1:
             raise InputError(f"min_count must be >= 1, not {min_count}")
@@ -109,17 +96,10 @@ class FeatureEncoder:
         )
 
     def transform(self, frame: pl.DataFrame, *, source: str = "") -> tuple[Tensor, Tensor]:
-        """The model's inputs.
-
-        Args:
-            frame: rows with the encoder's columns; others are ignored.
-            source: name of the file in messages.
+        """The model's inputs; other columns of the frame are ignored. ``source`` is the name of the file in messages.
 
         Returns:
             Numbers, shape (N, M), float32, the indicators of missing values last; codes, shape (N, K), int64.
-
-        Raises:
-            InputError: for a missing column, or a value that is not a number.
         """
         numbers = _numbers(frame, [column.name for column in self.numeric], source)
         mean = np.array([column.mean for column in self.numeric])
@@ -151,11 +131,7 @@ class FeatureEncoder:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> FeatureEncoder:
-        """The encoder from the output of :meth:`to_dict`.
-
-        Raises:
-            InputError: for other contents.
-        """
+        """The encoder from the output of :meth:`to_dict`."""
         if not isinstance(content, Mapping):
             raise InputError(f"an encoder is a mapping, not {type(content).__name__}")
         encoder: FeatureEncoder = validate_value(cls, content, "encoder")
@@ -163,24 +139,22 @@ class FeatureEncoder:
 
     def unseen(self, frame: pl.DataFrame) -> dict[str, int]:
         """Number of rows with a value without a code of its own, for each categorical column that has such rows."""
-        counts = {
-            column.name: int((_codes(as_text(frame, column.name), column.values) == UNKNOWN).sum())
-            for column in self.categorical
-        }
-        return {name: count for name, count in counts.items() if count}
+        codes = {column.name: _codes(as_text(frame, column.name), column.values) for column in self.categorical}
+        return _positive({name: int((found == UNKNOWN).sum()) for name, found in codes.items()})
 
     def missing(self, frame: pl.DataFrame) -> dict[str, int]:
         """Number of rows with a missing or infinite value, for each column that has such rows."""
-        counts = {
-            column.name: len(frame) - int(as_numbers(frame, column.name).is_finite().sum()) for column in self.numeric
-        }
-        counts |= {column.name: as_text(frame, column.name).null_count() for column in self.categorical}
-        return {name: count for name, count in counts.items() if count}
+        finite = {column.name: int(as_numbers(frame, column.name).is_finite().sum()) for column in self.numeric}
+        counts = {name: len(frame) - count for name, count in finite.items()}
+        return _positive(counts | {c.name: as_text(frame, c.name).null_count() for c in self.categorical})
 
     def infinite(self, frame: pl.DataFrame) -> dict[str, int]:
         """Number of rows with an infinite value, for each numeric column that has such rows."""
-        counts = {column.name: int(as_numbers(frame, column.name).is_infinite().sum()) for column in self.numeric}
-        return {name: count for name, count in counts.items() if count}
+        return _positive({c.name: int(as_numbers(frame, c.name).is_infinite().sum()) for c in self.numeric})
+
+
+def _positive(counts: dict[str, int]) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if count}
 
 
 def _standard(name: str, values: NDArray[np.float64]) -> NumericColumn:
@@ -201,12 +175,8 @@ def _frequent(text: pl.Series, min_count: int) -> tuple[str, ...]:
 
 
 def _codes(text: pl.Series, values: Sequence[str]) -> NDArray[np.int64]:
-    known = text.replace_strict(
-        pl.Series(values, dtype=pl.String),
-        pl.Series(range(FIRST, FIRST + len(values)), dtype=pl.Int64),
-        default=UNKNOWN,
-        return_dtype=pl.Int64,
-    )
+    names, numbers = pl.Series(values, dtype=pl.String), pl.Series(range(FIRST, FIRST + len(values)), dtype=pl.Int64)
+    known = text.replace_strict(names, numbers, default=UNKNOWN, return_dtype=pl.Int64)
     codes: NDArray[np.int64] = np.where(text.is_null().to_numpy(), MISSING, known.to_numpy())
     return codes
 
@@ -221,9 +191,6 @@ def as_numbers(frame: pl.DataFrame, name: str, *, source: str = "", rows: NDArra
     """A column as floats, null or NaN where the value is missing; text is parsed as numbers.
 
     ``source`` is the name of the file in messages, ``rows`` are the row numbers in messages (0, 1, ... by default).
-
-    Raises:
-        InputError: for a missing column, one of another type, or text that is not a number, with its row.
     """
     column = column_of(frame, name, source)
     if column.dtype.is_numeric() or column.dtype in (pl.Boolean, pl.Null):
@@ -232,20 +199,21 @@ def as_numbers(frame: pl.DataFrame, name: str, *, source: str = "", rows: NDArra
         raise InputError(f"{prefix(source)}column {name!r} has values of type {column.dtype}, not numbers")
     text = as_text(frame, name, source=source)
     numbers = text.cast(pl.Float64, strict=False)
-    wrong = text.is_not_null() & numbers.is_null()
+    refuse_wrong(text.is_not_null() & numbers.is_null(), column, source, rows)
+    return numbers
+
+
+def refuse_wrong(wrong: pl.Series, column: pl.Series, source: str, rows: NDArray[np.int64] | None = None) -> None:
+    """Raise an error for the first value that is not a number, with its row."""
     if wrong.any():
         row = int(wrong.arg_true()[0])
         number = row if rows is None else int(rows[row])
-        raise InputError(f"{place(number, source, name)}: {column[row]!r} is not a number")
-    return numbers
+        raise InputError(f"{place(number, source, column.name)}: {column[row]!r} is not a number")
 
 
 def as_text(frame: pl.DataFrame, name: str, *, source: str = "") -> pl.Series:
     """A column as text without surrounding blanks, null where the value is missing (blank or NaN). A whole number is the same
     text in integer and in float columns.
-
-    Raises:
-        InputError: for a missing column, or one of lists, structures or bytes.
     """
     column = column_of(frame, name, source)
     if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Object):

@@ -1,29 +1,28 @@
-"""The label column of a table: rows without one, the classes, and their indices."""
+"""The label column of a table: rows without one, the classes and their indices; the splits of an encoded table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from tgeokd.data.tables.encoder import as_text, place
-from tgeokd.data.tables.reader import Table
+from tgeokd.data.arrays import ArrayDataset
+from tgeokd.data.noise import symmetric_noise
+from tgeokd.data.split import Rows, oversample
+from tgeokd.data.tables.encoder import FeatureEncoder, as_text, place
+from tgeokd.data.tables.reader import BadRows, Table
 from tgeokd.utils.errors import InputError, check_names
 
-__all__ = ["BadRows", "class_indices", "find_classes", "with_label"]
-
-BadRows = Literal["error", "skip"]
+__all__ = ["Draws", "class_indices", "find_classes", "table_splits", "with_label"]
 
 
 def with_label(table: Table, label: str, bad_rows: BadRows) -> Table:
-    """The rows that have a label.
-
-    Raises:
-        InputError: for the first row without one under ``bad_rows="error"``, or where no row has one.
-    """
+    """The rows that have a label; without ``bad_rows="skip"`` an error for the first row without one."""
     known = as_text(table.frame, label, source=table.source).is_not_null().to_numpy()
     if known.all():
         return table
@@ -36,11 +35,7 @@ def with_label(table: Table, label: str, bad_rows: BadRows) -> Table:
 
 
 def find_classes(table: Table, label: str, positive: str | None) -> tuple[str, ...]:
-    """Names of the classes: numbers in increasing order, text in alphabetical order, ``positive`` last.
-
-    Raises:
-        InputError: for a single class, or where ``positive`` is not one of exactly two classes.
-    """
+    """Names of the classes: numbers in increasing order, text in alphabetical order, ``positive`` (one of two) last."""
     values = pl.DataFrame({"value": table.frame[label], "name": as_text(table.frame, label)}).unique("name")
     order = "value" if values["value"].dtype.is_numeric() else "name"
     classes = tuple(values.sort(order)["name"])
@@ -55,11 +50,7 @@ def find_classes(table: Table, label: str, positive: str | None) -> tuple[str, .
 
 
 def class_indices(table: Table, label: str, classes: Sequence[str]) -> NDArray[np.int64]:
-    """The labels as class indices, shape (N,).
-
-    Raises:
-        InputError: for a label that is not one of the classes, with its row.
-    """
+    """The labels as class indices, shape (N,)."""
     names = as_text(table.frame, label, source=table.source)
     indices = names.replace_strict(list(classes), range(len(classes)), default=-1, return_dtype=pl.Int64).to_numpy()
     if (indices < 0).any():
@@ -67,3 +58,55 @@ def class_indices(table: Table, label: str, classes: Sequence[str]) -> NDArray[n
         where = place(int(table.rows[row]), table.source, label)
         raise InputError(f"{where}: {names[row]!r} is not a class of the training file, which has {', '.join(classes)}")
     return np.array(indices, dtype=np.int64)
+
+
+class Draws(NamedTuple):
+    """How the training labels and rows are drawn.
+
+    Label noise comes before oversampling, which balances the noisy labels, as for a user who has only those. Validation and
+    test rows are neither noisy nor repeated.
+    """
+
+    noise: float  # share of the training labels replaced by a random class
+    oversample: bool  # repeat training rows of the rarer classes until all classes are equally frequent
+    seed: int
+
+
+def table_splits(
+    encoder: FeatureEncoder,
+    inputs: tuple[Tensor, Tensor],
+    target: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    splits: Sequence[Rows],
+    class_names: Sequence[str],
+    draws: Draws,
+) -> dict[str, Any]:
+    """Training, validation and test set of an encoded table, as arguments of :class:`~tgeokd.data.base.TaskData`.
+
+    Args:
+        encoder: encoder of the table.
+        inputs: numbers (N, M) and codes (N, K) of all rows.
+        target: class indices, shape (N,).
+        ids: sample ids, shape (N,).
+        splits: row numbers of the three sets.
+        class_names: names of the C classes.
+        draws: label noise and oversampling.
+    """
+    train, held_out, test = splits
+    labels, names = torch.from_numpy(target), torch.from_numpy(ids)
+    noisy, corrupted = symmetric_noise(labels[train], draws.noise, len(class_names), draws.seed)
+    kept = oversample(noisy.numpy(), seed=draws.seed) if draws.oversample else np.arange(len(train))
+
+    def dataset(rows: Rows, target: Tensor) -> ArrayDataset:
+        return ArrayDataset((inputs[0][rows], inputs[1][rows]), target, names[rows])
+
+    return {
+        "train": dataset(train[kept], noisy[kept]),
+        "held_out": dataset(held_out, labels[held_out]),
+        "test": dataset(test, labels[test]),
+        "corrupted": corrupted[kept],
+        "num_classes": len(class_names),
+        "class_names": tuple(class_names),
+        "inputs": encoder.inputs,
+        "encoder": encoder,
+    }

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import gzip
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,11 +19,12 @@ from pyarrow import csv as arrow_csv
 
 from tgeokd.utils.errors import InputError, one_line
 
-__all__ = ["MISSING_TEXT", "Table", "read_table", "row_reader"]
+__all__ = ["MISSING_TEXT", "BadRows", "Table", "read_table"]
 
 MISSING_TEXT = ("", "?", "NA", "N/A", "NaN", "nan", "NULL", "null")
 """Missing values in a CSV file, after surrounding blanks are removed."""
 
+BadRows = Literal["error", "skip"]
 SEPARATORS = {".csv": ",", ".csv.gz": ",", ".tsv": "\t", ".tsv.gz": "\t"}
 
 
@@ -46,7 +47,7 @@ def read_table(
     path: Path,
     *,
     source: str | None = None,
-    bad_rows: Literal["error", "skip"] = "error",
+    bad_rows: BadRows = "error",
     header: Sequence[str] | None = None,
     skip_lines: int = 0,
 ) -> Table:
@@ -61,9 +62,6 @@ def read_table(
         bad_rows: how to treat a CSV row with too few or too many values: ``error``, or ``skip`` to leave it out.
         header: names of the columns of a CSV file without a header line.
         skip_lines: lines to skip at the start of a CSV file.
-
-    Raises:
-        InputError: for a file that does not exist, is of another kind, or cannot be parsed, with the row if there is one.
     """
     source = source or str(path)
     if not path.is_file():
@@ -88,18 +86,6 @@ def read_table(
     return Table(frame, rows, source, total, digest)
 
 
-def row_reader(
-    read: Callable[[Path], Table] = read_table,
-) -> Callable[[Path], Iterator[tuple[NDArray[np.int64], pl.DataFrame]]]:
-    """The attribute ``read_rows`` of a task whose files are read as a whole."""
-
-    def read_rows(path: Path) -> Iterator[tuple[NDArray[np.int64], pl.DataFrame]]:
-        table = read(path)
-        yield table.rows, table.frame
-
-    return read_rows
-
-
 def _read_csv(
     path: Path, source: str, bad_rows: str, separator: str, header: Sequence[str] | None, skip_lines: int
 ) -> tuple[pl.DataFrame, list[int]]:
@@ -110,19 +96,15 @@ def _read_csv(
     before = 1 + skip_lines + (header is None)  # pyarrow's number of the first data row
     skipped: list[int] = []
 
+    wrong: list[str] = []
+
     def bad(row: Any) -> str:
-        number = row.number - before
-        if bad_rows == "error" and not skipped:
-            skipped.append(number)
-            wrong.append(
-                f"row {number} (the first is 0) of {source} has {row.actual_columns} values, "
-                f"expected {row.expected_columns}: {row.text[:80]!r}"
-            )
-        elif bad_rows == "skip":
-            skipped.append(number)
+        skipped.append(row.number - before)
+        if bad_rows == "error" and not wrong:
+            found = f"{row.actual_columns} values, expected {row.expected_columns}: {row.text[:80]!r}"
+            wrong.append(f"row {skipped[0]} (the first is 0) of {source} has {found}")
         return "skip"
 
-    wrong: list[str] = []
     try:
         table = arrow_csv.read_csv(
             path,

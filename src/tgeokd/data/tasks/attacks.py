@@ -16,32 +16,31 @@ from tgeokd.core.metrics import Metrics
 from tgeokd.data.base import TaskData
 from tgeokd.data.split import Rows
 from tgeokd.data.tables.encoder import FeatureEncoder, as_numbers, place
-from tgeokd.data.tables.labels import BadRows
-from tgeokd.data.tables.reader import Table
-from tgeokd.data.tables.splits import table_splits
+from tgeokd.data.tables.labels import Draws, table_splits
+from tgeokd.data.tables.reader import BadRows, Table
 from tgeokd.utils.errors import InputError
 
-__all__ = ["NAMES", "attack_task", "labelled"]
+__all__ = ["NAMES", "attack_task", "labelled", "refuse_lacking"]
 
 NAMES = ("accuracy", "nll", "macro_f1", "macro_auc", "recall", "detection_rate")
 """The metrics of attack detection."""
 _SHOWN = 5  # columns listed in the notes, labels listed in messages
 
 
+def refuse_lacking(table: Table, expected: Sequence[str]) -> None:
+    """Raise an error where a table lacks some columns, with their number and the first."""
+    if lacking := [name for name in expected if name not in table.frame.columns]:
+        found = f"{len(lacking)} of {len(expected)} columns are missing, first {lacking[0]!r}"
+        raise InputError(f"{table.source}: {found}")
+
+
 def labelled(
-    table: Table,
-    *,
-    numeric: Sequence[str],
-    label: str,
-    classes: Mapping[str, int],
-    bad_rows: BadRows = "error",
+    table: Table, *, numeric: Sequence[str], label: str, classes: Mapping[str, int], bad_rows: BadRows = "error"
 ) -> tuple[Table, Rows]:
     """The rows with numbers in the columns ``numeric`` (as floats) and a known label, and their class indices, shape (N,).
 
-    ``classes`` has the class index of each label as text; labels may be stored as numbers.
-
-    Raises:
-        InputError: for the first other row, with file, row and column; with ``bad_rows="skip"`` they are left out instead.
+    ``classes`` has the class index of each label as text; labels may be stored as numbers. The first other row is an error
+    with file, row and column; with ``bad_rows="skip"`` such rows are left out instead.
     """
     good = np.ones(len(table.frame), dtype=bool)
     columns = []
@@ -76,9 +75,7 @@ def attack_task(
     categorical: Sequence[str] = (),
     class_names: Sequence[str],
     attack_classes: Sequence[int],
-    noise: float,
-    oversample: bool,
-    seed: int,
+    draws: Draws,
     tables: Iterable[Table],
     notes: Mapping[str, Any],
     test_groups: Mapping[str, NDArray[np.bool_]] | None = None,
@@ -86,34 +83,24 @@ def attack_task(
 ) -> TaskData:
     """A task from class indices (N,), sample ids (N,) and row numbers of the training, validation and test set.
 
-    The encoder is fitted on the training rows before oversampling. For ``noise``, ``oversample`` and ``seed`` see
-    :func:`~tgeokd.data.tables.splits.table_splits`, for ``attack_classes`` and ``choose_by``
+    The encoder is fitted on the training rows before oversampling. For ``attack_classes`` and ``choose_by`` see
     :class:`~tgeokd.core.metrics.Metrics`. ``test_groups`` are masks over the rows of the test set.
     """
     metrics = Metrics(NAMES, "macro_f1", tuple(attack_classes), tuple(class_names), choose_by)
     train, held_out, test = splits
     metrics.check(torch.from_numpy(target[test]), len(class_names))
     encoder = FeatureEncoder.fit(frame[train], numeric=numeric, categorical=categorical)
-    data = table_splits(
-        encoder.transform(frame),
-        target,
-        ids,
-        splits,
-        num_classes=len(class_names),
-        noise=noise,
-        oversample=oversample,
-        seed=seed,
-    )
-    names = ("train", "held_out", "test")
-    counts = {
-        name: np.bincount(target[rows], minlength=len(class_names)) for name, rows in zip(names, splits, strict=True)
-    }
+    data = table_splits(encoder, encoder.transform(frame), target, ids, splits, class_names, draws)
+
+    def by_class(rows: Rows) -> dict[str, int]:
+        return dict(zip(class_names, np.bincount(target[rows], minlength=len(class_names)).tolist(), strict=True))
+
     everything = {
         "files": {Path(table.source).name: table.sha256 for table in tables},
         **notes,
         "rows": {"train": len(train), "oversampled": len(data["train"]) - len(train)}
         | {"held_out": len(held_out), "test": len(test)},
-        "class_counts": {name: dict(zip(class_names, found.tolist(), strict=True)) for name, found in counts.items()},
+        "class_counts": {"train": by_class(train), "held_out": by_class(held_out), "test": by_class(test)},
         "wrong_training_labels": int(data["corrupted"][: len(train)].sum()),
         "missing": _most(encoder.missing(frame)),
         "infinite": _most(encoder.infinite(frame)),
@@ -121,12 +108,9 @@ def attack_task(
     }
     return TaskData(
         **data,
-        inputs=encoder.inputs,
-        class_names=tuple(class_names),
         metrics=metrics,
         notes={key: value for key, value in everything.items() if value != {}},
         test_groups={name: torch.from_numpy(mask) for name, mask in (test_groups or {}).items()},
-        encoder=encoder,
     )
 
 

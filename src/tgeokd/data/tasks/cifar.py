@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tgeokd.data.arrays import ArrayDataset
@@ -24,7 +23,7 @@ from tgeokd.data.noise import (
     read_human_labels,
     symmetric_noise,
 )
-from tgeokd.data.split import stratified_split
+from tgeokd.data.split import Rows, stratified_split
 from tgeokd.data.tasks.cifar_archive import Archive, Checksum, Contents, find_archive, read_archive
 from tgeokd.data.tasks.registry import TASKS, find_path, provides, same_options
 from tgeokd.utils.errors import InputError, missing_package, one_line
@@ -33,9 +32,9 @@ __all__ = ["CIFAR10", "CIFAR100", "CIFAR100_COARSE", "cifar10", "cifar100"]
 
 Noise = Literal["none", "symmetric", "human", "cifar_n"]
 CifarLabels = Literal["aggre_label", "worse_label", "random_label1", "random_label2", "random_label3"]
-Rows = NDArray[np.int64]
-Relabel = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-"""Maps row numbers of the training file and a seed to labels and a mask of the wrong ones."""
+Relabel = Callable[
+    [Tensor, int], tuple[Tensor, Tensor]
+]  # row numbers and a seed to labels and a mask of the wrong ones
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class Spec:
     archive: Archive
     mean: tuple[float, float, float]  # of the training images per channel, of values in [0, 1]
     std: tuple[float, float, float]
+    noisy_key: str  # of people's labels in :attr:`human_file`
     level: str = ""  # in the names of CIFAR-N: ``coarse_`` for superclasses
 
     @property
@@ -74,12 +74,10 @@ CIFAR100 = Spec(
     ),
     mean=(0.5071, 0.4865, 0.4409),
     std=(0.2673, 0.2564, 0.2762),
+    noisy_key="noisy_label",
 )
-CIFAR100_COARSE = dataclasses.replace(
-    CIFAR100,
-    archive=dataclasses.replace(CIFAR100.archive, keys=("coarse_labels", "coarse_label_names")),
-    level="coarse_",
-)
+_COARSE = dataclasses.replace(CIFAR100.archive, keys=("coarse_labels", "coarse_label_names"))
+CIFAR100_COARSE = dataclasses.replace(CIFAR100, archive=_COARSE, level="coarse_", noisy_key="noisy_coarse_label")
 CIFAR10 = Spec(
     Archive(
         name="CIFAR-10",
@@ -97,12 +95,12 @@ CIFAR10 = Spec(
     ),
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2470, 0.2435, 0.2616),
+    noisy_key="worse_label",
 )
 
 
 def _task(
     spec: Spec,
-    human_key: str,
     *,
     data_dir: Path,
     seed: int = 0,
@@ -123,15 +121,14 @@ def _task(
         raise InputError(f"noise_rate={noise_rate} needs noise=symmetric, not noise={noise}")
     source = _source(spec, data_dir, download)
     contents = read_archive(spec.archive, source, checksum)
-    classes = len(contents.class_names)
-    everything = contents.target.numpy()
-    rest, held, _ = stratified_split(
-        everything, held_out=held_out, test=None, seed=seed, class_names=contents.class_names
-    )
+    names = contents.class_names
+    classes = len(names)
+    everything, everything_test = contents.target.numpy(), contents.test_target.numpy()
+    rest, held, _ = stratified_split(everything, held_out=held_out, test=None, seed=seed, class_names=names)
     fit = _subset("train", everything, rest, train, classes, seed)
-    tested = _subset("test", contents.test_target.numpy(), np.arange(len(contents.test_target)), test, classes, seed=0)
+    tested = _subset("test", everything_test, np.arange(len(everything_test)), test, classes, seed=0)
 
-    relabel = _relabel(spec, contents, source, data_dir, noise, noise_rate, human_key)
+    relabel = _relabel(spec, contents, source, data_dir, noise, noise_rate)
     fit_rows, held_rows, test_rows = (torch.from_numpy(rows) for rows in (fit, held, tested))
     labels, corrupted = relabel(fit_rows, seed)
     held_labels = contents.target[held_rows]
@@ -140,7 +137,12 @@ def _task(
 
     plain = EvalTransform(spec.mean, spec.std)
     random = TrainTransform(spec.mean, spec.std, padding=size // 8, seed=seed) if augment else plain
-    images = _at_size(contents.images, fit_rows, size)
+    fit_images, held_images = (_at_size(contents.images, rows, size) for rows in (fit_rows, held_rows))
+    test_images, test_labels = _at_size(contents.test_images, test_rows, size), contents.test_target[test_rows]
+    train_set = ArrayDataset(fit_images, labels, fit_rows, random)
+    held_out_set = ArrayDataset(held_images, held_labels, held_rows, plain)
+    test_set = ArrayDataset(test_images, test_labels, test_rows + len(everything), plain)
+    inputs = InputSpec("array", (3, size, size))
     notes: dict[str, Any] = {
         "file": contents.file,
         "official": not contents.unofficial,
@@ -153,36 +155,21 @@ def _task(
         "image_size": size,
         "classes": classes,
     }
-    return TaskData(
-        ArrayDataset(images, labels, fit_rows, random),
-        ArrayDataset(_at_size(contents.images, held_rows, size), held_labels, held_rows, plain),
-        ArrayDataset(
-            _at_size(contents.test_images, test_rows, size),
-            contents.test_target[test_rows],
-            test_rows + len(everything),
-            plain,
-        ),
-        classes,
-        InputSpec("array", (3, size, size)),
-        corrupted,
-        contents.class_names,
-        notes=notes,
-    )
+    return TaskData(train_set, held_out_set, test_set, classes, inputs, corrupted, names, notes=notes)
 
 
-def _which_labels(task: str, options: Mapping[str, Any]) -> tuple[Spec, str]:
-    """The data set that a task's options select, and the key of people's labels in its CIFAR-N file."""
+def _spec(task: str, options: Mapping[str, Any]) -> Spec:
+    """The data set and the labels that a task's options select."""
     if task == "cifar10":
-        return CIFAR10, options.get("cifar_n_labels", "worse_label")
-    spec = CIFAR100 if options.get("labels", "fine") == "fine" else CIFAR100_COARSE
-    return spec, f"noisy_{spec.level}label"
+        return dataclasses.replace(CIFAR10, noisy_key=options.get("cifar_n_labels", CIFAR10.noisy_key))
+    return CIFAR100 if options.get("labels", "fine") == "fine" else CIFAR100_COARSE
 
 
 def _confusion(task: str, options: Mapping[str, Any], data_dir: Path, num_classes: int) -> Tensor | None:
     """How people confuse the classes, int64, shape (C, C); None where ``data_dir`` has neither counts nor labels."""
-    spec, key = _which_labels(task, options)
+    spec = _spec(task, options)
     known = find_path(data_dir, ["cifar-n"], [spec.counts_file, spec.human_file])
-    return _human_counts(spec, data_dir, key, num_classes) if known else None
+    return _human_counts(spec, data_dir, num_classes) if known else None
 
 
 @TASKS.register("cifar100")
@@ -214,11 +201,8 @@ def cifar100(*, data_dir: Path, labels: Literal["fine", "coarse"] = "fine", **op
         augment: random shifts by up to an eighth of the size, and mirroring, of the training images.
         checksum: ``any`` accepts an archive of the same layout other than the official one; ``notes`` say so.
         download: download the official archive into ``data_dir`` if it is not there (with torchvision).
-
-    Raises:
-        InputError: for data that is missing, damaged or not as expected, with the file, and the row if there is one.
     """
-    return _task(*_which_labels("cifar100", {"labels": labels}), data_dir=data_dir, **options)
+    return _task(_spec("cifar100", {"labels": labels}), data_dir=data_dir, **options)
 
 
 @TASKS.register("cifar10")
@@ -231,11 +215,8 @@ def cifar10(*, data_dir: Path, cifar_n_labels: CifarLabels = "worse_label", **op
         data_dir: contains ``cifar-10-python.tar.gz`` or the folder ``cifar-10-batches-py``.
         cifar_n_labels: the label set of CIFAR-10N that ``noise=human`` and ``noise=cifar_n`` use.
         **options: those of :func:`cifar100` except ``labels``.
-
-    Raises:
-        InputError: as :func:`cifar100`.
     """
-    return _task(*_which_labels("cifar10", {"cifar_n_labels": cifar_n_labels}), data_dir=data_dir, **options)
+    return _task(_spec("cifar10", {"cifar_n_labels": cifar_n_labels}), data_dir=data_dir, **options)
 
 
 def _source(spec: Spec, data_dir: Path, download: bool) -> Path:
@@ -253,10 +234,8 @@ def _source(spec: Spec, data_dir: Path, download: bool) -> Path:
             raise InputError(f"cannot download {archive.name} into {data_dir}: {one_line(error)}") from error
         found = find_archive(archive, data_dir)
     if found is None:
-        raise InputError(
-            f"no {archive.name} in {data_dir}: looked for {archive.file}, {archive.folder}/{archive.file} and "
-            f"{archive.folder}/{archive.train[0][0]} (download=true downloads it)"
-        )
+        names = f"{archive.file}, {archive.folder}/{archive.file} and {archive.folder}/{archive.train[0][0]}"
+        raise InputError(f"no {archive.name} in {data_dir}: looked for {names} (download=true downloads it)")
     return found
 
 
@@ -264,69 +243,64 @@ def _subset(name: str, target: Rows, rows: Rows, size: int | None, classes: int,
     """``size`` of the rows, class by class; all of them for None."""
     if size is None or size == len(rows):
         return rows
-    if not classes <= size <= len(rows) - classes:
-        raise InputError(
-            f"{name}={size} must lie in [{classes}, {len(rows) - classes}], or be {len(rows)} for all, to have every class"
-        )
+    n = len(rows)
+    if not classes <= size <= n - classes:
+        sizes = f"[{classes}, {n - classes}], or be {n} for all"
+        raise InputError(f"{name}={size} must lie in {sizes}, to have every class")
     _, chosen, _ = stratified_split(target[rows], held_out=size, test=None, seed=seed)
     return rows[chosen]
 
 
-def _relabel(
-    spec: Spec, contents: Contents, source: Path, data_dir: Path, noise: Noise, rate: float, human_key: str
-) -> Relabel:
+def _relabel(spec: Spec, contents: Contents, source: Path, data_dir: Path, noise: Noise, rate: float) -> Relabel:
     clean, classes = contents.target, len(contents.class_names)
     if noise == "symmetric":
         return lambda rows, seed: symmetric_noise(clean[rows], rate, classes, seed)
     if noise == "human":
-        counts = _human_counts(spec, data_dir, human_key, classes)
+        counts = _human_counts(spec, data_dir, classes)
         return lambda rows, seed: confusion_noise(clean[rows], counts, seed)
-    labels = _cifar_n(spec, contents, source, data_dir, human_key) if noise == "cifar_n" else clean
+    labels = _cifar_n(spec, contents, source, data_dir) if noise == "cifar_n" else clean
     return lambda rows, seed: (labels[rows], labels[rows] != clean[rows])
 
 
-def _human_counts(spec: Spec, data_dir: Path, human_key: str, classes: int) -> Tensor:
+def _human_counts(spec: Spec, data_dir: Path, classes: int) -> Tensor:
     """How people confuse the classes, from a table of counts or from CIFAR-N's labels, int64, shape (C, C)."""
     if table := find_path(data_dir, ["cifar-n"], [spec.counts_file]):
         return read_confusion_counts(table, classes)
-    path = find_path(data_dir, ["cifar-n"], [spec.human_file])
-    if path is None:
-        raise InputError(_lacking("human", data_dir, f"{spec.counts_file} and {spec.human_file}"))
-    labels = read_human_labels(path, (spec.clean_key, human_key), classes)
-    counts = confusion_counts(labels[spec.clean_key], labels[human_key], classes)
+    path, clean, noisy = _human_labels(spec, data_dir, "human", classes)
+    counts = confusion_counts(clean, noisy, classes)
     if not counts.any(dim=1).all():
         raise InputError(f"{path} has no image of class {int((~counts.any(dim=1)).int().argmax())}")
     return counts
 
 
-def _cifar_n(spec: Spec, contents: Contents, source: Path, data_dir: Path, human_key: str) -> Tensor:
+def _cifar_n(spec: Spec, contents: Contents, source: Path, data_dir: Path) -> Tensor:
     """CIFAR-N's labels of the training rows, which are in the official order."""
+    unmatched = f"so {spec.archive.name}N's labels cannot be matched to images"
     for name, _ in spec.archive.train:
         if name in contents.unofficial:
-            raise InputError(
-                f"{source}: the order of the rows of {name!r} is not the official one (md5 {contents.md5[name]} instead of "
-                f"{contents.unofficial[name]}), so {spec.archive.name}N's labels cannot be matched to images; noise=human "
-                "draws labels from how often people confuse the classes instead"
-            )
-    path = find_path(data_dir, ["cifar-n"], [spec.human_file])
-    if path is None:
-        raise InputError(_lacking("cifar_n", data_dir, spec.human_file))
-    labels = read_human_labels(path, (spec.clean_key, human_key), len(contents.class_names))
-    clean = labels[spec.clean_key]
+            found = f"the order of the rows of {name!r} is not the official one (md5 {contents.md5[name]} instead of"
+            advice = "noise=human draws labels from how often people confuse the classes instead"
+            raise InputError(f"{source}: {found} {contents.unofficial[name]}), {unmatched}; {advice}")
+    path, clean, noisy = _human_labels(spec, data_dir, "cifar_n", len(contents.class_names))
     if len(clean) != len(contents.target):
         raise InputError(f"{path} has {len(clean)} labels for {len(contents.target)} training images")
     wrong = clean != contents.target
     if wrong.any():
         row = int(wrong.int().argmax())
-        raise InputError(
-            f"{path}: {spec.clean_key} of row {row} is {int(clean[row])}, but the training set has "
-            f"{int(contents.target[row])} there, so {spec.archive.name}N's labels cannot be matched to images"
-        )
-    return labels[human_key]
+        other = f"but the training set has {int(contents.target[row])} there, {unmatched}"
+        raise InputError(f"{path}: {spec.clean_key} of row {row} is {int(clean[row])}, {other}")
+    return noisy
 
 
-def _lacking(noise: str, data_dir: Path, names: str) -> str:
-    return f"noise={noise} needs CIFAR-N's files: looked for {names} in {data_dir / 'cifar-n'} and {data_dir}"
+def _human_labels(spec: Spec, data_dir: Path, noise: Noise, classes: int) -> tuple[Path, Tensor, Tensor]:
+    """CIFAR-N's file, and its true and people's labels."""
+    path = find_path(data_dir, ["cifar-n"], [spec.human_file])
+    if path is None:
+        wanted = f"{spec.counts_file} and {spec.human_file}" if noise == "human" else spec.human_file
+        places = f"{data_dir / 'cifar-n'} and {data_dir}"
+        raise InputError(f"noise={noise} needs CIFAR-N's files: looked for {wanted} in {places}")
+    labels = read_human_labels(path, (spec.clean_key, spec.noisy_key), classes)
+    return path, labels[spec.clean_key], labels[spec.noisy_key]
 
 
 def _at_size(images: Tensor, rows: Tensor, size: int) -> Tensor:

@@ -83,13 +83,7 @@ def find_archive(archive: Archive, data_dir: Path) -> Path | None:
 def read_archive(archive: Archive, source: Path, checksum: Checksum) -> Contents:
     """Images and labels. The latest archive stays in memory, because a comparison loads its task for every run.
 
-    Args:
-        archive: the expected layout.
-        source: the archive or folder, from :func:`find_archive`.
-        checksum: ``official`` refuses members with another MD5 sum than the official one, before they are unpickled.
-
-    Raises:
-        InputError: where the file is damaged or has another checksum or other contents, with file and row.
+    ``checksum="official"`` refuses members with another MD5 sum than the official one, before they are unpickled.
     """
     files = [source] if source.is_file() else [source / name for name, _ in archive.members]
     for file in files:
@@ -106,11 +100,13 @@ def _read(archive: Archive, source: Path, checksum: Checksum, stamps: tuple[tupl
     unofficial = {name: official for name, official in archive.members if md5[name] != official}
     if unofficial and checksum == "official":
         name, official = next(iter(unofficial.items()))
-        raise InputError(
-            f"{source}: {name!r} has md5 {md5[name]} instead of the official {official}; it is damaged or another file "
-            "(checksum=any accepts another archive of the same layout)"
-        )
-    names = _class_names(archive, source, members)
+        given = f"{name!r} has md5 {md5[name]} instead of the official {official}; it is damaged or another file"
+        raise InputError(f"{source}: {given} (checksum=any accepts another archive of the same layout)")
+    where = f"{source}: {archive.meta[0]!r}"
+    found = _content(where, members[archive.meta[0]]).get(archive.keys[1])
+    if not isinstance(found, list) or not found:
+        raise InputError(f"{where} has no list {archive.keys[1]!r}")
+    names = tuple(map(_text, found))
     images, target = _samples(archive, source, members, archive.train, len(names))
     test_images, test_target = _samples(archive, source, members, archive.test, len(names))
     sha256 = None
@@ -134,8 +130,7 @@ def _unpack(archive: Archive, source: Path) -> dict[str, bytes]:
                         raise tarfile.ReadError("unexpected end of data")
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise InputError(f"{source} is truncated or not a tar archive: {one_line(error)}") from error
-    missing = [path for path, name in wanted.items() if name not in members]
-    if missing:
+    if missing := [path for path, name in wanted.items() if name not in members]:
         raise InputError(f"{source} is truncated or not {archive.name}: it has no {missing[0]}")
     return members
 
@@ -145,14 +140,6 @@ def _folder(archive: Archive, source: Path) -> dict[str, bytes]:
         return {name: (source / name).read_bytes() for name, _ in archive.members}
     except OSError as error:
         raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
-
-
-def _class_names(archive: Archive, source: Path, members: Mapping[str, bytes]) -> tuple[str, ...]:
-    where = f"{source}: {archive.meta[0]!r}"
-    names = _content(where, members[archive.meta[0]]).get(archive.keys[1])
-    if not isinstance(names, list) or not names:
-        raise InputError(f"{where} has no list {archive.keys[1]!r}")
-    return tuple(_text(name) for name in names)
 
 
 def _samples(
@@ -169,9 +156,8 @@ def _samples(
             raise InputError(f"{where} must have {len(data)} {archive.keys[0]!r}, one per image, not {_shape(labels)}")
         for row, label in enumerate(labels):
             if not isinstance(label, int) or not 0 <= label < num_classes:
-                raise InputError(
-                    f"{where} row {row} has label {label!r}, but the {num_classes} classes are 0 to {num_classes - 1}"
-                )
+                known = f"the {num_classes} classes are 0 to {num_classes - 1}"
+                raise InputError(f"{where} row {row} has label {label!r}, but {known}")
         images.append(data.reshape(-1, 3, 32, 32))
         targets.append(np.asarray(labels, dtype=np.int64))
     return torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(targets))

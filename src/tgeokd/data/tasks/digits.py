@@ -27,9 +27,6 @@ def digits(*, seed: int = 0, noise: float = 0.0, train: int = 600, held_out: int
         noise: share of the training labels replaced by a random class; validation and test labels stay clean.
         train: size of the training set.
         held_out: size of the validation set; the rest is the test set.
-
-    Raises:
-        InputError: where a split would be too small to have every class.
     """
     if min(train, held_out, TOTAL - train - held_out) < 10:
         raise InputError(f"train={train}, held_out={held_out} and the rest of {TOTAL} samples must each be at least 10")
@@ -39,12 +36,7 @@ def digits(*, seed: int = 0, noise: float = 0.0, train: int = 600, held_out: int
     rest, test = train_test_split(np.arange(TOTAL), train_size=train + held_out, stratify=y, random_state=seed)
     fit, held = train_test_split(rest, train_size=train, stratify=y[rest], random_state=seed)
     noisy, corrupted = symmetric_noise(y[fit], noise, 10, seed)
-    return TaskData(
-        train=ArrayDataset(x[fit], noisy, torch.from_numpy(fit)),
-        held_out=ArrayDataset(x[held], y[held], torch.from_numpy(held)),
-        test=ArrayDataset(x[test], y[test], torch.from_numpy(test)),
-        num_classes=10,
-        inputs=InputSpec("array", (64,)),
-        corrupted=corrupted,
-        class_names=tuple("0123456789"),
-    )
+    train_set = ArrayDataset(x[fit], noisy, torch.from_numpy(fit))
+    held_out_set, test_set = (ArrayDataset(x[rows], y[rows], torch.from_numpy(rows)) for rows in (held, test))
+    inputs, names = InputSpec("array", (64,)), tuple("0123456789")
+    return TaskData(train_set, held_out_set, test_set, 10, inputs, corrupted, names)

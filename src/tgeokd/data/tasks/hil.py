@@ -12,10 +12,10 @@ import polars as pl
 
 from tgeokd.data.base import TaskData
 from tgeokd.data.split import stratified_split
-from tgeokd.data.tables.labels import BadRows
-from tgeokd.data.tables.reader import Table, read_table, row_reader
-from tgeokd.data.tasks.attacks import attack_task, labelled
-from tgeokd.data.tasks.registry import TASKS, find_path, provides
+from tgeokd.data.tables.labels import Draws
+from tgeokd.data.tables.reader import BadRows, Table, read_table
+from tgeokd.data.tasks.attacks import attack_task, labelled, refuse_lacking
+from tgeokd.data.tasks.registry import TASKS, find_path, provides, row_reader
 from tgeokd.utils.errors import InputError, check_names, one_line
 
 __all__ = ["FEATURES", "hil"]
@@ -96,12 +96,8 @@ def hil(
         noise: share of the training labels replaced by a random class.
         bad_rows: ``error`` stops at a row with a value that is not a number, an unknown label, or a wrong number of values;
             ``skip`` leaves such rows out and counts them in the notes.
-
-    Raises:
-        InputError: for missing files or columns, unknown columns, bad rows with ``bad_rows="error"``, a class without rows,
-            and shares that leave a split without a class.
     """
-    paths = [_single(Path(data_dir), file)] if file is not None else _all_files(Path(data_dir), classes)
+    paths = [_single(data_dir, file)] if file is not None else _all_files(data_dir, classes)
     tables = [_read(path, bad_rows) for path in paths]
     features = _features(tables, complete=file is None)
     classes_of = _class_by_label(classes)
@@ -122,16 +118,15 @@ def hil(
         raise InputError(f"{_where(paths)} has no valid row; {sum(skipped.values())} were skipped")
     found_classes = np.unique(target)
     if classes == "multi":
-        scenarios = found_classes.tolist()
-        names = tuple(str(scenario) for scenario in scenarios)
-        attacks = [i for i, scenario in enumerate(scenarios) if scenario in _ATTACKS]
+        names = tuple(map(str, found_classes))
+        attacks = np.flatnonzero(np.isin(found_classes, _ATTACKS)).tolist()
         target = np.searchsorted(found_classes, target)
     else:
         names = _CLASS_NAMES[classes]
         attacks = [names.index("Attack")]
-        absent = [name for c, name in enumerate(names) if c not in found_classes]
-        if absent:
-            raise InputError(f"{_where(paths)} has no row of class {absent[0]!r}, which classes={classes} needs")
+        for c, name in enumerate(names):
+            if c not in found_classes:
+                raise InputError(f"{_where(paths)} has no row of class {name!r}, which classes={classes} needs")
     splits = stratified_split(target, held_out=held_out, test=test, seed=seed, class_names=names)
     return attack_task(
         pl.concat(frames),
@@ -141,9 +136,7 @@ def hil(
         numeric=features,
         class_names=names,
         attack_classes=attacks,
-        noise=noise,
-        oversample=oversample,
-        seed=seed,
+        draws=Draws(noise, oversample, seed),
         tables=tables,
         notes={"folder": paths[0].parent.name, "features": len(features), "skipped_rows": skipped},
     )
@@ -179,13 +172,11 @@ def _all_files(data_dir: Path, classes: Classes) -> list[Path]:
     """``data1`` to ``data15``, in this order, from the first folder that fits the task."""
     folder = find_path(data_dir, ["hil"], _FOLDERS[classes])
     if folder is None:
-        raise InputError(
-            f"no folder {' or '.join(_FOLDERS[classes])} in {data_dir / 'hil'} or {data_dir}; give one file by data.file=FILE"
-        )
+        names = " or ".join(_FOLDERS[classes])
+        raise InputError(f"no folder {names} in {data_dir / 'hil'} or {data_dir}; give one file by data.file=FILE")
     paths: dict[int, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        match = re.fullmatch(r"data(\d+)(\.csv)?\.(csv|arff|parquet)", path.name)
-        if match:
+        if match := re.fullmatch(r"data(\d+)(\.csv)?\.(csv|arff|parquet)", path.name):
             number = int(match[1])
             if number in paths:
                 raise InputError(f"{folder} has data{number} twice: {paths[number].name} and {path.name}")
@@ -194,10 +185,8 @@ def _all_files(data_dir: Path, classes: Classes) -> list[Path]:
     if sorted(paths) != list(expected):
         lacking = ", ".join(f"data{i}" for i in expected if i not in paths) or "none"
         surplus = ", ".join(path.name for i, path in sorted(paths.items()) if i not in expected)
-        raise InputError(
-            f"{folder} must have data1 to data{_FILES} as .csv, .arff or .parquet; missing: {lacking}"
-            + (f"; unexpected: {surplus}" if surplus else "")
-        )
+        found = f"missing: {lacking}" + (f"; unexpected: {surplus}" if surplus else "")
+        raise InputError(f"{folder} must have data1 to data{_FILES} as .csv, .arff or .parquet; {found}")
     return [paths[i] for i in expected]
 
 
@@ -207,17 +196,12 @@ def _features(tables: list[Table], *, complete: bool) -> list[str]:
     for table in tables:
         columns = table.frame.columns
         if _LABEL not in columns:
-            raise InputError(
-                f"{table.source}: the label column {_LABEL!r} is missing; the last column is {columns[-1]!r}"
-            )
+            last = f"the last column is {columns[-1]!r}"
+            raise InputError(f"{table.source}: the label column {_LABEL!r} is missing; {last}")
         features = [name for name in columns if name != _LABEL and name not in _IGNORED]
         check_names(f"column of {table.source}", features, FEATURES)
         expected = FEATURES if complete else first
-        lacking = [name for name in expected if name not in features]
-        if lacking:
-            raise InputError(
-                f"{table.source}: {len(lacking)} of {len(expected)} columns are missing, first {lacking[0]!r}"
-            )
+        refuse_lacking(table, expected)
         if not features:
             raise InputError(f"{table.source}: there is no column besides {_LABEL!r}")
         first = first or features

@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
 from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader  # type: ignore[import-untyped]
 
 from tgeokd.data.base import InputSpec, TaskData
-from tgeokd.data.datasets import Identified, Joinable
+from tgeokd.data.datasets import Joinable
 from tgeokd.data.split import stratified_split
 from tgeokd.data.tasks.registry import TASKS
 from tgeokd.utils.errors import InputError, one_line
@@ -42,19 +42,15 @@ class UnreadableImageError(InputError):
         super().__init__(last.removeprefix(f"{type(self).__module__}.{type(self).__qualname__}: "))
 
 
-class ImageFiles(Dataset[Any], Identified, Joinable):
+class ImageFiles(Dataset[Any], Joinable):
     """Image files, read and decoded one by one: ``(image, target, id)``.
 
-    Args:
-        paths: of the files, as one array: a list of objects would be copied into every worker process.
-        target: class indices, int64, shape (N,).
-        ids: int64, shape (N,).
-        transform: from a PIL image in RGB to the input of a model.
+    The paths are one array: a list of objects would be copied into every worker process. ``target`` and ``ids`` are int64,
+    shape (N,); the transform maps a PIL image in RGB to the input of a model.
     """
 
     def __init__(self, paths: Strings, target: Tensor, ids: Tensor, transform: Callable[[Any], Tensor]):
-        self.paths, self.target, self.transform = paths, target, transform
-        self.ids: Tensor = ids
+        self.paths, self.target, self.ids, self.transform = paths, target, ids, transform
 
     def __len__(self) -> int:
         return len(self.target)
@@ -100,10 +96,6 @@ def imagenet(
         crop: input size of the model, in pixels.
         resize: shorter side before the centre crop, in pixels.
         workers: worker processes that read images.
-
-    Raises:
-        InputError: for missing or empty folders and for classes that differ between ``train`` and ``val``; during training,
-            for an image that cannot be decoded, with its file.
     """
     if not 1 <= crop <= resize:
         raise InputError(f"crop must lie in [1, resize], not {crop} with resize={resize}")
@@ -113,8 +105,7 @@ def imagenet(
     if root is None:
         raise InputError(f"no images in {data_dir}: looked for train/CLASS/* there and in {data_dir / 'imagenet'}")
     images, val = _folder(root / "train"), _folder(root / "val")
-    only_in_one = sorted(set(images.names) ^ set(val.names))
-    if only_in_one:
+    if only_in_one := sorted(set(images.names) ^ set(val.names)):
         here, there = ("train", "val") if only_in_one[0] in images.names else ("val", "train")
         raise InputError(f"{root}: the class folder {only_in_one[0]!r} is in {here} but not in {there}")
     count = len(images.names) if classes is None else classes
@@ -128,20 +119,15 @@ def imagenet(
     normalise = [T.ToTensor(), T.Normalize(MEAN, STD)]
     random = T.Compose([T.RandomResizedCrop(crop), T.RandomHorizontalFlip(), *normalise])
     plain = T.Compose([T.Resize(resize), T.CenterCrop(crop), *normalise])
-    return TaskData(
+    splits = (
         images.select(fit, random),
         images.select(held, plain),
         val.select(tested, plain, first_id=len(images.target)),
-        count,
-        InputSpec("array", (3, crop, crop)),
-        class_names=names,
-        notes={
-            "rows": {"train": len(fit), "held_out": len(held), "test": len(tested)},
-            "image_size": crop,
-            "classes": count,
-        },
-        workers=workers,
     )
+    rows = dict(zip(("train", "held_out", "test"), map(len, splits), strict=True))
+    notes = {"rows": rows, "image_size": crop, "classes": count}
+    inputs = InputSpec("array", (3, crop, crop))
+    return TaskData(*splits, count, inputs, class_names=names, notes=notes, workers=workers)
 
 
 class _Folder(NamedTuple):
@@ -164,5 +150,4 @@ def _folder(folder: Path) -> _Folder:
     empty = np.flatnonzero(np.bincount(target, minlength=len(found.classes)) == 0)
     if len(empty):
         raise InputError(f"{folder / found.classes[empty[0]]} has no image ({', '.join(IMG_EXTENSIONS)})")
-    paths = np.array([os.fsencode(path) for path, _ in found.samples])
-    return _Folder(tuple(found.classes), paths, target)
+    return _Folder(tuple(found.classes), np.array([os.fsencode(path) for path, _ in found.samples]), target)

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from tgeokd.data.base import TaskData
 from tgeokd.data.split import stratified_split
 from tgeokd.data.tables.encoder import as_numbers, place
-from tgeokd.data.tables.reader import Table, read_table, row_reader
-from tgeokd.data.tasks.attacks import attack_task, labelled
-from tgeokd.data.tasks.registry import TASKS, find_path, provides
+from tgeokd.data.tables.labels import Draws
+from tgeokd.data.tables.reader import Table, read_table
+from tgeokd.data.tasks.attacks import attack_task, labelled, refuse_lacking
+from tgeokd.data.tasks.registry import TASKS, find_path, provides, row_reader
 from tgeokd.utils.errors import InputError, check_names
 
 __all__ = ["CATEGORIES", "nsl_kdd", "read_features"]
@@ -43,8 +44,7 @@ _NUMERIC = tuple(name for name in _COLUMNS[:-2] if name not in _CATEGORICAL)
 CATEGORIES: dict[str, tuple[str, ...]] = {
     "normal": ("normal",),
     "DoS": (
-        *("apache2", "back", "land", "mailbomb", "neptune", "pod"),
-        *("processtable", "smurf", "teardrop", "udpstorm"),
+        *("apache2", "back", "land", "mailbomb", "neptune", "pod", "processtable", "smurf", "teardrop", "udpstorm"),
     ),
     "Probe": ("ipsweep", "mscan", "nmap", "portsweep", "saint", "satan"),
     "R2L": (
@@ -57,11 +57,7 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
 
 
 def read_features(path: Path) -> Table:
-    """The features of a file as the encoder takes them. Kinds and difficulty may be missing, and kinds may be unknown.
-
-    Raises:
-        InputError: for a missing column or an invalid value, with its row.
-    """
+    """The features of a file as the encoder takes them. Kinds and difficulty may be missing, and kinds may be unknown."""
     table = read_table(path, header=_COLUMNS if path.suffix == ".txt" else None)
     check_names(f"column of {path}", (*_NUMERIC, *_CATEGORICAL), table.frame.columns)
     numbers = [as_numbers(table.frame, name, source=table.source, rows=table.rows) for name in _HEAVY_TAILED]
@@ -107,14 +103,10 @@ def nsl_kdd(
         train: number of the other training rows to use, chosen by class; null for all.
         oversample: repeat training rows of the rarer classes until all classes are equally frequent.
         noise: share of the training labels replaced by a random class.
-
-    Raises:
-        InputError: for missing files, other columns, a value that is not a number, an unknown kind, and shares that leave a
-            split without a class.
     """
     names = tuple(CATEGORIES) if classes == "five" else ("normal", "attack")
     index = {kind: min(c, len(names) - 1) for c, kinds in enumerate(CATEGORIES.values()) for kind in kinds}
-    paths = [_file(Path(data_dir), which) for which in (part, "test")]
+    paths = [_file(data_dir, which) for which in (part, "test")]
     (fitted, y_fit), (tested, y_test) = (_read(path, index) for path in paths)
     fit, test = fitted.frame, tested.frame
 
@@ -124,11 +116,9 @@ def nsl_kdd(
             raise InputError(f"train must lie in [1, {len(rest) - 1}], the other rows of {paths[0].name}, not {train}")
         _, chosen, _ = stratified_split(y_fit[rest], held_out=train, test=None, seed=seed, class_names=names)
         rest = rest[chosen]
-    seen = set(fit["attack"][np.concatenate([rest, held])].unique())
-    kinds = test["attack"]
-    known = kinds.is_in(list(seen)).to_numpy()
-    normal = (kinds == "normal").to_numpy()
-
+    kinds, seen = test["attack"], set(fit["attack"][np.concatenate([rest, held])].unique())
+    known, normal = kinds.is_in(list(seen)).to_numpy(), (kinds == "normal").to_numpy()
+    groups = {"normal": normal, "seen attack": known & ~normal, "unseen attack": ~known & ~normal}
     frame = pl.concat([fit, test])
     return attack_task(
         frame,
@@ -139,13 +129,11 @@ def nsl_kdd(
         categorical=_CATEGORICAL,
         class_names=names,
         attack_classes=range(1, len(names)),
-        noise=noise,
-        oversample=oversample,
-        seed=seed,
+        draws=Draws(noise, oversample, seed),
         tables=[fitted, tested],
         notes={"unseen_attacks": sorted(set(kinds.unique()) - seen)},
         choose_by="nll",  # a validation set has a few rows of U2R, so macro F1 would depend on single rows
-        test_groups={"normal": normal, "seen attack": known & ~normal, "unseen attack": ~known & ~normal},
+        test_groups=groups,
     )
 
 
@@ -160,9 +148,7 @@ def _file(data_dir: Path, which: str) -> Path:
 def _read(path: Path, index: dict[str, int]) -> tuple[Table, NDArray[np.int64]]:
     """Features, with their logarithms, and kinds of a file, and its class indices."""
     table = read_table(path, header=None if path.suffix == ".parquet" else _COLUMNS)
-    lacking = [name for name in _COLUMNS[:-1] if name not in table.frame.columns]
-    if lacking:
-        raise InputError(f"{path}: {len(lacking)} of {len(_COLUMNS) - 1} columns are missing, first {lacking[0]!r}")
+    refuse_lacking(table, _COLUMNS[:-1])
     table, target = labelled(table, numeric=_NUMERIC, label="attack", classes=index)
     return _with_logs(table, _COLUMNS[:-1]), target
 

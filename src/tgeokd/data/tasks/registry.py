@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from tgeokd.data.tables.reader import Table
+
     Confusion = Callable[[Mapping[str, Any], Path, int], Tensor | None]
     RowReader = Callable[[Path], Iterator[tuple[NDArray[np.int64], pl.DataFrame]]]
 
-__all__ = ["TASKS", "find_path", "provides", "same_options"]
+__all__ = ["TASKS", "find_path", "provides", "row_reader", "same_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,25 +52,30 @@ def provides(*, read_rows: RowReader | None = None, confusion: Confusion | None 
     return add
 
 
+def row_reader(read: Callable[[Path], Table]) -> RowReader:
+    """The ``read_rows`` of a task whose files are read as a whole."""
+
+    def read_rows(path: Path) -> Iterator[tuple[NDArray[np.int64], pl.DataFrame]]:
+        table = read(path)
+        yield table.rows, table.frame
+
+    return read_rows
+
+
 def same_options(other: Callable[..., Any]) -> Callable[[F], F]:
     """A decorator that replaces ``**options`` in a signature by the keyword-only options with defaults of another function.
 
     Options are checked against the signature, so it must list them; two tasks that share an implementation need not repeat it.
-
-    Args:
-        other: the function in the same module that ``**options`` are passed on to.
+    ``other`` is the function in the same module that ``**options`` are passed on to.
     """
 
     def add(task: F) -> F:
-        signature = inspect.signature(task)
-        own = {name: p for name, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD}
-        shared = {
-            name: p
-            for name, p in inspect.signature(other).parameters.items()
-            if p.kind is p.KEYWORD_ONLY and p.default is not p.empty and name not in own
-        }
-        task.__signature__ = signature.replace(parameters=[*own.values(), *shared.values()])  # type: ignore[attr-defined]
-        task.__annotations__ |= {name: p.annotation for name, p in shared.items()}
+        signature, theirs = inspect.signature(task), inspect.signature(other).parameters.values()
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        shared = [p for p in theirs if p.kind is p.KEYWORD_ONLY and p.default is not p.empty]
+        shared = [p for p in shared if p.name not in signature.parameters]
+        task.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+        task.__annotations__ |= {p.name: p.annotation for p in shared}
         return task
 
     return add

@@ -17,10 +17,9 @@ from tgeokd.core.metrics import Metrics
 from tgeokd.data.base import TaskData
 from tgeokd.data.split import stratified_split, subset
 from tgeokd.data.tables.encoder import FeatureEncoder, as_numbers
-from tgeokd.data.tables.labels import BadRows, class_indices, find_classes, with_label
-from tgeokd.data.tables.reader import Table, read_table, row_reader
-from tgeokd.data.tables.splits import table_splits
-from tgeokd.data.tasks.registry import TASKS, find_path, provides, same_options
+from tgeokd.data.tables.labels import Draws, class_indices, find_classes, table_splits, with_label
+from tgeokd.data.tables.reader import BadRows, Table, read_table
+from tgeokd.data.tasks.registry import TASKS, find_path, provides, row_reader, same_options
 from tgeokd.utils.errors import InputError, check_names
 
 __all__ = ["adult", "tabular"]
@@ -52,9 +51,8 @@ class _Columns:
         named = (self.label, *self.numeric, *self.categorical, *self.drop, *ids)
         check_names(f"column of {table.source}", named, table.frame.columns)
         if twice := {name for name in named if named.count(name) > 1}:
-            raise InputError(
-                f"column {min(twice)!r} has two roles among label, numeric, categorical, drop and id_column"
-            )
+            roles = "label, numeric, categorical, drop and id_column"
+            raise InputError(f"column {min(twice)!r} has two roles among {roles}")
 
 
 def _task(
@@ -82,38 +80,24 @@ def _task(
     if train is not None:
         fit = fit[subset(target[fit], train, seed=seed)]
 
-    kinds, left_out = _kinds(table, fit, columns, min_count)
-    table = _with_numbers(table, kinds)
+    numeric, categorical, left_out = _kinds(table, fit, columns, min_count)
+    table = _with_numbers(table, numeric)
     fitted = table.frame[fit]
-    encoder = FeatureEncoder.fit(
-        fitted,
-        numeric=[name for name, kind in kinds.items() if kind == "numeric"],
-        categorical=[name for name, kind in kinds.items() if kind == "categorical"],
-        min_count=min_count,
-    )
+    encoder = FeatureEncoder.fit(fitted, numeric=numeric, categorical=categorical, min_count=min_count)
     if other is not None:
-        check_names(f"column of {other.source}", [label, *kinds], other.frame.columns)
-        other = _with_numbers(with_label(other, label, bad_rows), kinds)
+        features = [name for name in table.frame.columns if name in (*numeric, *categorical)]
+        check_names(f"column of {other.source}", [label, *features], other.frame.columns)
+        other = _with_numbers(with_label(other, label, bad_rows), numeric)
         target = np.concatenate([target, class_indices(other, label, classes)])
         rest = np.arange(len(table.rows), len(target))  # the rows of the second table follow those of the first
     tables = [table] if other is None else [table, other]
     encoded = [encoder.transform(one.frame, source=one.source) for one in tables]
     numbers, codes = (torch.cat(both) for both in zip(*encoded, strict=True))
-    splits = table_splits(
-        (numbers, codes),
-        target,
-        _ids(tables, columns.id_column),
-        (fit, held, rest),
-        num_classes=len(classes),
-        noise=noise,
-        oversample=oversample,
-        seed=seed,
-    )
+    ids, draws = _ids(tables, columns.id_column), Draws(noise, oversample, seed)
+    splits = table_splits(encoder, (numbers, codes), target, ids, (fit, held, rest), classes, draws)
     counts = np.bincount(target[fit], minlength=len(classes)).tolist()
     return TaskData(
         **splits,
-        inputs=encoder.inputs,
-        class_names=classes,
         metrics=Metrics(BINARY if len(classes) == 2 else MULTICLASS, class_names=classes),
         notes={
             "files": {one.source: {"sha256": one.sha256, "rows": one.total} for one in tables},
@@ -129,12 +113,11 @@ def _task(
             "infinite": encoder.infinite(fitted),
             "test values without a code": encoder.unseen(table.frame[rest] if other is None else other.frame),
         },
-        encoder=encoder,
     )
 
 
 @TASKS.register("tabular")
-@provides(read_rows=row_reader())
+@provides(read_rows=row_reader(read_table))
 @same_options(_task)
 def tabular(
     *,
@@ -176,14 +159,10 @@ def tabular(
         min_count: training rows on which a category must occur to get a code of its own.
         noise: share of the training labels replaced by a random class; validation and test labels stay clean.
         oversample: repeat training rows of the rarer classes until all classes are equally frequent.
-
-    Raises:
-        InputError: for files, columns, values or sizes that do not fit, with file, row and column.
     """
     if file is None or label is None:
-        raise InputError(
-            "task 'tabular' needs the table and its label column: --set data.file=FILE --set data.label=COLUMN"
-        )
+        needed = "the table and its label column: --set data.file=FILE --set data.label=COLUMN"
+        raise InputError(f"task 'tabular' needs {needed}")
     folder = data_dir or Path()
     table = read_table(folder / file, source=file, bad_rows=bad_rows)
     other = None if test_file is None else read_table(folder / test_file, source=test_file, bad_rows=bad_rows)
@@ -192,7 +171,7 @@ def tabular(
 
 
 @TASKS.register("adult")
-@provides(read_rows=row_reader())
+@provides(read_rows=row_reader(read_table))
 @same_options(_task)
 def adult(*, data_dir: Path, train: int | None = None, **options: Any) -> TaskData:
     """Adult / Census Income (Becker and Kohavi, UCI Machine Learning Repository, 1996): predict incomes above $50,000 a year.
@@ -205,20 +184,17 @@ def adult(*, data_dir: Path, train: int | None = None, **options: Any) -> TaskDa
         data_dir: the data folder.
         train: training rows, drawn class by class from the training set; null for all.
         **options: ``seed``, ``held_out``, ``test``, ``min_count``, ``noise`` and ``oversample`` of :func:`tabular`.
-
-    Raises:
-        InputError: where the file does not exist or has other contents.
     """
     columns = _Columns(ADULT_LABEL, drop=("fnlwgt",), positive=">50K")
     return _task(*_read_adult(data_dir), columns, bad_rows="error", train=train, **options)
 
 
 def _read_adult(data_dir: Path) -> tuple[Table, Table | None]:
-    if path := find_path(data_dir, ["adult"], ["adult.parquet"]):
-        return read_table(path, source=path.name), None
-    path = find_path(data_dir, ["adult"], ["adult.data"])
+    path = find_path(data_dir, ["adult"], ["adult.parquet"]) or find_path(data_dir, ["adult"], ["adult.data"])
     if path is None:
         raise InputError(f"neither adult.parquet nor adult.data is in {data_dir} or {data_dir / 'adult'}")
+    if path.suffix == ".parquet":
+        return read_table(path, source=path.name), None
     table = read_table(path, source=path.name, header=ADULT_HEADER)
     test = path.with_name("adult.test")
     if not test.is_file():
@@ -231,28 +207,29 @@ def _read_adult(data_dir: Path) -> tuple[Table, Table | None]:
 
 def _kinds(
     table: Table, fit: NDArray[np.int64], columns: _Columns, min_count: int
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Numeric or categorical for each feature, in the order of the file, and why the other columns are left out."""
-    kinds: dict[str, str] = {}
+) -> tuple[list[str], list[str], dict[str, str]]:
+    """The numeric and the categorical features, in the order of the file, and why the other columns are left out."""
+    numeric: list[str] = []
+    categorical: list[str] = []
     dropped: dict[str, str] = {}
     for name in table.frame.columns:
         column = table.frame[name]
         if name in (columns.label, *columns.drop, columns.id_column):
             continue
-        if name in columns.numeric or name in columns.categorical:
-            kinds[name] = "numeric" if name in columns.numeric else "categorical"
-        elif column.dtype.is_numeric():
-            kinds[name] = "numeric"
+        if name in columns.categorical:
+            categorical.append(name)
+        elif name in columns.numeric or column.dtype.is_numeric():
+            numeric.append(name)
         elif column.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Boolean):
             _refuse_mistakes(table, name)
             most = column[fit].drop_nulls().alias("value").value_counts(name="rows")["rows"].max()
             if not isinstance(most, int) or most < max(min_count, 2):
                 dropped[name] = f"text, no value on {max(min_count, 2)} training rows"
             else:
-                kinds[name] = "categorical"
+                categorical.append(name)
         else:
             dropped[name] = f"of type {column.dtype}"
-    return kinds, dropped
+    return numeric, categorical, dropped
 
 
 def _refuse_mistakes(table: Table, name: str) -> None:
@@ -266,9 +243,8 @@ def _refuse_mistakes(table: Table, name: str) -> None:
             raise InputError(f"{error}, unlike most of the column; name a column of text in categorical") from error
 
 
-def _with_numbers(table: Table, kinds: dict[str, str]) -> Table:
-    """The table with its numeric columns converted, so that an error names the row in the file."""
-    numeric = [name for name, kind in kinds.items() if kind == "numeric"]
+def _with_numbers(table: Table, numeric: Sequence[str]) -> Table:
+    """The table with some columns as numbers, so that an error names the row in the file."""
     numbers = [as_numbers(table.frame, name, source=table.source, rows=table.rows) for name in numeric]
     return dataclasses.replace(table, frame=table.frame.with_columns(numbers))
 
@@ -286,9 +262,8 @@ def _ids(tables: Sequence[Table], id_column: str | None) -> NDArray[np.int64]:
     ids = np.concatenate([table.frame[id_column].cast(pl.Int64).to_numpy() for table in tables])
     values, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
-        raise InputError(
-            f"id_column {id_column!r} must have unique integers; {values[counts > 1][0]} occurs more than once"
-        )
+        twice = values[counts > 1][0]
+        raise InputError(f"id_column {id_column!r} must have unique integers; {twice} occurs more than once")
     return ids
 
 

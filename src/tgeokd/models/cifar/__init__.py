@@ -1,5 +1,1 @@
-"""Models for 32x32 images under the names used in distillation papers.
-
-Parameter names and shapes are those of RepDistiller and mdistiller, so that their published teachers load unchanged
-(:func:`tgeokd.models.weights.load_weights`).
-"""
+"""Models for 32x32 images with the names of parameters of RepDistiller and mdistiller, whose teachers load unchanged."""

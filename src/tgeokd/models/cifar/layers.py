@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tgeokd.data.base import InputSpec
 from tgeokd.utils.errors import InputError
 
-__all__ = ["BasicBlock", "check_images", "conv1x1", "conv3x3", "global_average", "he_init", "projection"]
+__all__ = ["BasicBlock", "check_images", "conv1x1", "conv3x3", "he_init", "pooled_logits", "projection", "stage"]
 
 
 def conv3x3(width_in: int, width: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -29,16 +32,7 @@ def projection(width_in: int, width: int, stride: int) -> nn.Module:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut; ReLU after the sum.
-
-    Args:
-        width_in: channels of the input.
-        width: channels of the output.
-        stride: of the first convolution.
-        shortcut: attribute of the shortcut, and so the prefix of its weights' names.
-
-    Shapes: (N, width_in, H, W) to (N, width, H / stride, W / stride).
-    """
+    """Two 3x3 convolutions with a shortcut; ReLU after the sum. ``shortcut`` is the prefix of the shortcut's weights."""
 
     expansion = 1
 
@@ -50,22 +44,29 @@ class BasicBlock(nn.Module):
         self.add_module(shortcut, projection(width_in, width, stride))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The block's output."""
+        """Shapes (N, width_in, H, W) to (N, width, H / stride, W / stride)."""
         out = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(out)) + getattr(self, self.shortcut_name)(x))
 
 
-def global_average(x: Tensor) -> Tensor:
-    """Mean over the image, (N, C, H, W) to (N, C): at 32x32 the pooling of the published models, and for other sizes."""
-    return x.mean(dim=(2, 3))
+def stage(
+    block: Callable[..., nn.Module], number: int, width_in: int, width: int, stride: int, *options: Any
+) -> nn.Sequential:
+    """Blocks ``block(width_in, width, stride, *options)``, the others than the first from ``width`` at stride 1."""
+    rest = (block(width, width, 1, *options) for _ in range(number - 1))
+    return nn.Sequential(block(width_in, width, stride, *options), *rest)
+
+
+def pooled_logits(head: nn.Module, x: Tensor) -> Tensor:
+    """Logits (N, C) of the mean over the image of (N, F, H, W), at 32x32 the pooling of the published models."""
+    logits: Tensor = head(x.mean(dim=(2, 3)))
+    return logits
 
 
 def he_init(model: nn.Module, *, plain_head: bool = False) -> None:
-    """Convolutions from N(0, 2 / fan_out), He et al. 2015, with biases 0.
+    """Initialize convolutions from N(0, 2 / fan_out), He et al. 2015, with biases 0.
 
-    Args:
-        model: changed in place.
-        plain_head: linear layers from N(0, 0.01^2) with biases 0, as in VGG and MobileNet; else as PyTorch initializes them.
+    With ``plain_head``, linear layers are initialized from N(0, 0.01^2) with biases 0, as in VGG and MobileNet.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -79,16 +80,8 @@ def he_init(model: nn.Module, *, plain_head: bool = False) -> None:
 
 
 def check_images(model: str, inputs: InputSpec, smallest: int = 1) -> None:
-    """Raise :class:`InputError` unless the inputs are colour images.
-
-    Args:
-        model: name for the message.
-        inputs: description of the data's inputs.
-        smallest: least height and width that the model can take.
-    """
+    """Raise :class:`InputError` unless the inputs are colour images with this least height and width."""
     if inputs.kind != "array" or len(inputs.shape) != 3 or inputs.shape[0] != 3 or min(inputs.shape) < 1:
-        raise InputError(
-            f"{model} takes images of shape (3, H, W), not inputs of kind {inputs.kind!r} and shape {inputs.shape}"
-        )
+        raise InputError(f"{model} takes images (3, H, W), not inputs of kind {inputs.kind!r} and shape {inputs.shape}")
     if min(inputs.shape[1:]) < smallest:
         raise InputError(f"{model} takes images of at least {smallest}x{smallest}, not of shape {inputs.shape}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tgeokd.data.base import InputSpec
-from tgeokd.models.cifar.layers import check_images, conv1x1, conv3x3, global_average, he_init
+from tgeokd.models.cifar.layers import check_images, conv1x1, conv3x3, he_init, pooled_logits, stage
 from tgeokd.models.registry import MODELS
 
 __all__ = ["MobileNetV2"]
@@ -35,20 +35,17 @@ class _InvertedResidual(nn.Module):
         return x + out if self.adds else out
 
 
+@MODELS.register("MobileNetV2")
 class MobileNetV2(nn.Module):
-    """A 3x3 stem at stride 2, seven stages of inverted residuals, and 1280 features.
+    """A 3x3 stem at stride 2, seven stages of inverted residuals, and 1280 features, for images of shape (3, H, W)."""
 
-    Args:
-        num_classes: C.
-    """
-
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, *, inputs: InputSpec, num_classes: int) -> None:
         super().__init__()
+        check_images("MobileNetV2", inputs)
         self.conv1 = _active(conv3x3(3, STEM, stride=2))
         before, stages = STEM, []
         for expansion, channels, blocks, stride in STAGES:
-            rest = (_InvertedResidual(channels, channels, 1, expansion) for _ in range(blocks - 1))
-            stages.append(nn.Sequential(_InvertedResidual(before, channels, stride, expansion), *rest))
+            stages.append(stage(_InvertedResidual, blocks, before, channels, stride, expansion))
             before = channels
         self.blocks = nn.Sequential(*stages)
         self.conv2 = _active(conv1x1(before, LAST))
@@ -57,16 +54,8 @@ class MobileNetV2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, C) of images (N, 3, H, W)."""
-        logits: Tensor = self.classifier(global_average(self.conv2(self.blocks(self.conv1(x)))))
-        return logits
+        return pooled_logits(self.classifier, self.conv2(self.blocks(self.conv1(x))))
 
 
 def _active(convolution: nn.Conv2d) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU())
-
-
-@MODELS.register("MobileNetV2")
-def mobilenet_v2(*, inputs: InputSpec, num_classes: int) -> nn.Module:
-    """A :class:`MobileNetV2` for images of shape (3, H, W)."""
-    check_images("MobileNetV2", inputs)
-    return MobileNetV2(num_classes)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tgeokd.data.base import InputSpec
-from tgeokd.models.cifar.layers import check_images, conv1x1, conv3x3, global_average
+from tgeokd.models.cifar.layers import check_images, conv1x1, conv3x3, pooled_logits, stage
 from tgeokd.models.registry import MODELS
 
 __all__ = ["ShuffleNet", "ShuffleNetV2"]
@@ -22,9 +22,7 @@ def _shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 class _Unit(nn.Module):
-    """Version 1: grouped 1x1, depthwise 3x3 and grouped 1x1 convolution; at stride 2 concatenated with the pooled
-    input, else added to the input.
-    """
+    """Grouped 1x1, depthwise 3x3, grouped 1x1; at stride 2 concatenated with the pooled input, else added to the input."""
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
@@ -46,30 +44,23 @@ class _Unit(nn.Module):
         return F.relu(out + x)
 
 
+@MODELS.register("ShuffleV1")
 class ShuffleNet(nn.Module):
-    """Version 1: three stages of 4, 8 and 4 units, 240, 480 and 960 channels wide.
+    """Version 1: three stages of 4, 8 and 4 units, 240, 480 and 960 channels wide, for images of shape (3, H, W)."""
 
-    Args:
-        num_classes: C.
-    """
-
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, *, inputs: InputSpec, num_classes: int) -> None:
         super().__init__()
+        check_images("ShuffleNet", inputs)
         self.conv1, self.bn1 = conv1x1(3, STEM), nn.BatchNorm2d(STEM)
-        self.layer1 = self._stage(4, STEM, 240)
-        self.layer2 = self._stage(8, 240, 480)
-        self.layer3 = self._stage(4, 480, 960)
+        self.layer1 = stage(_Unit, 4, STEM, 240, 2)
+        self.layer2 = stage(_Unit, 8, 240, 480, 2)
+        self.layer3 = stage(_Unit, 4, 480, 960, 2)
         self.linear = nn.Linear(960, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, C) of images (N, 3, H, W)."""
         x = F.relu(self.bn1(self.conv1(x)))
-        logits: Tensor = self.linear(global_average(self.layer3(self.layer2(self.layer1(x)))))
-        return logits
-
-    @staticmethod
-    def _stage(units: int, width_in: int, width: int) -> nn.Sequential:
-        return nn.Sequential(_Unit(width_in, width, 2), *(_Unit(width, width, 1) for _ in range(units - 1)))
+        return pooled_logits(self.linear, self.layer3(self.layer2(self.layer1(x))))
 
 
 class _Split(nn.Module):
@@ -113,19 +104,21 @@ class _Down(nn.Module):
         return _shuffle(torch.cat([left, right], dim=1), 2)
 
 
+def _unit_v2(width_in: int, width: int, stride: int) -> nn.Module:
+    return _Split(width) if stride == 1 else _Down(width_in, width)
+
+
+@MODELS.register("ShuffleV2")
 class ShuffleNetV2(nn.Module):
-    """Version 2: three stages of 1 + 3, 1 + 7 and 1 + 3 units, 116, 232 and 464 channels wide, then 1024.
+    """Version 2: three stages of 4, 8 and 4 units, 116, 232 and 464 channels wide, then 1024, for images (3, H, W)."""
 
-    Args:
-        num_classes: C.
-    """
-
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, *, inputs: InputSpec, num_classes: int) -> None:
         super().__init__()
+        check_images("ShuffleNet", inputs)
         self.conv1, self.bn1 = conv1x1(3, STEM), nn.BatchNorm2d(STEM)
-        self.layer1 = self._stage(3, STEM, 116)
-        self.layer2 = self._stage(7, 116, 232)
-        self.layer3 = self._stage(3, 232, 464)
+        self.layer1 = stage(_unit_v2, 4, STEM, 116, 2)
+        self.layer2 = stage(_unit_v2, 8, 116, 232, 2)
+        self.layer3 = stage(_unit_v2, 4, 232, 464, 2)
         self.conv2, self.bn2 = conv1x1(464, 1024), nn.BatchNorm2d(1024)
         self.linear = nn.Linear(1024, num_classes)
 
@@ -133,17 +126,4 @@ class ShuffleNetV2(nn.Module):
         """Logits (N, C) of images (N, 3, H, W)."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        logits: Tensor = self.linear(global_average(F.relu(self.bn2(self.conv2(x)))))
-        return logits
-
-    @staticmethod
-    def _stage(splits: int, width_in: int, width: int) -> nn.Sequential:
-        return nn.Sequential(_Down(width_in, width), *(_Split(width) for _ in range(splits)))
-
-
-@MODELS.register("ShuffleV1", ShuffleNet)
-@MODELS.register("ShuffleV2", ShuffleNetV2)
-def shufflenet(version: type[ShuffleNet] | type[ShuffleNetV2], *, inputs: InputSpec, num_classes: int) -> nn.Module:
-    """A :class:`ShuffleNet` or :class:`ShuffleNetV2` for images of shape (3, H, W)."""
-    check_images("ShuffleNet", inputs)
-    return version(num_classes)
+        return pooled_logits(self.linear, F.relu(self.bn2(self.conv2(x))))

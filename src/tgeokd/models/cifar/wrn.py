@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tgeokd.data.base import InputSpec
-from tgeokd.models.cifar.layers import check_images, conv1x1, conv3x3, global_average, he_init
+from tgeokd.models.cifar.layers import check_images, conv1x1, conv3x3, he_init, pooled_logits, stage
 from tgeokd.models.registry import MODELS
 
 __all__ = ["WideResNet"]
@@ -31,17 +31,23 @@ class _Block(nn.Module):
         return out
 
 
+@MODELS.register("wrn_16_1", 16, 1)
+@MODELS.register("wrn_16_2", 16, 2)
+@MODELS.register("wrn_40_1", 40, 1)
+@MODELS.register("wrn_40_2", 40, 2)
 class WideResNet(nn.Module):
     """A 3x3 stem of 16 channels and three stages.
 
     Args:
         depth: 6n + 4, for n blocks per stage.
         widen: the stages have 16, 32 and 64 times as many channels.
+        inputs: images of shape (3, H, W).
         num_classes: C.
     """
 
-    def __init__(self, depth: int, widen: int, num_classes: int) -> None:
+    def __init__(self, depth: int, widen: int, *, inputs: InputSpec, num_classes: int) -> None:
         super().__init__()
+        check_images("WideResNet", inputs)
         blocks, width = (depth - 4) // 6, 64 * widen
         self.conv1 = conv3x3(3, 16)
         self.block1 = _stage(blocks, 16, 16 * widen, stride=1)
@@ -55,20 +61,9 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, C) of images (N, 3, H, W)."""
         x = self.block3(self.block2(self.block1(self.conv1(x))))
-        logits: Tensor = self.fc(global_average(F.relu(self.bn1(x))))
-        return logits
+        return pooled_logits(self.fc, F.relu(self.bn1(x)))
 
 
 def _stage(blocks: int, width_in: int, width: int, stride: int) -> nn.Sequential:
-    layers = nn.Sequential(_Block(width_in, width, stride), *(_Block(width, width, 1) for _ in range(blocks - 1)))
+    layers = stage(_Block, blocks, width_in, width, stride)
     return nn.Sequential(OrderedDict(layer=layers))  # as in published weights: block1.layer.0...
-
-
-@MODELS.register("wrn_16_1", 16, 1)
-@MODELS.register("wrn_16_2", 16, 2)
-@MODELS.register("wrn_40_1", 40, 1)
-@MODELS.register("wrn_40_2", 40, 2)
-def wrn(depth: int, widen: int, *, inputs: InputSpec, num_classes: int) -> nn.Module:
-    """A :class:`WideResNet` for images of shape (3, H, W)."""
-    check_images("WideResNet", inputs)
-    return WideResNet(depth, widen, num_classes)

@@ -21,53 +21,44 @@ CHUNK = 1 << 21  # words of 8 bytes hashed at a time
 
 
 class Samples(NamedTuple):
-    """What is known of the samples of a data set without fetching them.
-
-    Attributes:
-        ids: int64, shape (N,).
-        digests: hashes of the inputs before any transform, int64, shape (N,); None where unknown.
-        whole: the ``fingerprint()`` of a data set without digests; None where it has none.
-    """
+    """What is known of the samples of a data set without fetching them."""
 
     ids: Tensor
+    """int64, shape (N,)."""
     digests: Tensor | None
+    """Hashes of the inputs before any transform, int64, shape (N,); None where unknown."""
     whole: str | None
+    """The ``fingerprint()`` of a data set without digests; None where it has none."""
+
+    def take(self, rows: Tensor) -> Samples:
+        """The samples of some rows."""
+        return Samples(self.ids[rows], None if self.digests is None else self.digests[rows], self.whole)
 
     def distinct(self) -> tuple[Samples, list[int] | None]:
-        """Each id once, and the rows to fetch: those where an id occurs first if equal ids have equal digests, else None.
-
-        Raises:
-            InputError: where samples of one id have different digests.
-        """
+        """Each id once, and the rows to fetch: those where an id occurs first if equal ids have equal digests, else None."""
         rows, first = first_rows(self.ids)
         if len(rows) == len(self.ids):
             return self, None
         if self.digests is None:
-            return Samples(self.ids[rows], None, self.whole), None
-        wrong = (self.digests != self.digests[first]).nonzero()
+            return self.take(rows), None
+        wrong = self.ids[self.digests != self.digests[first]]
         if len(wrong):
-            twice = int(self.ids[int(wrong[0])])
-            raise InputError(f"two samples with different inputs have the id {twice}; each sample needs its own id")
-        return Samples(self.ids[rows], self.digests[rows], None), rows.tolist()
+            raise InputError(f"two samples with different inputs have the id {wrong[0]}; each sample needs its own id")
+        return self.take(rows), rows.tolist()
 
 
 def samples_of(dataset: Any) -> Samples | None:
     """The samples of a data set in its order; None where their ids are unknown."""
     if isinstance(dataset, ArrayDataset):
-        if dataset.ids is None:
-            return None
         tensors = dataset.inputs if isinstance(dataset.inputs, tuple) else (dataset.inputs,)
-        return Samples(dataset.ids.cpu(), row_digests(tensors), None)
+        return None if dataset.ids is None else Samples(dataset.ids.cpu(), row_digests(tensors), None)
     if isinstance(dataset, Subset):
         parent = samples_of(dataset.dataset)
-        if parent is None:
-            return None
         rows = torch.as_tensor(dataset.indices, dtype=torch.int64)
-        return Samples(parent.ids[rows], None if parent.digests is None else parent.digests[rows], None)
+        return None if parent is None else parent.take(rows)._replace(whole=None)
     if isinstance(dataset, ConcatDataset):
-        found = [samples_of(each) for each in dataset.datasets]
-        known = [samples for samples in found if samples is not None]
-        if not known or len(known) < len(found):
+        known = [samples for samples in map(samples_of, dataset.datasets) if samples is not None]
+        if len(known) < len(dataset.datasets):
             return None
         digests = [samples.digests for samples in known if samples.digests is not None]
         every = torch.cat(digests) if len(digests) == len(known) else None
@@ -86,13 +77,9 @@ def transforms_of(dataset: Any) -> tuple[list[str], list[str]]:
 
 
 def row_digests(tensors: Sequence[Tensor]) -> Tensor:
-    """A 64-bit hash of each row, not cryptographic. Equal rows have equal hashes, whatever the other rows are.
+    """A 64-bit hash of each row of tensors (N, ...) of any types, not cryptographic: int64, shape (N,), on the CPU.
 
-    Args:
-        tensors: shape (N, ...), of any types.
-
-    Returns:
-        int64, shape (N,), on the CPU.
+    Equal rows have equal hashes, whatever the other rows are.
     """
     n = len(tensors[0])
     total = torch.zeros(n, dtype=torch.int64)

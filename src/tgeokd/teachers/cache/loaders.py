@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from tgeokd.utils.errors import InputError
 __all__ = ["BATCH", "cached_ids", "check_deterministic", "loader_of_rows", "with_views"]
 
 BATCH = 256  # samples per query of the teacher, where the loader has no batch size
+SETTINGS = ("batch_size", "sampler", "drop_last", "collate_fn", "generator")
+WORKERS = ("num_workers", "pin_memory", "timeout", "worker_init_fn", "persistent_workers", "prefetch_factor")
 
 
 def cached_ids(batch: Batch) -> Tensor:
@@ -26,27 +29,9 @@ def cached_ids(batch: Batch) -> Tensor:
 
 
 def with_views(loader: DataLoader[Any], views: int) -> DataLoader[Any]:
-    """A loader like another, with its sampler, over ``views`` fixed augmented versions of its samples.
-
-    Raises:
-        InputError: for a data set that augments at random and has no ``with_views(views)``.
-    """
-    workers: dict[str, Any] = {}
-    if loader.num_workers:
-        workers = {"persistent_workers": loader.persistent_workers, "prefetch_factor": loader.prefetch_factor}
-    return BatchLoader(
-        _with_views(loader.dataset, views),
-        loader.batch_size,
-        sampler=loader.sampler,
-        drop_last=loader.drop_last,
-        collate_fn=loader.collate_fn,
-        num_workers=loader.num_workers,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        generator=loader.generator,
-        **workers,
-    )
+    """A loader like another, with its sampler, over ``views`` fixed augmented versions of its samples."""
+    settings = {name: getattr(loader, name) for name in (*SETTINGS, *WORKERS)}
+    return BatchLoader(_with_views(loader.dataset, views), **settings)
 
 
 def _with_views(dataset: Dataset[Any], views: int) -> Dataset[Any]:
@@ -66,7 +51,7 @@ def _with_views(dataset: Dataset[Any], views: int) -> Dataset[Any]:
 
 
 def loader_of_rows(loader: Any, rows: Sequence[int]) -> DataLoader[Any]:
-    """Some rows of the loader's data set in this order, with the collation and the workers of the loader."""
+    """Some rows of the loader's data set in this order, with its collation and workers."""
     return DataLoader(
         loader.dataset,
         getattr(loader, "batch_size", None) or BATCH,
@@ -78,15 +63,11 @@ def loader_of_rows(loader: Any, rows: Sequence[int]) -> DataLoader[Any]:
 
 
 def check_deterministic(loader: Iterable[Any]) -> None:
-    """Fetch the first batch twice and check that its inputs are the same.
-
-    Raises:
-        InputError: where they differ, or where there is no batch.
-    """
-    items = [next(iter(loader), None) for _ in range(2)]
-    if items[0] is None or items[1] is None:
+    """Raise :class:`InputError` where two passes begin with different inputs of the same samples, or have no batch."""
+    items = [item for _ in range(2) for item in islice(loader, 1)]
+    if len(items) < 2:
         raise InputError("the training loader is empty, or can be read only once")
-    first, second = (Batch.parse(item) for item in items)
+    first, second = map(Batch.parse, items)
     same_samples = torch.equal(cached_ids(first).cpu(), cached_ids(second).cpu())  # else the loader shuffles
     if same_samples and not _equal(first.inputs, second.inputs):
         raise InputError(
@@ -101,5 +82,5 @@ def _equal(first: Any, second: Any) -> bool:
     if isinstance(first, dict):
         return all(_equal(value, second[key]) for key, value in first.items())
     if isinstance(first, tuple | list):
-        return all(_equal(*pair) for pair in zip(first, second, strict=True))
+        return all(map(_equal, first, second))
     return True

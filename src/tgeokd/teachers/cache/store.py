@@ -1,30 +1,65 @@
-"""Stored logits of a teacher on disk, read through a memory map."""
+"""Stored logits of a teacher on disk: read through a memory map, written as a whole or not at all by one process at a time."""
 
 from __future__ import annotations
 
+import glob
 import json
+import logging
 import math
-from collections.abc import Callable, Mapping
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from tgeokd.teachers.cache.key import Samples
-from tgeokd.teachers.cache.options import TeacherCacheOptions
-from tgeokd.teachers.ids import IdIndex
+from tgeokd.teachers.ids import IdIndex, check_repeats
 from tgeokd.utils.errors import InputError
 
-__all__ = ["DESCRIPTION", "DTYPES", "FORMAT", "TeacherCache"]
+__all__ = ["TeacherCache", "TeacherCacheOptions", "write_cache"]
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 DESCRIPTION = "cache.json"
 DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+Predictions = Iterable[tuple[int, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class TeacherCacheOptions:
+    """How stored logits of a teacher are kept. None takes the value of a cache that exists already.
+
+    Attributes:
+        views: augmented views of each sample, one per epoch in turn. The default is the smaller of 4 and the number of epochs
+            where the training inputs are augmented at random, and 1 otherwise.
+        dtype: ``fp16`` (the default), ``bf16`` or ``fp32``.
+        top_k: keep this many logits of a sample, the largest, and the total probability of the others. The default is all.
+        folder: the default is ``teacher-cache`` in the folder of the run, and a temporary folder for a run without one.
+    """
+
+    views: int | None = None
+    dtype: Literal["fp16", "bf16", "fp32"] | None = None
+    top_k: int | None = None
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("views", self.views), ("top_k", self.top_k)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} of the teacher cache must be >= 1, not {value}")
+        if self.dtype not in (None, *DTYPES):
+            raise InputError(f"dtype of the teacher cache must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
 
 
 class TeacherCache:
-    """Stored logits of N samples in V views, made by :func:`~tgeokd.teachers.cache.writer.write_cache`.
+    """Stored logits of N samples in V views, made by :func:`write_cache`.
 
     A folder with ``cache.json``, which describes the rest; ``ids.i64``; ``digests.i64`` where the inputs have hashes;
     ``logits.<dtype>`` of shape (V, N, K), where K is the number of classes or ``top_k``. With ``top_k`` also ``classes.i32``
@@ -34,11 +69,9 @@ class TeacherCache:
 
     Attributes:
         key: what the logits depend on.
-        ids: of the samples, int64, shape (N,).
-        digests: of their inputs, int64, shape (N,); None where unknown.
+        ids, digests: of the samples and of their inputs, int64, shape (N,); digests are None where unknown.
         num_classes, views: C and V.
-        dtype: ``fp16``, ``bf16`` or ``fp32``.
-        top_k: K, or None where all logits are stored.
+        dtype, top_k: as in :class:`TeacherCacheOptions`.
 
     Raises:
         InputError: where there is no cache, or it is damaged or of another format.
@@ -52,79 +85,58 @@ class TeacherCache:
             raise InputError(f"{self.folder} is not a teacher cache: it has no {DESCRIPTION}") from error
         except ValueError as error:
             raise InputError(f"the teacher cache {self.folder} is damaged: {DESCRIPTION} is not JSON") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            found = content.get("format") if isinstance(content, dict) else None
+        found = content.get("format") if isinstance(content, dict) else None
+        if found != FORMAT:
             raise InputError(f"the teacher cache {self.folder} has format {found}, and this version reads {FORMAT}")
+        self._description: dict[str, Any] = content
         self.key: dict[str, str] = content["key"]
         self.num_classes, self.views, self.top_k = content["classes"], content["views"], content["top_k"]
         self.dtype: str = content["dtype"]
-        n = content["samples"]
-        width = self.num_classes if self.top_k is None else self.top_k
-        self.ids = self._map("ids.i64", torch.int64, (n,))
-        self.digests = self._map("digests.i64", torch.int64, (n,)) if content["digests"] else None
-        self._logits = self._map(f"logits.{self.dtype}", DTYPES[self.dtype], (self.views, n, width))
-        if self.top_k is not None:
-            self._classes = self._map("classes.i32", torch.int32, (self.views, n, self.top_k))
-            self._others = self._map("others.fp32", torch.float32, (self.views, n))
+        # "c", copy on write: torch requires writable memory, and the files are never changed
+        arrays = {name: array for name, (array, _) in _open(self.folder, content, "c").items()}
+        self.ids, self.digests = arrays.pop("ids"), arrays.pop("digests", None)
+        self._arrays = arrays
         self._index = IdIndex(self.ids, f"the teacher cache {self.folder}")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def lookup(self, ids: Tensor, view: int = 0) -> Tensor:
-        """Logits of samples in a view, shape (n, C), float32, on the CPU.
-
-        Args:
-            ids: integers, shape (n,), in any order, repeats allowed; preferably on the CPU, as loaders yield them.
-            view: below V.
-
-        Raises:
-            InputError: for an id or a view that is not stored.
-        """
-        return self._dense(self._index.rows(ids), *self._of(view))
+        """Logits of samples in a view below V, shape (n, C), float32, on the CPU; ``ids`` as for :meth:`IdIndex.rows`."""
+        return self._dense(self._index.rows(ids), self._of(view))
 
     def on_device(self, view: int, device: torch.device) -> Callable[[Tensor], Tensor]:
         """A view copied to a device, as a function from stored ids, (n,), to logits, (n, C).
 
-        The function does not wait for the device, so it does not detect an id that is not stored; call :meth:`check_samples`
-        before.
+        It does not wait for the device, so it cannot detect an id that is not stored; call :meth:`check_samples` before.
         """
         by_id, rows = self._index.ascending.to(device), self._index.order.to(device)
-        logits, classes, others = (tensor if tensor is None else tensor.to(device) for tensor in self._of(view))
-        assert logits is not None
-        return lambda ids: self._dense(rows[torch.searchsorted(by_id, ids)], logits, classes, others)
+        arrays = {name: array.to(device) for name, array in self._of(view).items()}
+        return lambda ids: self._dense(rows[torch.searchsorted(by_id, ids)], arrays)
 
-    def _of(self, view: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The stored tensors of a view: logits, and with ``top_k`` their classes and the logit of the other classes."""
+    def _of(self, view: int) -> dict[str, Tensor]:
         if not 0 <= view < self.views:
             raise InputError(f"the teacher cache {self.folder} has views 0 to {self.views - 1}, not {view}")
-        if self.top_k is None:
-            return self._logits[view], None, None
-        return self._logits[view], self._classes[view], self._others[view]
+        return {name: array[view] for name, array in self._arrays.items()}
 
-    def _dense(self, rows: Tensor, logits: Tensor, classes: Tensor | None, others: Tensor | None) -> Tensor:
-        kept = logits.index_select(0, rows).float()
-        if classes is None or others is None:
+    def _dense(self, rows: Tensor, arrays: Mapping[str, Tensor]) -> Tensor:
+        kept = arrays["logits"].index_select(0, rows).float()
+        if self.top_k is None:
             return kept
-        rest = others.index_select(0, rows)[:, None].expand(-1, self.num_classes)
-        return rest.scatter(1, classes.index_select(0, rows).long(), kept)
+        rest = arrays["others"].index_select(0, rows)[:, None].expand(-1, self.num_classes)
+        return rest.scatter(1, arrays["classes"].index_select(0, rows).long(), kept)
 
     def check(self, key: Mapping[str, str], options: TeacherCacheOptions, num_classes: int, views: int) -> None:
-        """Check that the cache was made for this key and these options.
-
-        Raises:
-            InputError: naming what differs, its stored and its present value.
-        """
+        """Raise :class:`InputError` unless the cache was made for this key and these options, with what differs."""
         for field, now in key.items():
             if self.key[field] != now:
                 name = "teacher weights" if field == "teacher" else field
                 length = 16 if field in ("teacher", "samples") else None  # of a hash
                 self._refuse(f"other {name}: {self.key[field][:length]} then, {now[:length]} now")
-        stored = {"classes": self.num_classes, "views": self.views, "dtype": self.dtype, "top_k": self.top_k}
         wanted = {"classes": num_classes, "views": views, "dtype": options.dtype, "top_k": options.top_k}
         for name, value in wanted.items():
-            if value not in (None, stored[name]):
-                self._refuse(f"other {name}: {stored[name]} then, {value} now")
+            if value not in (None, self._description[name]):
+                self._refuse(f"other {name}: {self._description[name]} then, {value} now")
 
     def check_samples(self, samples: Samples) -> None:
         """Raise :class:`InputError` for the first sample that is :meth:`missing`."""
@@ -147,12 +159,165 @@ class TeacherCache:
             f"the teacher cache {self.folder} is stale, made with {reason}; delete it, or choose another folder"
         )
 
-    def _map(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        """A memory-mapped array of a file."""
-        path, size = self.folder / name, math.prod(shape) * dtype.itemsize
+
+def _open(
+    folder: Path, description: Mapping[str, Any], mode: Literal["c", "w+"]
+) -> dict[str, tuple[Tensor, np.memmap[Any, Any]]]:
+    """The arrays of a cache and their memory maps, for reading (``c``) or creating (``w+``) its files."""
+    n, views, top_k, dtype = (description[name] for name in ("samples", "views", "top_k", "dtype"))
+    files: dict[str, tuple[str, torch.dtype, tuple[int, ...]]] = {"ids": ("ids.i64", torch.int64, (n,))}
+    if description["digests"]:
+        files["digests"] = ("digests.i64", torch.int64, (n,))
+    files["logits"] = (f"logits.{dtype}", DTYPES[dtype], (views, n, top_k or description["classes"]))
+    if top_k is not None:
+        files["classes"] = ("classes.i32", torch.int32, (views, n, top_k))
+        files["others"] = ("others.fp32", torch.float32, (views, n))
+    arrays = {}
+    for name, (file, kind, shape) in files.items():
+        path, size = folder / file, math.prod(shape) * kind.itemsize
         found = path.stat().st_size if path.is_file() else 0
-        if found != size:
-            raise InputError(f"the teacher cache {self.folder} is damaged: {name} has {found} bytes, not {size}")
-        # Copy on write: torch requires writable memory, and the file is never changed.
-        mapped = np.memmap(path, np.uint8, "c", shape=(size,))
-        return torch.from_numpy(mapped).view(dtype).view(shape)
+        if mode == "c" and found != size:
+            raise InputError(f"the teacher cache {folder} is damaged: {file} has {found} bytes, not {size}")
+        mapped = np.memmap(path, np.uint8, mode, shape=(size,))
+        arrays[name] = torch.from_numpy(mapped).view(kind).view(shape), mapped
+    return arrays
+
+
+def write_cache(
+    folder: str | Path,
+    predictions: Predictions,
+    samples: Samples,
+    key: Mapping[str, str],
+    num_classes: int,
+    views: int,
+    options: TeacherCacheOptions,
+) -> TeacherCache:
+    """Write a cache where there is none. The folder appears when it is complete, also after a crash.
+
+    One of several processes writes, and the others wait for it. If that process is killed, the next one writes.
+
+    Args:
+        folder: to create, with its parents.
+        predictions: batches of the view, the ids (n,) and the teacher's logits (n, C); each sample in each view. Not iterated
+            where the cache exists.
+        samples: all of them, with distinct ids.
+        key: what the logits depend on.
+        num_classes: C.
+        views: V.
+        options: ``dtype`` and ``top_k``.
+
+    Returns:
+        The cache, which may have existed before; see :meth:`TeacherCache.check`.
+
+    Raises:
+        InputError: for logits that are NaN, infinite or too large for the type, a sample without logits, and a folder that
+            cannot be written.
+    """
+    folder = Path(folder)
+    if options.top_k is not None and options.top_k >= num_classes:
+        raise InputError(f"top_k of the teacher cache must be below the {num_classes} classes, not {options.top_k}")
+    description = {
+        "format": FORMAT,
+        "key": dict(key),
+        "samples": len(samples.ids),
+        "digests": samples.digests is not None,
+        "classes": num_classes,
+        "views": views,
+        "dtype": options.dtype or "fp16",
+        "top_k": options.top_k,
+    }
+    try:
+        if folder.is_dir() and not (folder / DESCRIPTION).exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} holds something else than a teacher cache; choose another folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _create(folder, lambda temporary: _fill(temporary, description, samples, predictions))
+    except OSError as error:
+        raise InputError(f"cannot write the teacher cache {folder}: {error.strerror or error}") from error
+    return TeacherCache(folder)
+
+
+def _create(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a temporary folder and rename it, unless the cache exists. Waits while another process writes.
+
+    On a file system without locks, each process writes, and the first to finish renames its folder.
+    """
+    done = folder / DESCRIPTION
+    if done.exists():
+        return
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            logger.info("another process is writing the teacher cache %s: waiting for it", folder)
+            lock.acquire()
+        except (OSError, NotImplementedError) as error:
+            logger.info("writing the teacher cache %s without a lock: %s", folder, error)
+        if lock.is_locked:
+            for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):  # of a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        if done.exists():
+            return
+        temporary.mkdir()
+        fill(temporary)
+        for path in (*temporary.iterdir(), temporary):
+            _to_disk(path)
+        if not done.exists():
+            temporary.rename(folder)
+            _to_disk(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        lock.release()
+
+
+def _fill(folder: Path, description: Mapping[str, Any], samples: Samples, predictions: Predictions) -> None:
+    """Write the files. Their memory maps end with the call: Windows does not rename a folder with open files."""
+    index = IdIndex(samples.ids)
+    opened = _open(folder, description, "w+")
+    arrays = {name: array for name, (array, _) in opened.items()}
+    arrays["ids"].copy_(index.ids)
+    if samples.digests is not None:
+        arrays["digests"].copy_(samples.digests)
+    filled = torch.zeros(description["views"], len(index), dtype=torch.bool)
+    for view, ids, logits in predictions:
+        rows = index.rows(ids)
+        kept = _kept(ids, logits, description["dtype"], description["top_k"])
+        again = filled[view, rows]
+        if bool(again.any()):  # as in an oversampled training set
+            check_repeats(ids[again], kept["logits"][again], arrays["logits"][view, rows[again]].float())
+        for name, values in kept.items():
+            arrays[name][view, rows] = values.to(arrays[name].dtype)
+        filled[view, rows] = True
+    if not bool(filled.all()):
+        view, row = (int(i) for i in (~filled).nonzero()[0])
+        raise InputError(f"the teacher was not queried for sample {int(index.ids[row])} in view {view}")
+    for _, mapped in opened.values():
+        mapped.flush()
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def _kept(ids: Tensor, logits: Tensor, dtype: str, top_k: int | None) -> dict[str, Tensor]:
+    """What is stored of a batch."""
+    logits = logits.detach().to("cpu", torch.float32)
+    finite = torch.isfinite(logits).all(dim=-1)
+    if not bool(finite.all()):
+        raise InputError(f"the teacher's logits of sample {int(ids[~finite][0])} are NaN or infinite")
+    if float(logits.abs().max()) > torch.finfo(DTYPES[dtype]).max:
+        raise InputError(f"the teacher's logits are too large for {dtype}; use dtype bf16 or fp32")
+    if top_k is None:
+        return {"logits": logits}
+    logits, classes = logits.sort(dim=-1, descending=True)
+    left = logits[:, top_k:]
+    others = left.logsumexp(dim=-1) - math.log(left.shape[-1])
+    return {"logits": logits[:, :top_k], "classes": classes[:, :top_k], "others": others}
+
+
+def _to_disk(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes only writable files
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,8 +1,8 @@
-"""Integer codes of raw columns, fitted on training rows."""
+"""Integer codes of raw columns, fitted on training rows in bounded memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,14 +15,70 @@ from torch import Tensor
 
 from tgeokd.data.base import InputSpec
 from tgeokd.data.tables import ENCODERS
-from tgeokd.data.tables.encoder import FIRST, MISSING, UNKNOWN, column_of, place, prefix
-from tgeokd.data.tasks.criteo.counting import ValueCounts
+from tgeokd.data.tables.encoder import FIRST, MISSING, UNKNOWN, column_of, prefix, refuse_wrong
 from tgeokd.data.tasks.criteo.reader import CATEGORIES, COLUMNS, INTEGERS
 from tgeokd.utils.errors import InputError
 
-__all__ = ["CriteoEncoder"]
+__all__ = ["CriteoEncoder", "ValueCounts"]
 
 KIND = "criteo"
+PENDING = 1 << 16  # values that are merged at a time, at least
+
+
+class ValueCounts:
+    """Counts of the values of one column, exact up to ``max_tracked`` distinct values.
+
+    Beyond that the rarest are dropped until at most half are left: lossy counting (Manku and Motwani, "Approximate Frequency
+    Counts over Data Streams", VLDB 2002) with a bound on the entries instead of the error. An entry stores how often its value
+    may have occurred before the entry was created. With ``e`` = :attr:`undercount`, ``true - e <= count <= true`` holds for
+    every value (``count`` is 0 for a value that is not tracked). So with a minimum count ``m`` no value below ``m`` gets a
+    code, and every value with at least ``m + e`` gets one.
+
+    Between two blocks there are at most ``max_tracked`` entries; while adding, twice as many plus those of a block.
+
+    Attributes:
+        undercount: ``e``; 0 while the counts are exact.
+        held: the largest number of entries so far.
+    """
+
+    def __init__(self, max_tracked: int) -> None:
+        if max_tracked < 2:
+            raise InputError(f"max_tracked must be >= 2, not {max_tracked}")
+        self.max_tracked = max_tracked
+        self.undercount = self.held = 0
+        self._table = _counted(pl.Series("value", [], dtype=pl.String), 0)
+        self._pending: list[pl.DataFrame] = []
+        self._pending_size = 0
+
+    def add(self, values: pl.Series) -> None:
+        """Count the values of a block of rows, except nulls."""
+        block = _counted(values.drop_nulls(), self.undercount)
+        self._pending.append(block)
+        self._pending_size += len(block)
+        self.held = max(self.held, len(self._table) + self._pending_size)
+        if self._pending_size > max(len(self._table), min(PENDING, self.max_tracked)):  # amortised O(1) per value
+            self._merge()
+
+    def counts(self) -> pl.DataFrame:
+        """Columns ``value`` and ``count``, by decreasing count, ties by value."""
+        self._merge()
+        return self._table.select("value", "count").sort("count", "value", descending=[True, False])
+
+    def _merge(self) -> None:
+        everything = pl.concat([self._table, *self._pending])
+        table = everything.group_by("value").agg(pl.col("count").sum(), pl.col("before").min())
+        self._pending, self._pending_size = [], 0
+        if len(table) > self.max_tracked:
+            at_most = table["count"] + table["before"]
+            threshold = int(at_most.sort(descending=True)[self.max_tracked // 2])
+            table = table.filter(at_most > threshold)
+            self.undercount = max(self.undercount, threshold)
+        self._table = table
+
+
+def _counted(values: pl.Series, before: int) -> pl.DataFrame:
+    counts = values.rename("value").value_counts(name="count")
+    return counts.select("value", pl.col("count").cast(pl.Int64), pl.lit(before, pl.Int64).alias("before"))
 
 
 @ENCODERS.register(KIND)
@@ -47,8 +103,7 @@ class CriteoEncoder:
     ) -> tuple[CriteoEncoder, dict[str, int]]:
         """Fit the codes to a stream of training rows, each frame with :data:`~tgeokd.data.tasks.criteo.reader.COLUMNS`.
 
-        A value must occur on ``min_count`` rows to get a code of its own. For ``max_tracked`` see
-        :class:`~tgeokd.data.tasks.criteo.counting.ValueCounts`.
+        A value must occur on ``min_count`` rows to get a code of its own. For ``max_tracked`` see :class:`ValueCounts`.
 
         Returns:
             The encoder, and for each column with inexact counts the largest possible error.
@@ -59,9 +114,8 @@ class CriteoEncoder:
         for frame in frames:
             for column in frame.select(*_BUCKETS, *CATEGORIES):
                 counted[column.name].add(column)
-        values = {}
-        for name, counts in counted.items():
-            values[name] = tuple(counts.counts().filter(pl.col("count") >= min_count)["value"])
+        frequent = pl.col("count") >= min_count
+        values = {name: tuple(counts.counts().filter(frequent)["value"]) for name, counts in counted.items()}
         return cls(values), {name: counts.undercount for name, counts in counted.items() if counts.undercount}
 
     @property
@@ -78,9 +132,6 @@ class CriteoEncoder:
         """An empty numeric tensor, shape (N, 0), float32, and codes, shape (N, 39), int64.
 
         Integer columns may be text; categories must be text, because numbers have lost leading zeros.
-
-        Raises:
-            InputError: for a missing column, an integer column with other values than numbers, or categories as numbers.
         """
         codes = torch.from_numpy(self.codes(_as_read(frame, source)).astype(np.int64))
         return torch.empty(len(frame), 0), codes
@@ -91,31 +142,28 @@ class CriteoEncoder:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> CriteoEncoder:
-        """The encoder from the output of :meth:`to_dict`.
-
-        Raises:
-            InputError: for other contents.
-        """
+        """The encoder from the output of :meth:`to_dict`."""
         values = content.get("values") if isinstance(content, Mapping) and content.get("kind") == KIND else None
         if not isinstance(values, Mapping) or set(values) != set(COLUMNS):
             raise InputError(f"a stored encoder of click rows must have kind {KIND!r} and the values of 39 columns")
         for name, known in values.items():
-            if not (
+            distinct = (
                 isinstance(known, list) and all(isinstance(v, str) for v in known) and len(set(known)) == len(known)
-            ):
+            )
+            if not distinct:
                 raise InputError(f"stored encoder: the values of column {name!r} must be a list of distinct strings")
         return cls({name: tuple(values[name]) for name in COLUMNS})
 
     @cached_property
     def _coding(self) -> list[pl.Expr]:
         """Expressions with the lookup tables, which are expensive to build."""
-        return [self._code(name) for name in COLUMNS]
+        return [_code(name, self.values[name]) for name in COLUMNS]
 
-    def _code(self, name: str) -> pl.Expr:
-        position = pl.col(name).cast(pl.Enum(pl.Series(self.values[name], dtype=pl.String)), strict=False).to_physical()
-        code = position.cast(pl.Int32) + FIRST
-        missing = pl.col(name).is_null()
-        return pl.when(missing).then(pl.lit(MISSING, pl.Int32)).otherwise(code.fill_null(UNKNOWN)).alias(name)
+
+def _code(name: str, values: Sequence[str]) -> pl.Expr:
+    position = pl.col(name).cast(pl.Enum(pl.Series(values, dtype=pl.String)), strict=False).to_physical()
+    code = (position.cast(pl.Int32) + FIRST).fill_null(UNKNOWN)
+    return pl.when(pl.col(name).is_null()).then(pl.lit(MISSING, pl.Int32)).otherwise(code).alias(name)
 
 
 def _bucket(name: str) -> pl.Expr:
@@ -140,14 +188,11 @@ def _as_read(frame: pl.DataFrame, source: str) -> pl.DataFrame:
             wrong = column.is_not_null() & ~numbers.is_finite().fill_null(False)
             if column.dtype.is_float():
                 wrong &= ~column.is_nan().fill_null(False)  # a missing value in some libraries
-            if wrong.any():
-                row = int(wrong.arg_true()[0])
-                raise InputError(f"{place(row, source, name)}: {column[row]!r} is not a number")
+            refuse_wrong(wrong, column, source)
             columns.append(numbers.fill_nan(None))
         elif column.dtype in (pl.String, pl.Null):
             columns.append(column.cast(pl.String))
         else:
-            raise InputError(
-                f"{prefix(source)}column {name} has values of type {column.dtype}; read categories as text"
-            )
+            given = f"column {name} has values of type {column.dtype}"
+            raise InputError(f"{prefix(source)}{given}; read categories as text")
     return pl.DataFrame(columns)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -57,18 +57,11 @@ INTEGER_LOG_MEAN = (0.9, 1.6, 1.9, 1.5, 8.0, 3.5, 1.4, 2.0, 3.7, 0.4, 0.8, 0.3, 
 INTEGER_LOG_SD = (1.5, 2.0, 1.2, 1.0, 2.0, 1.7, 1.5, 1.1, 1.6, 0.4, 0.8, 0.6, 1.1)
 SHIFTS = tuple(3 if name == "I2" else 0 for name in INTEGERS)
 
-# Shares of the rows in which some columns are missing together.
+# Shares of the rows in which some columns are missing together; the order determines the random draws.
 MISSING = (
-    (0.453, ("I1", "I10")),
-    (0.215, ("I3", "I4", "I13")),
-    (0.026, ("I5",)),
-    (0.224, ("I6",)),
-    (0.043, ("I7", "I9", "I11")),
-    (0.001, ("I8",)),
-    (0.765, ("I12",)),
-    (0.034, ("C3", "C4", "C12", "C16", "C21", "C24")),
-    (0.121, ("C6",)),
-    (0.440, ("C19", "C20", "C25", "C26")),
+    *((0.453, ("I1", "I10")), (0.215, ("I3", "I4", "I13")), (0.026, ("I5",)), (0.224, ("I6",))),
+    *((0.043, ("I7", "I9", "I11")), (0.001, ("I8",)), (0.765, ("I12",))),
+    *((0.034, ("C3", "C4", "C12", "C16", "C21", "C24")), (0.121, ("C6",)), (0.440, ("C19", "C20", "C25", "C26"))),
     (0.762, ("C22",)),
 )
 
@@ -134,8 +127,8 @@ class ClickModel:
 
     def _terms(self, integers: Cells, ranks: Cells, missing: dict[str, NDArray[np.bool_]]) -> dict[str, Floats]:
         """The three unscaled terms of the logit, each of shape (n,)."""
-        first = np.zeros(len(ranks))
-        total, squares = np.zeros((len(ranks), LATENT)), np.zeros(len(ranks))
+        first, squares, numbers = np.zeros((3, len(ranks)))
+        total = np.zeros((len(ranks), LATENT))
         for i, name in enumerate(CATEGORIES):
             present = ~missing[name]
             first += present * self._effects[i][ranks[:, i]]
@@ -143,7 +136,6 @@ class ClickModel:
                 vectors = self._vectors[name][ranks[:, i]] * present[:, None]
                 total += vectors
                 squares += np.square(vectors).sum(axis=1)
-        numbers = np.zeros(len(ranks))
         for i, name in enumerate(INTEGERS):
             x = (np.log(integers[:, i] + 4) - max(INTEGER_LOG_MEAN[i], 1.5)) / INTEGER_LOG_SD[i]
             linear, quadratic = self._curves[i]
@@ -153,10 +145,7 @@ class ClickModel:
 
 
 def generate(path: Path, rows: int, seed: int = 0) -> None:
-    """Write a file in the format of ``train.txt``, and beside it the click probabilities.
-
-    Both are written to temporary files and renamed, the raw file last, so an existing raw file is complete.
-    """
+    """Write a file in the format of ``train.txt``, complete once it exists, and beside it the click probabilities."""
     kinds = {"label": pa.int8(), **dict.fromkeys(INTEGERS, pa.int64()), **dict.fromkeys(CATEGORIES, pa.string())}
     options = pa.csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
 
@@ -166,14 +155,14 @@ def generate(path: Path, rows: int, seed: int = 0) -> None:
             for table, probability in ClickModel(seed).chunks(rows):
                 writer.write_table(table)
                 probabilities.append(probability)
-        replace_file(probability_file(path), partial(_save, np.concatenate(probabilities)))
+
+        def save(temporary: Path) -> None:
+            with temporary.open("wb") as stream:  # np.save changes the suffix of a path
+                np.save(stream, np.concatenate(probabilities))
+
+        replace_file(probability_file(path), save)
 
     replace_file(path, write)
-
-
-def _save(array: Floats, path: Path) -> None:
-    with path.open("wb") as file:  # np.save changes the suffix of a path
-        np.save(file, array)
 
 
 def probability_file(path: Path) -> Path:

@@ -20,7 +20,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.csv  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from tgeokd.data.tables.labels import BadRows
+from tgeokd.data.tables.reader import BadRows
 from tgeokd.utils.errors import InputError
 
 __all__ = ["CATEGORIES", "COLUMNS", "INTEGERS", "Block", "RawFile"]
@@ -32,9 +32,7 @@ LABEL = "label"
 
 BLOCK_BYTES = 8 << 20
 LONGEST_FIRST_LINE = 1 << 16
-EXPECTED = (
-    "40 tab-separated fields (label, I1-I13, C1-C26) without a header, or a csv header with Label, I1-I13 and C1-C26"
-)
+EXPECTED = "40 tab-separated fields (label, I1-I13, C1-C26) without a header, or a csv header of Label, I1-I13, C1-C26"
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +62,6 @@ class RawFile:
 
     Attributes:
         skipped: number of rows left out in the last complete iteration, by reason.
-
-    Raises:
-        InputError: where the file cannot be read or has neither format.
     """
 
     def __init__(
@@ -82,19 +77,20 @@ class RawFile:
             raise InputError(f"rows must be >= 1 or null, not {rows}")
         self.path, self.bad_rows, self.limit, self.block_bytes = path, bad_rows, rows, block_bytes
         self.skipped: Counter[str] = Counter()
-        first = _first_line(path)
         self.labels = labels
-        self.header, self.names = _names(path, first, labels)
+        self.header, self.names = _names(path, _first_line(path), labels)
+        self._wanted = [LABEL, *COLUMNS] if labels else list(COLUMNS)
+        self._first_row = 2 if self.header else 1  # line of the first data row
         logger.info("%s: %s", path, "csv with a header" if self.header else "40 tab-separated fields, no header")
 
     def __iter__(self) -> Iterator[Block]:
         self.skipped = Counter()
-        # Line and number of fields of the rows that the parser left out and that are not counted yet.
+        # Number and number of fields of the rows that the parser left out and that are not counted yet.
         short: deque[tuple[int, int]] = deque()
         next_row = 0
         for batch in self._batches(short):
-            rows, next_row = _numbered(len(batch), next_row, [self._row(line) for line, _ in short])
-            while short and self._row(short[0][0]) < next_row:
+            rows, next_row = _numbered(len(batch), next_row, [row for row, _ in short])
+            while short and short[0][0] < next_row:
                 self._skip(short.popleft()[0])
             past = rows >= self.limit if self.limit is not None else np.zeros(len(rows), dtype=bool)
             if past.any():
@@ -103,62 +99,51 @@ class RawFile:
                 yield self._checked(batch, rows)
             if past.any():
                 break
-        for line, _ in short:
-            self._skip(line)
+        for row, _ in short:
+            self._skip(row)
 
-    def _skip(self, line: int) -> None:
+    def _skip(self, row: int) -> None:
         """Count a row left out by the parser."""
-        if self.limit is None or self._row(line) < self.limit:
+        if self.limit is None or row < self.limit:
             self.skipped["wrong number of fields"] += 1
 
     def _batches(self, short: deque[tuple[int, int]]) -> Iterator[pl.DataFrame]:
         """Frames of text, the label first; rows that the parser leaves out are appended to ``short``."""
 
         def wrong_number(row: pa.csv.InvalidRow) -> str:
-            short.append((row.number, row.actual_columns))
+            short.append((row.number - self._first_row, row.actual_columns))
             return "skip" if self.bad_rows == "skip" else "error"
 
-        wanted = [LABEL, *COLUMNS] if self.labels else list(COLUMNS)
+        # pyarrow numbers rows with one thread only; without empty lines, the rows after one would have wrong numbers
+        read = {"use_threads": False, "block_size": self.block_bytes, "skip_rows": self._first_row - 1}
+        parse = {"ignore_empty_lines": False, "invalid_row_handler": wrong_number}
+        parse |= {"delimiter": ",", "quote_char": '"'} if self.header else {"delimiter": "\t", "quote_char": False}
+        convert = {"column_types": dict.fromkeys(self.names, pa.string()), "strings_can_be_null": True}
+        options = (
+            pa.csv.ReadOptions(column_names=self.names, **read),
+            pa.csv.ParseOptions(**parse),
+            pa.csv.ConvertOptions(include_columns=self._wanted, null_values=[""], **convert),
+        )
         try:
             with pa.input_stream(str(self.path), compression="detect") as stream:
-                reader = pa.csv.open_csv(
-                    stream,
-                    pa.csv.ReadOptions(
-                        use_threads=False,  # else pyarrow does not number rows
-                        block_size=self.block_bytes,
-                        column_names=self.names,
-                        skip_rows=1 if self.header else 0,
-                    ),
-                    pa.csv.ParseOptions(
-                        delimiter="," if self.header else "\t",
-                        quote_char='"' if self.header else False,
-                        ignore_empty_lines=False,  # else the rows after one have wrong numbers
-                        invalid_row_handler=wrong_number,
-                    ),
-                    pa.csv.ConvertOptions(
-                        column_types=dict.fromkeys(self.names, pa.string()),
-                        include_columns=wanted,
-                        strings_can_be_null=True,
-                        null_values=[""],
-                    ),
-                )
-                for batch in reader:
+                for batch in pa.csv.open_csv(stream, *options):
                     frame = pl.from_arrow(pa.Table.from_batches([batch]))
                     assert isinstance(frame, pl.DataFrame)
                     yield frame if self.labels else frame.with_columns(pl.lit("0").alias(LABEL))
         except (pa.ArrowInvalid, OSError) as error:
             if short and self.bad_rows == "error":
-                line, fields = short[0]
-                raise InputError(f"{self.path}, line {line}: {fields} fields, not {len(self.names)}") from error
+                row, fields = short[0]
+                raise InputError(
+                    f"{self.path}, line {row + self._first_row}: {fields} fields, not {len(self.names)}"
+                ) from error
             raise InputError(f"cannot read {self.path}: {str(error).splitlines()[0]}") from error
 
     def _checked(self, text: pl.DataFrame, rows: NDArray[np.int64]) -> Block:
         """The block without its bad rows; with ``bad_rows="error"`` an error for the first of them."""
         given = text.select(INTEGERS)
         numbers = given.with_columns(pl.all().cast(pl.Float64, strict=False))
-        unreadable = given.with_columns(pl.all().is_not_null()).to_numpy() & ~np.isfinite(
-            numbers.fill_null(np.nan).to_numpy()
-        )
+        finite = np.isfinite(numbers.fill_null(np.nan).to_numpy())
+        unreadable = given.with_columns(pl.all().is_not_null()).to_numpy() & ~finite
         label = text[LABEL].fill_null("")
         faults = {
             "label is not 0 or 1": ~label.is_in(["0", "1"]).to_numpy(),
@@ -172,7 +157,7 @@ class RawFile:
                 if label[at] in ("0", "1"):
                     column = INTEGERS[int(unreadable[at].argmax())]
                     what = f"column {column} is {text[column][at]!r}, not a number"
-                raise InputError(f"{self.path}, line {self._line(int(rows[at]))}: {what}")
+                raise InputError(f"{self.path}, line {rows[at] + self._first_row}: {what}")
             before = np.zeros_like(bad)
             for fault, where in faults.items():
                 self.skipped[fault] += int((where & ~before).sum())
@@ -180,13 +165,6 @@ class RawFile:
             self.skipped = +self.skipped  # drops zeros
             text, numbers, label, rows = text.filter(~bad), numbers.filter(~bad), label.filter(~bad), rows[~bad]
         return Block(rows, label.cast(pl.UInt8).to_numpy(), numbers.with_columns(text.select(CATEGORIES)))
-
-    def _row(self, line: int) -> int:
-        """The number of the data row on a line."""
-        return line - (2 if self.header else 1)
-
-    def _line(self, row: int) -> int:
-        return row + (2 if self.header else 1)
 
 
 def _numbered(size: int, start: int, left_out: list[int]) -> tuple[NDArray[np.int64], int]:
@@ -229,9 +207,8 @@ def _names(path: Path, line: str, labels: bool) -> tuple[bool, list[str]]:
     spelt = {name.lower(): name for name in (LABEL, *COLUMNS)}
     names = [spelt.get(name.lower(), name) for name in given]
     if missing := [name for name in needed if name not in names]:
-        raise InputError(
-            f"{path}, line 1: {len(names)} comma-separated fields lack {missing[0]!r}; expected {EXPECTED}"
-        )
+        found = f"{len(names)} comma-separated fields lack {missing[0]!r}"
+        raise InputError(f"{path}, line 1: {found}; expected {EXPECTED}")
     if len(set(names)) < len(names):
         raise InputError(f"{path}, line 1: the header names a column twice")
     return True, names

@@ -1,4 +1,4 @@
-"""Encoded rows on disk: written once per file and settings, then read through memory maps.
+"""Encoded rows on disk: written once per file and settings, then read through memory maps as a data set of any size.
 
 Encoding takes two passes over the text: the first counts the values of the training rows, the second encodes. A store is a
 folder with memory-mapped arrays of codes, labels and row numbers for each split, the encoder, and a report.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +22,26 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import polars as pl
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
 
+from tgeokd.data.arrays import WholeBatch
+from tgeokd.data.datasets import FetchesBatches, Joinable, StoredInBlocks
 from tgeokd.data.tables.counter import row_uniform
 from tgeokd.data.tables.encoder import MISSING, UNKNOWN
-from tgeokd.data.tables.labels import BadRows
+from tgeokd.data.tables.reader import BadRows
 from tgeokd.data.tasks.criteo.encoder import CriteoEncoder
 from tgeokd.data.tasks.criteo.reader import COLUMNS, RawFile
 from tgeokd.utils.errors import InputError
 
-__all__ = ["SPLITS", "Store", "StoreSettings", "open_store"]
+__all__ = ["SPLITS", "Store", "StoreSettings", "StoredRows", "StoredSplit", "open_store"]
 
 SPLITS = ("train", "held_out", "test")
 VERSION = 1  # of the file format; stores of other versions are not used
-SPLIT = 0  # purpose of the random numbers that assign rows to splits
+SPLIT, FLIP = 0, 1  # purposes of random numbers: the split of a row, and whether its label is flipped
+AT_A_TIME = 1 << 20  # rows whose flips are drawn at a time
 ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
     "codes": ("<i4", (len(COLUMNS),)),
     "label": ("|u1", ()),
@@ -48,8 +55,7 @@ logger = logging.getLogger(__name__)
 class StoreSettings:
     """Everything besides the file that determines the contents of a store; see :func:`~tgeokd.data.tasks.criteo.task.criteo`.
 
-    The split of a row is a function of its number and the seed, so it is known while the file is streamed; class frequencies
-    are equal in all splits up to chance.
+    The split of a row is a function of its number and the seed, so it is known while the file is streamed.
     """
 
     seed: int = 0
@@ -78,13 +84,11 @@ class Store:
         try:
             self.encoder = CriteoEncoder.from_dict(json.loads((folder / "encoder.json").read_text()))
             self.report: dict[str, Any] = json.loads((folder / "report.json").read_text())
-            for split in SPLITS:
-                for name in ARRAYS:
-                    self.array(split, name)
+            for split, name in itertools.product(SPLITS, ARRAYS):
+                self.array(split, name)
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"the encoded rows in {folder} are damaged; delete that folder to encode them again"
-            ) from error
+            advice = "delete that folder to encode them again"
+            raise InputError(f"the encoded rows in {folder} are damaged; {advice}") from error
 
     def array(self, split: str, name: str) -> NDArray[Any]:
         """A memory map: ``codes`` int32 (n, 39), ``label`` uint8 (n,) or ``row`` int64 (n,)."""
@@ -97,9 +101,6 @@ def open_store(path: Path, settings: StoreSettings, cache: Path) -> Store:
 
     It is written to a temporary folder and renamed, so other processes see a complete store or none; of several processes that
     write the same store at the same time, one wins.
-
-    Raises:
-        InputError: for a file that cannot be read, a bad row, too few rows, or a cache that cannot be written.
     """
     raw = RawFile(path, bad_rows=settings.bad_rows, rows=settings.rows)  # checks the format before anything is written
     state = _state(path)
@@ -121,9 +122,8 @@ def open_store(path: Path, settings: StoreSettings, cache: Path) -> Store:
             if not target.is_dir():  # else another process has written the same content
                 raise
     except OSError as error:
-        raise InputError(
-            f"cannot write encoded rows to {cache}: {error.strerror}; data.cache sets another folder"
-        ) from error
+        advice = "data.cache sets another folder"
+        raise InputError(f"cannot write encoded rows to {cache}: {error.strerror}; {advice}") from error
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return Store(target)
@@ -136,8 +136,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _make(raw: RawFile, settings: StoreSettings, folder: Path) -> None:
-    size: Counter[str] = Counter()
-    clicks: Counter[str] = Counter()
+    size, clicks = Counter[str](), Counter[str]()
 
     def training_rows() -> Iterator[pl.DataFrame]:
         for block in raw:
@@ -147,15 +146,12 @@ def _make(raw: RawFile, settings: StoreSettings, folder: Path) -> None:
                 clicks[name] += int(block.label[split == i].sum())
             yield block.frame.filter(split == 0)
 
-    encoder, undercount = CriteoEncoder.fit(
-        training_rows(), min_count=settings.min_count, max_tracked=settings.max_tracked
-    )
+    limits = {"min_count": settings.min_count, "max_tracked": settings.max_tracked}
+    encoder, undercount = CriteoEncoder.fit(training_rows(), **limits)
     for name in SPLITS:
         if not 0 < clicks[name] < size[name]:
-            raise InputError(
-                f"{raw.path}: too few rows: {size[name]} {name} rows with {clicks[name]} clicks; every split needs rows "
-                "with and without a click"
-            )
+            found = f"{size[name]} {name} rows with {clicks[name]} clicks"
+            raise InputError(f"{raw.path}: too few rows: {found}; every split needs rows with and without a click")
     report = {
         "rows": sum(size.values()),
         "skipped_rows": dict(raw.skipped),
@@ -175,12 +171,13 @@ def _encode(
     """Write the arrays; returns counts of missing values, and of values without a code, by column."""
     missing = np.zeros(len(COLUMNS), dtype=np.int64)
     unknown = {split: np.zeros(len(COLUMNS), dtype=np.int64) for split in SPLITS}
+    files: dict[tuple[str, str], BinaryIO] = {}
     with ExitStack() as stack:
-        files = {
-            (split, name): _array_file(stack, folder / f"{split}.{name}.npy", kind, (size[split], *rest))
-            for split in SPLITS
-            for name, (kind, rest) in ARRAYS.items()
-        }
+        for split, name in itertools.product(SPLITS, ARRAYS):
+            kind, rest = ARRAYS[name]
+            file = files[split, name] = stack.enter_context((folder / f"{split}.{name}.npy").open("wb"))
+            header = {"descr": kind, "fortran_order": False, "shape": (size[split], *rest)}
+            np.lib.format.write_array_header_1_0(file, header)  # the values are appended block by block
         written: Counter[str] = Counter()
         for block in raw:
             codes, in_split = encoder.codes(block.frame), settings.split(block.rows)
@@ -193,18 +190,84 @@ def _encode(
                     files[split, name].write(np.ascontiguousarray(content[here], dtype=ARRAYS[name][0]).data)
     if written != size:
         raise InputError(f"{raw.path} changed while it was being read")
-    return {
-        "missing_values": _by_column(missing),
-        "values_without_a_code": {split: _by_column(counts) for split, counts in unknown.items()},
-    }
+
+    def by_column(counts: NDArray[np.int64]) -> dict[str, int]:
+        return {column: int(n) for column, n in zip(COLUMNS, counts, strict=True) if n}
+
+    without_code = {split: by_column(counts) for split, counts in unknown.items()}
+    return {"missing_values": by_column(missing), "values_without_a_code": without_code}
 
 
-def _by_column(counts: NDArray[np.int64]) -> dict[str, int]:
-    return {column: int(n) for column, n in zip(COLUMNS, counts, strict=True) if n}
+@dataclass(frozen=True)
+class StoredSplit:
+    """One split of a store."""
+
+    store: Store
+    name: str
+    noise: float = 0.0  # probability that the label of a row is flipped
+    seed: int = 0  # of the flips
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise <= 1:
+            raise InputError(f"noise must lie in [0, 1], not {self.noise}")
+
+    def flipped(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Mask of the row numbers with a flipped label."""
+        return row_uniform(rows, self.seed, FLIP) < self.noise
+
+    def all_flipped(self) -> Tensor | None:
+        """Mask of the flipped labels of the split, shape (n,), bool; None without noise."""
+        if not self.noise:
+            return None
+        rows = self.store.array(self.name, "row")
+        parts = [self.flipped(rows[start : start + AT_A_TIME]) for start in range(0, len(rows), AT_A_TIME)]
+        return torch.from_numpy(np.concatenate(parts))
 
 
-def _array_file(stack: ExitStack, path: Path, kind: str, shape: tuple[int, ...]) -> BinaryIO:
-    """A new ``.npy`` file, open after its header; the values are appended block by block."""
-    file = stack.enter_context(path.open("wb"))
-    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
-    return file
+class StoredRows(Dataset[Any], FetchesBatches, StoredInBlocks, Joinable):
+    """Samples ``((numeric (0,), categorical (39,)), target, id)`` of one or more splits, read from disk on access.
+
+    A loader fetches a whole batch by one indexing operation on the memory map. The id is the row number in the raw file.
+    """
+
+    block_size = 1 << 14
+
+    def __init__(self, splits: Sequence[StoredSplit]) -> None:
+        self.splits = tuple(splits)
+        self._arrays = [[s.store.array(s.name, name) for name in ("codes", "label", "row")] for s in self.splits]
+        self._ends = np.cumsum([len(label) for _, label, _ in self._arrays])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoredRows, (self.splits,)  # a worker process opens the memory maps itself
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        (numeric, categorical), target, ids = self.fetch([range(len(self))[index]])
+        return (numeric[0], categorical[0]), target[0], ids[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        return [WholeBatch(self.fetch(indices))]
+
+    def fetch(self, rows: Sequence[int] | Tensor) -> tuple[Any, ...]:
+        """The samples of some row numbers as one batch."""
+        wanted = np.asarray(rows, dtype=np.int64)
+        codes = np.empty((len(wanted), len(COLUMNS)), dtype=np.int64)
+        target, ids = np.empty((2, len(wanted)), dtype=np.int64)
+        start = 0
+        for split, end, arrays in zip(self.splits, self._ends, self._arrays, strict=True):
+            here = np.flatnonzero((wanted >= start) & (wanted < end))
+            at = wanted[here] - start
+            codes[here], target[here], ids[here] = (array[at] for array in arrays)
+            if split.noise:
+                target[here] ^= split.flipped(ids[here])
+            start = end
+        inputs = (torch.empty(len(wanted), 0), torch.from_numpy(codes))
+        return inputs, torch.from_numpy(target), torch.from_numpy(ids)
+
+    def join(self, other: Dataset[Any]) -> Dataset[Any]:
+        """These samples followed by those of ``other``."""
+        if not isinstance(other, StoredRows):
+            return ConcatDataset([self, other])
+        return StoredRows((*self.splits, *other.splits))

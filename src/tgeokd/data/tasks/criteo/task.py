@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from tgeokd.core.metrics import Metrics
 from tgeokd.data.base import TaskData
-from tgeokd.data.tables.labels import BadRows
+from tgeokd.data.tables.reader import BadRows
 from tgeokd.data.tasks.criteo.generator import GENERATOR_VERSION, generate, probability_file
 from tgeokd.data.tasks.criteo.reader import RawFile
-from tgeokd.data.tasks.criteo.rows import StoredRows, StoredSplit
-from tgeokd.data.tasks.criteo.store import Store, StoreSettings, open_store
+from tgeokd.data.tasks.criteo.store import Store, StoredRows, StoredSplit, StoreSettings, open_store
 from tgeokd.data.tasks.registry import TASKS, find_path, provides
 from tgeokd.utils.errors import InputError
 
@@ -74,34 +73,26 @@ def criteo(
             (:mod:`tgeokd.data.tasks.criteo.generator`). The notes have the best possible AUC and log loss.
         cache: folder for stores and generated files. By default ``.tgeokd-cache`` beside the file, and for generated files
             the user's cache folder.
-
-    Raises:
-        InputError: for a missing file, a wrong format, a bad row (with file and line), or an invalid option.
     """
     settings = StoreSettings(seed, held_out, test, min_count, max_tracked, rows, bad_rows)
     if generated is not None:
-        folder = Path(cache) if cache else _user_cache()
+        user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tgeokd" / "criteo"
+        folder = Path(cache) if cache else user_cache
         path = _generated(folder, generated)
     else:
         path = _found(data_dir, file)
         folder = Path(cache) if cache else path.parent / ".tgeokd-cache"
     store = open_store(path, settings, folder)
     train = StoredSplit(store, "train", noise, seed)
-    notes: dict[str, Any] = {"file": path.name, "bytes": path.stat().st_size, **_totals(store.report)}
+    notes: dict[str, Any] = {"file": path.name, "bytes": path.stat().st_size, **store.report}
+    notes |= {key: sum(notes[key].values()) for key in ("codes", "missing_values")}  # over the columns
+    unknown = notes["values_without_a_code"]
+    notes["values_without_a_code"] = {split: sum(counts.values()) for split, counts in unknown.items()}
     if generated is not None:
         notes["best_possible"] = _best(store, np.load(probability_file(path), mmap_mode="r"))
-    return TaskData(
-        train=StoredRows([train]),
-        held_out=StoredRows([StoredSplit(store, "held_out")]),
-        test=StoredRows([StoredSplit(store, "test")]),
-        num_classes=2,
-        inputs=store.encoder.inputs,
-        corrupted=train.all_flipped(),
-        class_names=METRICS.class_names,
-        metrics=METRICS,
-        notes=notes,
-        encoder=store.encoder,
-    )
+    held_out_set, test_set = (StoredRows([StoredSplit(store, name)]) for name in ("held_out", "test"))
+    splits, flipped, encoder = (StoredRows([train]), held_out_set, test_set), train.all_flipped(), store.encoder
+    return TaskData(*splits, 2, encoder.inputs, flipped, METRICS.class_names, METRICS, notes, encoder=encoder)
 
 
 def _found(data_dir: Path | None, file: str) -> Path:
@@ -109,9 +100,8 @@ def _found(data_dir: Path | None, file: str) -> Path:
         raise InputError("task 'criteo' needs data_dir, the folder of your file, or generated=N for generated rows")
     path = find_path(data_dir, ["criteo"], [file])
     if path is None:
-        raise InputError(
-            f"neither {data_dir / 'criteo' / file} nor {data_dir / file} exists; criteo needs your own copy"
-        )
+        places = f"neither {data_dir / 'criteo' / file} nor {data_dir / file}"
+        raise InputError(f"{places} exists; criteo needs your own copy")
     return path
 
 
@@ -128,17 +118,6 @@ def _generated(folder: Path, rows: int) -> Path:
         except OSError as error:
             raise InputError(f"cannot write to the folder {folder}: {error.strerror or error}") from error
     return path
-
-
-def _totals(report: dict[str, Any]) -> dict[str, Any]:
-    """The report of a store with sums over the columns."""
-    sums = {key: sum(report[key].values()) for key in ("codes", "missing_values")}
-    unknown = {split: sum(columns.values()) for split, columns in report["values_without_a_code"].items()}
-    return report | sums | {"values_without_a_code": unknown}
-
-
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tgeokd" / "criteo"
 
 
 def _best(store: Store, probability: NDArray[np.float64]) -> dict[str, float]:
