@@ -27,7 +27,7 @@ import startup
 import steps
 from harness import Figure
 
-from tgeokd.runs.summary import machine
+from tgeokd.runs.executors import machine
 
 HERE = Path(__file__).parent
 

@@ -61,7 +61,7 @@ def ours(problem: Problem) -> Callable[[], Tensor]:
         with recorder.forward_pass(problem.inputs):
             logits = student(*problem.inputs)
         loss = problem.fused(logits, alpha)
-        recorder.complete(logits, problem.target, problem.teacher_logits, loss)
+        recorder.complete(logits, problem.target, problem.teacher_logits, alpha, loss)
         loss.backward()
         record = recorder.finish()
         optimizer.step()

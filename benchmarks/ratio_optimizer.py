@@ -27,7 +27,7 @@ from workloads import MLP, Workload, distilled
 from tgeokd import TGeoKD
 from tgeokd.core.geometry.scalar import GeometryFeatures, num_scalar_features
 from tgeokd.methods.ratio_network import Adam, RatioNetwork
-from tgeokd.runs.summary import machine
+from tgeokd.runs.executors import machine
 
 __all__ = ["OPTIMIZERS", "agreement", "figures"]
 

@@ -27,7 +27,7 @@ from workloads import METHODS, MLP
 
 from tgeokd.bilevel import ratio_gradient
 from tgeokd.runs.config import override
-from tgeokd.runs.summary import machine
+from tgeokd.runs.executors import machine
 
 TINY = dataclasses.replace(MLP, steps=4, batch_size=16)
 
