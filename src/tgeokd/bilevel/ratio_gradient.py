@@ -105,7 +105,7 @@ def ratio_gradient(
     with torch.no_grad():
         vjp = StepVJP(step_diagonal(slots, values, gradients), clip, gradients)
         after = functional_step(slots, before, gradients)
-    record = StepRecord(student, temperature, microbatches, before, after, vjp, gradients, slots, buffers, alpha)
+    record = StepRecord(student, temperature, microbatches, before, after, vjp, gradients, slots, alpha, buffers)
     return estimator.estimate(record, (val_inputs, val_target))
 
 

@@ -31,13 +31,9 @@ def resolved_estimator(
 def recorded_pass(
     estimator: Estimator, student: nn.Module, inputs: Any, buffers: Tensors | None = None
 ) -> Iterator[MicroBatch]:
-    """Run a forward pass in the context that the estimator needs, and keep what it needs of the pass.
+    """Run a forward pass in the context that a resolved estimator needs, and keep what it needs of the pass.
 
-    Args:
-        estimator: resolved.
-        student: the module.
-        inputs: of the pass.
-        buffers: the student's, by name, where they are not those it holds.
+    ``buffers`` are the student's, by name, where they are not those it holds.
     """
     microbatch = MicroBatch.begin(
         student, inputs, math_attention=estimator.math_attention, replays=estimator.replays, buffers=buffers
@@ -59,14 +55,10 @@ class StepRecorder:
     Args:
         student: the module being trained.
         optimizer: its optimizer.
-        estimator: what the record is for.
+        estimator: what the record is for; resolved with the first recorded pass.
         temperature: ``tau`` of the teacher term.
         clip_norm: the caller clips the gradient to this norm before the step.
         assume_sgd: treat the step of an unknown optimizer as plain SGD's.
-
-    Attributes:
-        estimator: resolved with the first recorded pass.
-        microbatches: of the running step.
     """
 
     def __init__(
@@ -139,9 +131,7 @@ class StepRecorder:
         slots = [slot.snapshot() for slot in slots] if self.estimator.needs_slots else []
         alphas = [m.alpha for m in microbatches if m.alpha is not None]
         alpha = torch.cat(alphas) if len(alphas) > 1 else alphas[0]
-        return StepRecord(
-            *(self.student, self.temperature, microbatches, before, None, vjp, gradients, slots), alpha=alpha
-        )
+        return StepRecord(self.student, self.temperature, microbatches, before, None, vjp, gradients, slots, alpha)
 
     def forget(self) -> None:
         """Drop the microbatches of a step that was not taken."""

@@ -39,7 +39,6 @@ class UnrolledEstimator(Estimator):
     def estimate(self, record: StepRecord, outer_batch: OuterBatch) -> Tensor:
         """The exact hypergradient, shape (N,)."""
         val_inputs, val_target = outer_batch
-        assert record.alpha is not None
         with torch.enable_grad():
             alpha = record.alpha.detach().requires_grad_()
             params = {name: param.detach().requires_grad_() for name, param in record.params.items()}
