@@ -170,7 +170,7 @@ class _LargestEntries:
         return table.to(device)
 
     def _merge(self) -> None:
-        """Sum what belongs together and carry on the largest sums of each row, in the order of their keys."""
+        """Sum entries with equal keys and keep the largest sums of each row, in the order of their keys."""
         if not self._new:
             return
         keys = torch.cat([self._keys, *(keys for keys, _ in self._new)])
