@@ -84,14 +84,10 @@ class MicroBatch:
         replays: bool = True,
         buffers: Tensors | None = None,
     ) -> MicroBatch:
-        """The state before a forward pass.
+        """The state before a forward pass of a student in the modes of the pass.
 
-        Args:
-            student: the module, in the modes of the pass.
-            inputs: of the pass.
-            math_attention: use the attention kernel that has a forward-mode derivative.
-            replays: keep what it takes to run the pass again.
-            buffers: to be copied, by name; by default the student's own.
+        ``math_attention`` selects the attention kernel that has a forward-mode derivative. With ``replays`` it keeps what it
+        takes to run the pass again, with copies of ``buffers`` (by name), by default the student's own.
         """
         device = module_device(student)
         autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None

@@ -14,8 +14,6 @@ from tgeokd.core.validation import check_at_least, check_choice
 from tgeokd.methods.base import METHODS, LossInputs, Method, SampleLoss
 from tgeokd.utils.errors import InputError
 
-__all__ = ["AnnealingKD"]
-
 Form = Literal["ratio", "regression"]
 
 

@@ -14,8 +14,6 @@ from tgeokd.core.validation import check_positive
 from tgeokd.methods.base import METHODS, ForwardContext, LossInputs, Method, Outer, SampleLoss
 from tgeokd.utils.errors import InputError
 
-__all__ = ["ReweightingKD"]
-
 
 @METHODS.register("rw")
 class ReweightingKD(Method):

@@ -18,8 +18,6 @@ from tgeokd.methods.ratio_network import Adam, RatioNetwork
 from tgeokd.utils.deprecation import renamed_arguments
 from tgeokd.utils.errors import InputError
 
-__all__ = ["RatioNetwork", "TGeoKD"]
-
 logger = logging.getLogger(__name__)
 
 LR = 3e-3
@@ -65,15 +63,13 @@ class TGeoKD(Method):
             than :data:`tgeokd.core.geometry.class_means.DENSE_CLASSES` classes).
         vertices, edges, angles, student_teacher_edge, inter_sample: ablations, as in :func:`tgeokd.geometry.trilateral`.
         hidden: widths of f_omega's hidden layers.
-        outer: source of the outer samples. ``"union"``: the validation data, on which the student trains too.
-            ``"holdout"``: validation data that the student never trains on (the paper's protocol). ``"train"``: the training
-            data.
+        outer: source of the outer samples. ``"union"``: the validation set, on which the student trains too. ``"holdout"``:
+            a validation set that the student never trains on (the paper's protocol). ``"train"``: the training set.
         outer_batch_size: samples in an outer batch; by default the batch size of the validation loader, at most 128 (where
             the loader is a ``DataLoader`` over a map-style data set; any other is used as it is).
         hypergradient: estimator of ``d L_val / d alpha``: a name (:mod:`tgeokd.bilevel.estimators`) or an estimator.
         update_interval: update omega in every k-th step.
-        inner_samples: how many of a step's training samples the hypergradient is computed for; see
-            :class:`tgeokd.bilevel.Estimator`. By default all.
+        inner_samples: see :class:`tgeokd.bilevel.Estimator`. By default all of a step's training samples.
         ema_decay: extension: decay of a moving average that replaces the validation gradient, per update of omega; 0 uses
             the gradient of one step alone. See :class:`tgeokd.bilevel.OuterDirection`.
         project_out_step_length: extension: learn from the effect of a ratio on the direction of the step, not on its length.

@@ -18,8 +18,6 @@ from tgeokd.bilevel.record import MicroBatch, StepRecord
 from tgeokd.bilevel.step_vjp import optimizer_slots
 from tgeokd.utils.errors import first_line
 
-__all__ = ["AutoEstimator", "ExactEstimator"]
-
 logger = logging.getLogger(__name__)
 
 

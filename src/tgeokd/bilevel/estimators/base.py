@@ -88,16 +88,10 @@ class DirectionalEstimator(Estimator):
     def logit_derivatives(
         self, student: nn.Module, microbatches: Sequence[MicroBatch], params: Tensors, direction: Tensors
     ) -> list[tuple[Tensor, Tensor]]:
-        """Logits at ``params`` and their derivative along ``direction``.
+        """For each microbatch the logits at ``params`` and their derivative along ``direction``, two tensors (n, C).
 
-        Args:
-            student: the module; neither it nor its buffers nor the random state change.
-            microbatches: to run again, each under the random state and buffers of its forward pass.
-            params: the point, by parameter name.
-            direction: the direction by name; names left out are zero.
-
-        Returns:
-            For each microbatch two tensors of shape (n, C).
+        Each runs again under the random state and buffers of its forward pass; neither the student nor the random state
+        change. Both points are given by parameter name; names that ``direction`` leaves out are zero.
         """
 
     def estimate(self, record: StepRecord, outer_batch: OuterBatch) -> Tensor:

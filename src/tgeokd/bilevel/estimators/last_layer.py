@@ -1,8 +1,7 @@
 """``last_layer``: the part of the hypergradient that goes through the classifier head, in closed form.
 
 For logits ``z = W h + b`` the gradients of ``kd_i`` and ``gt_i`` with respect to (W, b) are outer products of a residual and
-the features, so the inner product with any direction needs no further pass. What flows through the layers below the head is
-left out.
+the features, so the inner product with any direction needs no further pass.
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ from tgeokd.bilevel.functional import Tensors, trainable
 from tgeokd.bilevel.record import MicroBatch, StepRecord
 from tgeokd.core.losses import gt_grad
 from tgeokd.utils.errors import InputError
-
-__all__ = ["LastLayerEstimator", "NoHeadError", "capture"]
 
 
 class NoHeadError(InputError):

@@ -1,7 +1,6 @@
-"""``unrolled``: differentiation through the training step, the reference that tests compare the other estimators with.
+"""``unrolled``: backpropagation through the training step, the reference that tests compare the other estimators with.
 
-It runs the step again with ``create_graph=True`` and backpropagates the validation loss to ``alpha``. It is second-order,
-slow and uses much memory, and shares nothing with the directional derivatives that it checks.
+It is second-order, slow and uses much memory, and shares nothing with the directional derivatives that it checks.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ from tgeokd.bilevel.record import StepRecord
 from tgeokd.bilevel.step_vjp import Clip, functional_step
 from tgeokd.core.losses import fuse, gt_loss, kd_loss
 from tgeokd.utils.errors import InputError
-
-__all__ = ["UnrolledEstimator"]
 
 
 @ESTIMATORS.register("unrolled")

@@ -160,8 +160,7 @@ def _coarse(
 ) -> Tensor:
     """The encoding of the points with all that lies outside the classes ``ids`` (N, K + 1), the label first, spread evenly.
 
-    To spread evenly is an orthogonal projection: no edge gets longer, the label stays where it is, and K + 2 coordinates are
-    enough, the last of them along the direction that the m other classes share: their probability over the root of m.
+    K + 2 coordinates are enough, the last along the direction of the m other classes: their probability over the root of m.
     """
     classes = student_log_probs.shape[-1]
     others = max(classes - ids.shape[-1], 1)
@@ -176,14 +175,10 @@ def _coarse(
 
 
 def _encode(points: Tensor, entropy: Tensor, index: Tensor | None, features: GeometryFeatures, classes: int) -> Tensor:
-    """The encoding from the points themselves.
+    """The encoding from T, S and, with the triangle across samples, Tbar, shape (2 or 3, N, coordinates).
 
-    Args:
-        points: T, S and, with the triangle across samples, Tbar; shape (2 or 3, N, coordinates).
-        entropy: of T and S, in nats, with the sign turned, shape (2, N, 1).
-        index: the label's coordinate, shape (N,); None for the first.
-        features: what is included.
-        classes: C.
+    ``entropy`` is that of T and S, in nats, with the sign turned, shape (2, N, 1); ``index`` is the label's coordinate, shape
+    (N,), or None for the first.
     """
     plan = _plan(features, classes, points.device, points.dtype)
     shape = (*points.shape[:2], 1)
