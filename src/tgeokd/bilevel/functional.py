@@ -44,13 +44,9 @@ _known: WeakKeyDictionary[nn.Module, _Layout] = WeakKeyDictionary()
 
 
 def functional_logits(student: nn.Module, params: Tensors, buffers: Tensors, inputs: Any) -> Tensor:
-    """Class logits of the student with other tensors in place of some of its own.
+    """Class logits of the student with other tensors in place of some of its own, which it holds again afterwards.
 
-    Args:
-        student: the module; it holds its own tensors again afterwards.
-        params: parameters by name. A tied one is given once, under its first name.
-        buffers: likewise; brought up to date with what the forward pass makes of them.
-        inputs: as :func:`~tgeokd.core.model_call.class_logits` takes them.
+    ``params`` are given by name, a tied one once, under its first name. ``buffers`` likewise; the forward pass updates them.
     """
     # torch.func.functional_call walks the module on every call, and with tied tensors leaves a module that is reachable
     # under two names with the wrong ones for good.
@@ -87,12 +83,8 @@ def modes(student: nn.Module) -> Modes:
 
 def _layout(student: nn.Module) -> _Layout:
     layout = _known.get(student)
-    if layout is None or not layout.valid:
-        layout = _known[student] = _found(student)
-    return layout
-
-
-def _found(student: nn.Module) -> _Layout:
+    if layout is not None and layout.valid:
+        return layout
     params = {id(tensor): name for name, tensor in student.named_parameters()}
     buffers = {id(tensor): name for name, tensor in student.named_buffers()}
     places = []
@@ -102,7 +94,8 @@ def _found(student: nn.Module) -> _Layout:
         places += [
             _Place(module._buffers, k, buffers[id(b)], None) for k, b in module._buffers.items() if b is not None
         ]
-    return _Layout([(m, list(m._modules.values())) for m in student.modules()], places)
+    layout = _known[student] = _Layout([(m, list(m._modules.values())) for m in student.modules()], places)
+    return layout
 
 
 @contextmanager

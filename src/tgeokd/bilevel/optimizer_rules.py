@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,10 +30,8 @@ Diagonal = Tensor | float
 class UpdateRule:
     """One optimizer's step on one parameter.
 
-    Attributes:
-        new_value: the parameter after the step; differentiable with respect to the gradient.
-        diagonal: ``D``, the derivative of ``update`` with respect to the gradient, element by element.
-        moments: what ``diagonal`` reads of the state that has the parameter's shape; none where ``diagonal`` is one number.
+    ``new_value`` is the parameter after the step, differentiable with respect to the gradient. ``diagonal`` is ``D``, element
+    by element. ``moments`` is what it reads of the state with the parameter's shape; none where it is one number.
     """
 
     new_value: Callable[[Tensor, Tensor, State, Group], Tensor]
@@ -81,11 +79,10 @@ def _sgd_diagonal(param: Tensor, grad: Tensor, state: State, group: Group) -> fl
     if momentum:
         into_buffer = 1.0 if state.get("momentum_buffer") is None else 1.0 - float(group["dampening"])
         diagonal = 1.0 + momentum * into_buffer if group["nesterov"] else into_buffer
-    return _sign(group) * float(group["lr"]) * diagonal
+    return (-1.0 if group["maximize"] else 1.0) * float(group["lr"]) * diagonal
 
 
-@dataclass(frozen=True)
-class _Moments:
+class _Moments(NamedTuple):
     """Adam's moments after the step's gradient has entered them."""
 
     grad: Tensor  # after the sign of `maximize` and a coupled weight decay
@@ -136,16 +133,12 @@ def _adam_diagonal(param: Tensor, grad: Tensor, state: State, group: Group) -> T
     if moments.moving is not None:
         root_grad = torch.where(moments.moving, root_grad, 0.0)
     diagonal = (1 - beta1) / denominator - moments.first * root_grad / denominator.square()
-    return _sign(group) * float(group["lr"]) / moments.correction1 * diagonal
+    return (-1.0 if group["maximize"] else 1.0) * float(group["lr"]) / moments.correction1 * diagonal
 
 
 def _effective_gradient(param: Tensor, grad: Tensor, group: Group, *, decay: float) -> Tensor:
     grad = -grad if group["maximize"] else grad
     return grad + decay * param if decay else grad
-
-
-def _sign(group: Group) -> float:
-    return -1.0 if group["maximize"] else 1.0
 
 
 def _decoupled(group: Group) -> bool:

@@ -1,12 +1,9 @@
 """The direction in which the validation loss falls, without two artefacts of a lookahead of one step.
 
 The gradient of the validation loss right after a step, ``v``, describes that step alone. Two parts of it do not carry over to
-training as a whole (docs/why-it-works.md has the measurements):
-
-- **the noise of the step.** ``v`` is taken where the step's own batch has moved the student, so the term with the smaller
-  gradient looks better than it is. Validation batches are small, too. An average over steps depends on no single one of them.
-- **the length of the step.** Fusion ratios also scale the gradient. The component along the step's gradient ``g`` is the
-  derivative with respect to its length. Without it the derivative is that of the *angle* between step and validation gradient.
+training as a whole (docs/why-it-works.md has the measurements): the noise of the step, which an average over steps reduces,
+and the length of the step. Without the component along the step's gradient ``g``, the derivative is that of the *angle*
+between step and validation gradient.
 """
 
 from __future__ import annotations
@@ -37,11 +34,11 @@ class OuterDirection:
         if not 0 <= ema_decay < 1:
             raise InputError(f"ema_decay must lie in [0, 1), not {ema_decay}")
         self.ema_decay, self.project_out_step_length = ema_decay, project_out_step_length
-        self._outer, self._inner = _Mean(ema_decay), _Mean(ema_decay)
+        self._means = {"outer": _Mean(ema_decay), "inner": _Mean(ema_decay)}
 
     def averaged(self, v: Tensors) -> Tensors:
         """Add a validation gradient, given by parameter name; returns the bias-corrected average so far."""
-        return self._outer.add(v)
+        return self._means["outer"].add(v)
 
     def project(self, direction: Tensors, gradient: Tensors) -> Tensors:
         """The part of ``J^T v`` orthogonal to the (averaged) gradient of the step, with ``project_out_step_length``.
@@ -50,7 +47,7 @@ class OuterDirection:
         """
         if not self.project_out_step_length:
             return direction
-        mean = self._inner.add({name: gradient[name] for name in direction if name in gradient})
+        mean = self._means["inner"].add({name: gradient[name] for name in direction if name in gradient})
         names = [name for name in direction if name in mean]
         if not names:
             return direction
@@ -61,12 +58,12 @@ class OuterDirection:
 
     def state_dict(self) -> dict[str, Any]:
         """The averages so far."""
-        return {"outer": self._outer.state_dict(), "inner": self._inner.state_dict()}
+        return {key: {"weight": dict(mean.weight), "total": dict(mean.total)} for key, mean in self._means.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self._outer.load_state_dict(state["outer"])
-        self._inner.load_state_dict(state["inner"])
+        for key, mean in self._means.items():
+            mean.weight, mean.total = dict(state[key]["weight"]), dict(state[key]["total"])
 
 
 class _Mean:
@@ -86,9 +83,3 @@ class _Mean:
             self.total[name].lerp_(value, 1 - self.decay)
             self.weight[name] += (1 - self.decay) * (1 - self.weight[name])
         return {name: self.total[name] / self.weight[name] for name in values}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"weight": dict(self.weight), "total": dict(self.total)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.weight, self.total = dict(state["weight"]), dict(state["total"])

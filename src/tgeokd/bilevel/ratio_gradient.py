@@ -2,8 +2,8 @@
 
     d L_val / d alpha_i = -(1/N) < J^T v , grad_theta (kd_i - gt_i) >  at theta,      v = grad L_val(theta')
 
-where ``J`` is the Jacobian of the step's update with respect to the gradient (``D`` for an unclipped step). The inner product
-over all ``i`` at once is the derivative of the N-vector ``kd_i - gt_i`` along ``J^T v``: no second-order graph.
+where ``J`` is the Jacobian of the step's update with respect to the gradient (``D`` for an unclipped step). For all ``i`` this
+is one derivative of the N-vector ``kd_i - gt_i`` along ``J^T v``: no second-order graph.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from tgeokd.bilevel.estimators.base import Estimator, build_estimator
 from tgeokd.bilevel.functional import functional_logits, trainable
 from tgeokd.bilevel.record import MicroBatch, StepRecord
-from tgeokd.bilevel.recorder import recorded_pass, resolved_estimator
+from tgeokd.bilevel.recorder import recorded_pass
 from tgeokd.bilevel.step_vjp import Clip, StepVJP, functional_step, step_diagonal, student_slots
 from tgeokd.core.losses import check_ratios, fuse, gt_loss, kd_loss
 from tgeokd.core.model_call import module_device, random_state, replayed, sliced
@@ -86,7 +86,8 @@ def ratio_gradient(
     losses: list[Tensor] = []
     slices = _even_slices(len(target), accumulate)
     with torch.enable_grad(), replayed(random_state(module_device(student))):
-        estimator = resolved_estimator(estimator, student, optimizer, sliced(inputs, slices[0]), buffers)
+        state = MicroBatch.begin(student, sliced(inputs, slices[0]), buffers=buffers)
+        estimator = estimator.resolve(student, optimizer, state)
         for rows in slices:
             with recorded_pass(estimator, student, sliced(inputs, rows), buffers) as microbatch:
                 logits = functional_logits(student, values, buffers, sliced(inputs, rows))
@@ -105,7 +106,7 @@ def ratio_gradient(
     with torch.no_grad():
         vjp = StepVJP(step_diagonal(slots, values, gradients), clip, gradients)
         after = functional_step(slots, before, gradients)
-    record = StepRecord(student, temperature, microbatches, before, after, vjp, gradients, slots, buffers, alpha)
+    record = StepRecord(student, temperature, microbatches, before, after, vjp, gradients, slots, alpha, buffers)
     return estimator.estimate(record, (val_inputs, val_target))
 
 

@@ -43,12 +43,6 @@ class PassContext:
     autocast: torch.dtype | None
     math_attention: bool
 
-    @classmethod
-    def current(cls, device: torch.device, *, math_attention: bool) -> PassContext:
-        """The settings in force now."""
-        on = torch.is_autocast_enabled(device.type)
-        return cls(device.type, torch.get_autocast_dtype(device.type) if on else None, math_attention)
-
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Run a block under these settings."""
@@ -66,33 +60,19 @@ class PassContext:
 
 @dataclass
 class MicroBatch:
-    """One forward pass of the step, and what it takes to run the same pass again.
+    """One forward pass of the step, and what it takes to run the same pass again."""
 
-    Attributes:
-        inputs: of n samples; None where the pass is never run again.
-        random_state: before the pass.
-        buffers: the student's, before the pass, by name.
-        modes: which of the student's modules were in training mode.
-        context: precision and attention kernel of the pass.
-        target: class indices, shape (n,).
-        teacher_logits: shape (n, C).
-        student_logits: of the pass, detached, shape (n, C).
-        features: inputs of the classifier head, shape (n, H), where the estimator uses them.
-        weight: factor of this microbatch's mean loss in the backward pass, shape (); None before that.
-        alpha: fusion ratios, shape (n,); None before the loss is known.
-    """
-
-    inputs: Any
-    random_state: RandomState
-    buffers: Tensors
-    modes: Modes
-    context: PassContext
-    target: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    teacher_logits: Tensor = field(default_factory=lambda: torch.empty(0))
-    student_logits: Tensor = field(default_factory=lambda: torch.empty(0))
-    features: Tensor | None = None
-    weight: Tensor | None = None
-    alpha: Tensor | None = None
+    inputs: Any  # of n samples; None where the pass is never run again
+    random_state: RandomState  # before the pass
+    buffers: Tensors  # the student's, before the pass, by name
+    modes: Modes  # which of the student's modules were in training mode
+    context: PassContext  # precision and attention kernel of the pass
+    target: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # class indices, shape (n,)
+    teacher_logits: Tensor = field(default_factory=lambda: torch.empty(0))  # shape (n, C)
+    student_logits: Tensor = field(default_factory=lambda: torch.empty(0))  # of the pass, detached, shape (n, C)
+    features: Tensor | None = None  # inputs of the classifier head, shape (n, H), where the estimator uses them
+    weight: Tensor | None = None  # factor of this microbatch's mean loss in the backward pass, shape (); None before
+    alpha: Tensor | None = None  # fusion ratios, shape (n,); None before the loss is known
 
     @classmethod
     def begin(
@@ -104,17 +84,14 @@ class MicroBatch:
         replays: bool = True,
         buffers: Tensors | None = None,
     ) -> MicroBatch:
-        """The state before a forward pass.
+        """The state before a forward pass of a student in the modes of the pass.
 
-        Args:
-            student: the module, in the modes of the pass.
-            inputs: of the pass.
-            math_attention: use the attention kernel that has a forward-mode derivative.
-            replays: keep what it takes to run the pass again.
-            buffers: to be copied, by name; by default the student's own.
+        ``math_attention`` selects the attention kernel that has a forward-mode derivative. With ``replays`` it keeps what it
+        takes to run the pass again, with copies of ``buffers`` (by name), by default the student's own.
         """
         device = module_device(student)
-        context = PassContext.current(device, math_attention=math_attention)
+        autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        context = PassContext(device.type, autocast, math_attention)
         if not replays:
             return cls(None, random_state(device), {}, [], context)
         kept = current_buffers(student) if buffers is None else {name: b.clone() for name, b in buffers.items()}
@@ -122,9 +99,8 @@ class MicroBatch:
 
     def first(self, count: int) -> MicroBatch:
         """The first samples alone, not yet run."""
-        rows = slice(count)
-        cut = {"inputs": sliced(self.inputs, rows), "target": self.target[rows]}
-        return replace(self, **cut, teacher_logits=self.teacher_logits[rows], student_logits=torch.empty(0))
+        cut = {"inputs": sliced(self.inputs, slice(count)), "target": self.target[:count]}
+        return replace(self, **cut, teacher_logits=self.teacher_logits[:count], student_logits=torch.empty(0))
 
     def replay(self, student: nn.Module, params: Tensors) -> Tensor:
         """Student logits of this pass at other parameters: same mode, dropout mask, buffers and precision."""
@@ -142,31 +118,18 @@ class MicroBatch:
 
 @dataclass
 class StepRecord:
-    """One finished training step.
+    """One finished training step."""
 
-    Attributes:
-        student: the module, in training mode as it was in the step.
-        temperature: ``tau`` of the teacher term.
-        microbatches: in order.
-        params: trainable parameters before the step, by name; empty where the estimator does not need them.
-        after: the same after the step; None where the student itself holds them.
-        vjp: transposed Jacobian of the step.
-        gradient: of the training loss in the step, by name, of the parameters that the estimator uses.
-        slots: the optimizer's view of the parameters before the step; only for ``unrolled``.
-        buffers: the student's buffers after the step, by name, where they are not those it holds.
-        alpha: the fusion ratios that the step used, shape (N,).
-    """
-
-    student: nn.Module
-    temperature: float
+    student: nn.Module  # in training mode as it was in the step
+    temperature: float  # ``tau`` of the teacher term
     microbatches: list[MicroBatch]
-    params: Tensors
-    after: Tensors | None
-    vjp: StepVJP
-    gradient: Tensors = field(default_factory=dict)
-    slots: list[OptimizerSlot] = field(default_factory=list)
-    buffers: Tensors = field(default_factory=dict)
-    alpha: Tensor | None = None
+    params: Tensors  # trainable parameters before the step, by name; empty where the estimator does not need them
+    after: Tensors | None  # the same after the step; None where the student itself holds them
+    vjp: StepVJP  # transposed Jacobian of the step
+    gradient: Tensors  # of the training loss in the step, by name, of the parameters that the estimator uses
+    slots: list[OptimizerSlot]  # the optimizer's view of the parameters before the step; only for ``unrolled``
+    alpha: Tensor  # the fusion ratios that the step used, shape (N,)
+    buffers: Tensors = field(default_factory=dict)  # the student's after the step, by name, where it does not hold them
 
     @property
     def size(self) -> int:
@@ -174,17 +137,14 @@ class StepRecord:
         return sum(map(len, self.microbatches))
 
     def weights(self) -> list[Tensor | float]:
-        """Share of each microbatch's mean loss in the loss of the step, from the backward passes; they sum to 1.
-
-        So a common factor (the scale of a ``GradScaler``) is taken out.
-        """
-        found = [m.weight for m in self.microbatches]
-        if len(found) == 1:
+        """Share of each microbatch's mean loss in the loss of the step, from the backward passes; they sum to 1."""
+        if len(self.microbatches) == 1:
             return [1.0]
-        if any(weight is None for weight in found):
+        found = [m.weight for m in self.microbatches if m.weight is not None]
+        if len(found) < len(self.microbatches):
             return [len(m) / self.size for m in self.microbatches]
-        stacked = torch.stack([weight for weight in found if weight is not None])
-        return list((stacked / stacked.sum()).unbind())
+        stacked = torch.stack(found)
+        return list((stacked / stacked.sum()).unbind())  # a common factor (the scale of a ``GradScaler``) cancels
 
     def per_sample(self, values: Sequence[Tensor]) -> Tensor:
         """The hypergradient (N,): ``-w_k / n_k`` times the inner products of the samples, shape (n,) by microbatch."""
@@ -195,9 +155,7 @@ class StepRecord:
 
     def direction(self, v: Tensors, outer: OuterDirection | None) -> Tensors:
         """``J^T v``, or what replaces it (:class:`~tgeokd.bilevel.outer_direction.OuterDirection`)."""
-        if outer is None:
-            return self.vjp(v)
-        return outer.project(self.vjp(outer.averaged(v)), self.gradient)
+        return self.vjp(v) if outer is None else outer.project(self.vjp(outer.averaged(v)), self.gradient)
 
     def outer_logits(self, inputs: Any, params: Tensors | None = None) -> Tensor:
         """Student logits on validation inputs after the step, in eval mode: no dropout, no running statistic moves."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,27 +18,16 @@ from tgeokd.bilevel.record import MicroBatch, StepRecord
 from tgeokd.bilevel.step_vjp import Clip, StepVJP, optimizer_slots, step_diagonal
 from tgeokd.utils.errors import InputError
 
-__all__ = ["StepRecorder", "recorded_pass", "resolved_estimator"]
-
-
-def resolved_estimator(
-    estimator: Estimator, student: nn.Module, optimizer: Optimizer, inputs: Any, buffers: Tensors | None = None
-) -> Estimator:
-    """The estimator to use for a student, before its first recorded forward pass; see :meth:`Estimator.resolve`."""
-    return estimator.resolve(student, optimizer, MicroBatch.begin(student, inputs, buffers=buffers))
+__all__ = ["StepRecorder", "recorded_pass"]
 
 
 @contextmanager
 def recorded_pass(
     estimator: Estimator, student: nn.Module, inputs: Any, buffers: Tensors | None = None
 ) -> Iterator[MicroBatch]:
-    """Run a forward pass in the context that the estimator needs, and keep what it needs of the pass.
+    """Run a forward pass in the context that a resolved estimator needs, and keep what it needs of the pass.
 
-    Args:
-        estimator: resolved.
-        student: the module.
-        inputs: of the pass.
-        buffers: the student's, by name, where they are not those it holds.
+    ``buffers`` are the student's, by name, where they are not those it holds.
     """
     microbatch = MicroBatch.begin(
         student, inputs, math_attention=estimator.math_attention, replays=estimator.replays, buffers=buffers
@@ -53,38 +43,20 @@ def recorded_pass(
         (microbatch.features,) = features
 
 
+@dataclass(eq=False)
 class StepRecorder:
-    """Records one training step after another, for one student and optimizer.
+    """Records one training step after another, for one student and optimizer."""
 
-    Args:
-        student: the module being trained.
-        optimizer: its optimizer.
-        estimator: what the record is for.
-        temperature: ``tau`` of the teacher term.
-        clip_norm: the caller clips the gradient to this norm before the step.
-        assume_sgd: treat the step of an unknown optimizer as plain SGD's.
-
-    Attributes:
-        estimator: resolved with the first recorded pass.
-        microbatches: of the running step.
-    """
-
-    def __init__(
-        self,
-        student: nn.Module,
-        optimizer: Optimizer,
-        estimator: Estimator,
-        *,
-        temperature: float,
-        clip_norm: float | None,
-        assume_sgd: bool,
-    ) -> None:
-        self.student, self.optimizer, self.estimator = student, optimizer, estimator
-        self.temperature, self.clip_norm, self.assume_sgd = temperature, clip_norm, assume_sgd
-        self.microbatches: list[MicroBatch] = []
-        self._resolved = False
-        self._ran_backward = False  # a backward pass of the running step has ended
-        self._norm: Tensor | None = None
+    student: nn.Module
+    optimizer: Optimizer
+    estimator: Estimator  # what the record is for; resolved with the first recorded pass
+    temperature: float  # ``tau`` of the teacher term
+    clip_norm: float | None  # the caller clips the gradient to this norm before the step
+    assume_sgd: bool  # treat the step of an unknown optimizer as plain SGD's
+    microbatches: list[MicroBatch] = field(default_factory=list)  # of the running step
+    _resolved: bool = False
+    _ran_backward: bool = False  # a backward pass of the running step has ended
+    _norm: Tensor | None = None
 
     @property
     def awaits_loss(self) -> bool:
@@ -96,8 +68,8 @@ class StepRecorder:
     def forward_pass(self, inputs: Any) -> Iterator[None]:
         """Record the forward pass that the block runs."""
         if not self._resolved:
-            self.estimator = resolved_estimator(self.estimator, self.student, self.optimizer, inputs)
-            self._resolved = True
+            state = MicroBatch.begin(self.student, inputs)
+            self.estimator, self._resolved = self.estimator.resolve(self.student, self.optimizer, state), True
         with recorded_pass(self.estimator, self.student, inputs) as microbatch:
             yield
         self.microbatches.append(microbatch)
@@ -139,9 +111,7 @@ class StepRecorder:
         slots = [slot.snapshot() for slot in slots] if self.estimator.needs_slots else []
         alphas = [m.alpha for m in microbatches if m.alpha is not None]
         alpha = torch.cat(alphas) if len(alphas) > 1 else alphas[0]
-        return StepRecord(
-            *(self.student, self.temperature, microbatches, before, None, vjp, gradients, slots), alpha=alpha
-        )
+        return StepRecord(self.student, self.temperature, microbatches, before, None, vjp, gradients, slots, alpha)
 
     def forget(self) -> None:
         """Drop the microbatches of a step that was not taken."""

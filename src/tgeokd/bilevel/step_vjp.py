@@ -39,16 +39,13 @@ class StepVJP:
 
     Without clipping it multiplies by the diagonal ``D``. With ``g`` clipped to ``c g``, ``c = max_norm / (|g| + eps)``, it is
     ``(c I - c g g^T / (|g| (|g| + eps))) D``.
-
-    Attributes:
-        diagonal: ``D`` by parameter name; a parameter that the optimizer does not hold has none.
-        clip: the clipping, or None.
-        projection: with clipping, the clipped gradient ``c g`` by name, along which the norm changes.
     """
 
-    diagonal: Mapping[str, Diagonal]
+    diagonal: Mapping[str, Diagonal]  # ``D`` by parameter name; a parameter that the optimizer does not hold has none
     clip: Clip | None = None
-    projection: Tensors = field(default_factory=dict)
+    projection: Tensors = field(
+        default_factory=dict
+    )  # the clipped gradient ``c g`` by name, along which the norm changes
 
     def __call__(self, vectors: Tensors) -> Tensors:
         """Apply it to one vector, given by parameter name (names left out are zero)."""

@@ -117,19 +117,13 @@ def regression_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def fuse(kd: Tensor, gt: Tensor, alpha: Tensor | float, *, check: bool = True) -> Tensor:
-    """The fused loss of each sample, ``alpha kd + (1 - alpha) gt``.
+    """The fused loss of each sample, ``alpha kd + (1 - alpha) gt``, shape (N,), in the type of ``gt``.
 
     Args:
         kd: teacher term, shape (N,).
         gt: label term, shape (N,).
-        alpha: weight of the **teacher** term in [0, 1], one number or shape (N,).
-        check: look whether it lies there; off for a loop that looks at many batches at once.
-
-    Returns:
-        Shape (N,), in the type of ``gt``.
-
-    Raises:
-        InputError: for an alpha outside [0, 1] (of a tensor on an accelerator nothing is read, which would stall the step).
+        alpha: weight of the **teacher** term, one number or shape (N,); an InputError where it lies outside [0, 1].
+        check: look whether it does, unless it lies on an accelerator, where this would stall the step.
     """
     if check and (not isinstance(alpha, Tensor) or alpha.device.type == "cpu"):
         check_ratios(alpha)

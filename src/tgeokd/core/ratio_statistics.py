@@ -30,13 +30,10 @@ def _softmax(logits: Tensor) -> Tensor:
 
 
 class RatioStatistics:
-    """Counts, means and histograms of alpha by group, gathered on the device without a host synchronisation.
+    """Counts, means and histograms of alpha by group, gathered on the batches' device without a host synchronisation.
 
     The four groups of :data:`GROUPS` cross "no class is more probable to the teacher than the label" with "student and teacher
     overlap by at least one half" (:func:`agreement`).
-
-    Args:
-        device: where the batches are.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -39,14 +39,11 @@ def validate_labels(target: Any, num_classes: int, where: str) -> None:
         raise InputError(f"labels of the {where} must be a tensor of shape (N,), not {given}")
     if target.dtype != torch.int64:
         raise InputError(f"labels of the {where} must be class indices of dtype int64, not {target.dtype}")
-    if not len(target):
-        return
-    lowest, highest = map(int, target.aminmax())
+    lowest, highest = map(int, target.aminmax()) if len(target) else (0, 0)
     if lowest < 0 or highest >= num_classes:
-        wrong = target[(target < 0) | (target >= num_classes)][0]
+        wrong = int(target[(target < 0) | (target >= num_classes)][0])
         raise InputError(
-            f"labels of the {where} must be from 0 to {num_classes - 1}, one of the student's {num_classes} classes, "
-            f"not {int(wrong)}"
+            f"labels of the {where} must be from 0 to {num_classes - 1} ({num_classes} classes), not {wrong}"
         )
 
 

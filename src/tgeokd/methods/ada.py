@@ -10,8 +10,6 @@ from torch import Tensor
 from tgeokd.core.validation import check_choice
 from tgeokd.methods.base import METHODS, LossInputs, Method
 
-__all__ = ["AdaptiveKD"]
-
 Level = Literal["sample", "class"]
 
 

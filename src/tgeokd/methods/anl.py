@@ -14,8 +14,6 @@ from tgeokd.core.validation import check_at_least, check_choice
 from tgeokd.methods.base import METHODS, LossInputs, Method, SampleLoss
 from tgeokd.utils.errors import InputError
 
-__all__ = ["AnnealingKD"]
-
 Form = Literal["ratio", "regression"]
 
 
@@ -23,8 +21,7 @@ Form = Literal["ratio", "regression"]
 class AnnealingKD(Method):
     """Annealing-KD, in two forms.
 
-    ``ratio``, the form the TGeo-KD paper compares with: alpha falls from 1 to 0 over training in ``steps`` equal steps, and
-    the loss is the usual fusion.
+    ``ratio``, the form the TGeo-KD paper compares with: alpha falls from 1 to 0 over training in ``steps`` equal steps.
 
     ``regression``, the authors' two phases: for the first ``phase_one`` of the epochs the student's logits regress the
     teacher's times ``c / steps``, where ``c`` counts 1, 2, ..., ``steps`` (an annealed temperature); then plain training on

@@ -24,27 +24,16 @@ Outer = Literal["holdout", "union", "train"]
 
 @dataclass
 class LossInputs:
-    """What is known of a batch when its loss is computed.
+    """What is known of a batch when its loss is computed."""
 
-    Attributes:
-        student_logits: shape (N, C), attached to the student's graph.
-        teacher_logits: shape (N, C); None only for methods that need no teacher.
-        target: class indices, shape (N,).
-        temperature: ``tau`` of the teacher term.
-        epoch: index of the running epoch, from 0.
-        epochs: how many there will be.
-        learn: whether :meth:`Method.learn` will be called for these samples.
-        ids: sample ids, integers on the CPU, shape (N,), where the loader yields them.
-    """
-
-    student_logits: Tensor
-    teacher_logits: Tensor | None
-    target: Tensor
-    temperature: float
-    epoch: int = 0
-    epochs: int = 1
-    learn: bool = True
-    ids: Tensor | None = None
+    student_logits: Tensor  # shape (N, C), attached to the student's graph
+    teacher_logits: Tensor | None  # shape (N, C); None only for methods that need no teacher
+    target: Tensor  # class indices, shape (N,)
+    temperature: float  # ``tau`` of the teacher term
+    epoch: int = 0  # index of the running epoch, from 0
+    epochs: int = 1  # how many there will be
+    learn: bool = True  # whether ``Method.learn`` will be called for these samples
+    ids: Tensor | None = None  # sample ids, integers on the CPU, shape (N,), where the loader yields them
 
     @cached_property
     def kd(self) -> Tensor:
@@ -75,53 +64,30 @@ class SampleLoss(NamedTuple):
 
 @dataclass
 class ForwardContext:
-    """What a method can use before the student's forward pass of a batch (:meth:`Method.before_forward`).
-
-    Attributes:
-        student: the module.
-        optimizer: over its parameters.
-        temperature: ``tau`` of the teacher term.
-        microbatch: the state before the pass, with labels and teacher logits; it can be run.
-        outer: draws the next outer batch: inputs, labels (M,) and teacher logits (M, C).
-        first: whether it is the first batch of an optimizer step.
-    """
+    """What a method can use before the student's forward pass of a batch (:meth:`Method.before_forward`)."""
 
     student: nn.Module
     optimizer: Optimizer
-    temperature: float
-    microbatch: MicroBatch
-    outer: Callable[[], tuple[Any, Tensor, Tensor]]
-    first: bool
+    temperature: float  # ``tau`` of the teacher term
+    microbatch: MicroBatch  # the state before the pass, with labels and teacher logits; it can be run
+    outer: Callable[[], tuple[Any, Tensor, Tensor]]  # next outer batch: inputs, labels (M,), teacher logits (M, C)
+    first: bool  # whether it is the first batch of an optimizer step
 
 
 class Method:
-    """Base of all methods. A method defines :meth:`alpha`, or its own :meth:`loss`; everything else is optional.
+    """Base of all methods. A method defines :meth:`alpha`, or its own :meth:`loss`; everything else is optional."""
 
-    Attributes:
-        name: in the registry and on the command line.
-        search_space: options worth searching, each with the values to try.
-        needs_teacher: whether a teacher must be given.
-        needs_class_means: whether :meth:`prepare` must be given the teacher's class means.
-        needs_epochs: whether the loss depends on the running epoch.
-        needs_outer_teacher: whether outer batches must come with the teacher's logits.
-        looks_before_forward: whether :meth:`before_forward` must be called.
-        outer: where outer batches come from; None for a method without an outer problem.
-        outer_batch_size: samples in an outer batch; None for the batch size of the loader.
-        outer_batch_limit: bound of that size where ``outer_batch_size`` is None and the loader can be re-batched.
-        estimator: of the hypergradient, for a method that learns from it.
-    """
-
-    name: ClassVar[str]
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    needs_teacher: bool = True
-    needs_class_means: bool = False
-    needs_epochs: bool = False
-    needs_outer_teacher: bool = False
-    looks_before_forward: bool = False
-    outer: Outer | None = None
-    outer_batch_size: int | None = None
-    outer_batch_limit: int | None = None
-    estimator: Estimator | None = None
+    name: ClassVar[str]  # in the registry and on the command line
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {}  # options worth searching, each with the values to try
+    needs_teacher: bool = True  # whether a teacher must be given
+    needs_class_means: bool = False  # whether :meth:`prepare` must be given the teacher's class means
+    needs_epochs: bool = False  # whether the loss depends on the running epoch
+    needs_outer_teacher: bool = False  # whether outer batches must come with the teacher's logits
+    looks_before_forward: bool = False  # whether :meth:`before_forward` must be called
+    outer: Outer | None = None  # where outer batches come from; None for a method without an outer problem
+    outer_batch_size: int | None = None  # samples in an outer batch; None for the batch size of the loader
+    outer_batch_limit: int | None = None  # bound of that size where it is None and the loader can be re-batched
+    estimator: Estimator | None = None  # of the hypergradient, for a method that learns from it
 
     def prepare(self, num_classes: int, class_means: Tensor | None, device: torch.device | None = None) -> None:
         """Called once before training.

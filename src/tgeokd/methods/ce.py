@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from tgeokd.methods.base import METHODS, LossInputs, Method, SampleLoss
 
-__all__ = ["CrossEntropy"]
-
 
 @METHODS.register("ce")
 class CrossEntropy(Method):

@@ -8,8 +8,6 @@ from tgeokd.core.losses import decoupled_kd, standardise
 from tgeokd.core.validation import check_at_least
 from tgeokd.methods.base import METHODS, LossInputs, Method, SampleLoss
 
-__all__ = ["DecoupledKD"]
-
 
 @METHODS.register("dkd")
 class DecoupledKD(Method):

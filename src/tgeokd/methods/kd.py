@@ -10,8 +10,6 @@ from torch import Tensor
 from tgeokd.core.losses import check_ratios
 from tgeokd.methods.base import METHODS, LossInputs, Method
 
-__all__ = ["VanillaKD"]
-
 
 @METHODS.register("kd")
 class VanillaKD(Method):

@@ -8,8 +8,6 @@ from tgeokd.core.losses import kd_loss, standardise
 from tgeokd.core.validation import check_at_least
 from tgeokd.methods.base import METHODS, LossInputs, Method, SampleLoss
 
-__all__ = ["LogitStandardizationKD"]
-
 
 @METHODS.register("lskd")
 class LogitStandardizationKD(Method):

@@ -16,7 +16,7 @@ SLOPE = 0.01  # of the leaky ReLU
 
 
 class RatioNetwork(nn.Module):
-    """f_omega: a small MLP from geometry to the fusion ratio, all its weights in one vector.
+    """f_omega: a small MLP from geometry to the fusion ratio, all its weights in one parameter, ``omega``.
 
     The last layer starts at zero, so every ratio starts at 0.5 and training starts as plain distillation. The others start
     as ``nn.Linear`` does.
@@ -24,9 +24,6 @@ class RatioNetwork(nn.Module):
     Args:
         in_features: numbers a sample, F.
         hidden: widths of the hidden layers.
-
-    Attributes:
-        omega: the one parameter.
     """
 
     def __init__(self, in_features: int, hidden: tuple[int, ...] = (32, 16)) -> None:
@@ -34,17 +31,14 @@ class RatioNetwork(nn.Module):
         linear = [nn.Linear(n_in, n_out) for n_in, n_out in pairwise((in_features, *hidden, 1))]
         nn.init.zeros_(linear[-1].weight)
         nn.init.zeros_(linear[-1].bias)
-        weights = [part.detach() for layer in linear for part in (layer.weight, layer.bias)]
-        self._shapes = [part.shape for part in weights]
-        self.omega = nn.Parameter(torch.cat([part.flatten() for part in weights]))
-        self._weights = weights
+        self._weights = [tensor.detach() for layer in linear for tensor in (layer.weight, layer.bias)]
+        self._shapes = [weight.shape for weight in self._weights]
+        self.omega = nn.Parameter(torch.cat([weight.flatten() for weight in self._weights]))
 
     def forward(self, features: Tensor, *, learn: bool = True) -> Tensor:
-        """Fusion ratios, shape (N,).
+        """Fusion ratios, shape (N,), from features (N, F) without a gradient.
 
-        Args:
-            features: shape (N, F); they get no gradient.
-            learn: whether a gradient will be asked for: the ratios are attached to omega's graph, in any gradient mode.
+        With ``learn`` they are attached to omega's graph, in any gradient mode.
         """
         features = features.to(self.omega.dtype)
         if not learn:
@@ -61,8 +55,8 @@ class RatioNetwork(nn.Module):
 
     def _cut(self) -> list[Tensor]:
         if self._weights[0].data_ptr() != self.omega.data_ptr():  # new, moved to another device, or a copy
-            parts = self.omega.detach().split([shape.numel() for shape in self._shapes])
-            self._weights = [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+            pieces = self.omega.detach().split([shape.numel() for shape in self._shapes])
+            self._weights = [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
         return self._weights
 
 
@@ -91,25 +85,19 @@ class _Ratios(torch.autograd.Function):
         depth = len(saved) // 3  # of L layers: L inputs, the ratios, 2L weights
         values, ratios, weights = saved[:depth], saved[depth], saved[depth + 1 :]
         below = torch.ops.aten.sigmoid_backward(gradient.unsqueeze(-1), ratios)
-        parts: list[Tensor] = []
+        grads: list[Tensor] = []
         for layer in reversed(range(depth)):
-            parts += [below.sum(dim=0), below.t().mm(values[layer]).view(-1)]
+            grads += [below.sum(dim=0), below.t().mm(values[layer]).view(-1)]
             if layer:
                 below = torch.ops.aten.leaky_relu_backward(below.mm(weights[2 * layer]), values[layer], SLOPE, True)
-        return None, torch.cat(parts[::-1]), None
+        return None, torch.cat(grads[::-1]), None
 
 
 class Adam:
-    """Adam of one parameter, on any device, without asking the device.
-
-    Args:
-        parameter: what is moved.
-        lr: learning rate.
-        weight_decay: ``weight_decay * parameter`` is added to the gradient.
+    """Adam of one parameter, with the numbers of ``torch.optim.Adam``, on any device and without waiting for it.
 
     Reference:
-        Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, with its constants; the numbers are those of
-        ``torch.optim.Adam``.
+        Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, with its constants.
     """
 
     MEAN_DECAY, SQUARE_DECAY, EPS = 0.9, 0.999, 1e-8
@@ -138,7 +126,7 @@ class Adam:
         return {"steps": self.steps, "mean": self._mean, "square": self._square}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         self.steps = state["steps"]
         self._mean.copy_(state["mean"])
         self._square.copy_(state["square"])

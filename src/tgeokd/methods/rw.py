@@ -14,8 +14,6 @@ from tgeokd.core.validation import check_positive
 from tgeokd.methods.base import METHODS, ForwardContext, LossInputs, Method, Outer, SampleLoss
 from tgeokd.utils.errors import InputError
 
-__all__ = ["ReweightingKD"]
-
 
 @METHODS.register("rw")
 class ReweightingKD(Method):
@@ -84,10 +82,10 @@ class ReweightingKD(Method):
             logits = functional_logits(context.student, params, {}, inputs)
             meta = gt_loss(logits, target) + kd_loss(logits, teacher_logits, context.temperature)
             found = torch.autograd.grad(meta.mean(), list(params.values()), allow_unused=True)
-        gradient = {name: g for name, g in zip(params, found, strict=True) if g is not None}
         slots = optimizer_slots(context.optimizer, own, assume_sgd=True)
         rates = {slot.name: float(slot.group["lr"]) for slot in slots}
-        return {name: rates[name] * g for name, g in gradient.items() if name in rates}
+        gradients = zip(params, found, strict=True)
+        return {name: rates[name] * g for name, g in gradients if g is not None and name in rates}
 
     def alpha(self, inputs: LossInputs) -> Tensor:
         """The ratios found before the forward pass of this batch; outside of a training step a NotImplementedError."""

@@ -18,43 +18,30 @@ from tgeokd.methods.ratio_network import Adam, RatioNetwork
 from tgeokd.utils.deprecation import renamed_arguments
 from tgeokd.utils.errors import InputError
 
-__all__ = ["RatioNetwork", "TGeoKD"]
-
 logger = logging.getLogger(__name__)
 
 LR = 3e-3
-DEFAULTS: dict[str, Any] = {
-    "encoding": "scalar",
-    "outer": "union",
-    "hypergradient": "auto",
-    "update_interval": 4,
-    "ema_decay": 0.9,
-    "project_out_step_length": True,
-}
-"""What did best on validation data; docs/why-it-works.md describes how it was chosen."""
-
-PAPER: dict[str, Any] = {
-    "encoding": "vector",
-    "outer": "holdout",
-    "hypergradient": "exact",
-    "update_interval": 1,
-    "ema_decay": 0.0,
-    "project_out_step_length": False,
-}
-"""The published method. Any exact hypergradient is accepted."""
-
 EXACT = ("exact", "forward", "finite_difference", "unrolled")
+
+# Of each option what did best on validation data (docs/why-it-works.md), and what the published method may have.
+SETTINGS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "encoding": ("scalar", ("vector",)),
+    "outer": ("union", ("holdout",)),
+    "hypergradient": ("auto", EXACT),
+    "update_interval": (4, (1,)),
+    "ema_decay": (0.9, (0.0,)),
+    "project_out_step_length": (True, (False,)),
+}
 
 
 def _settings(paper: bool, **options: Any) -> dict[str, Any]:
-    """The options, from :data:`DEFAULTS` or :data:`PAPER` where they are None."""
+    """The options, from :data:`SETTINGS` where they are None."""
     given = {name: value for name, value in options.items() if value is not None}
-    if not paper:
-        return DEFAULTS | given
     for name, value in given.items():
-        if value != PAPER[name] and not (name == "hypergradient" and value in EXACT):
-            raise InputError(f"paper=True is the published method, which has {name}={PAPER[name]!r}, not {value!r}")
-    return PAPER | given
+        allowed = SETTINGS[name][1]
+        if paper and value not in allowed:
+            raise InputError(f"paper=True is the published method, which has {name}={allowed[0]!r}, not {value!r}")
+    return {name: allowed[0] if paper else best for name, (best, allowed) in SETTINGS.items()} | given
 
 
 @METHODS.register("tgeo")
@@ -74,21 +61,15 @@ class TGeoKD(Method):
             none of the extensions. Options that the paper leaves open (``hidden``, ``lr``, the ablations, ...) can be given.
         encoding: ``"scalar"`` (at most 16 numbers, whatever C is) or ``"vector"`` (9C numbers, the paper's kind; not for more
             than :data:`tgeokd.core.geometry.class_means.DENSE_CLASSES` classes).
-        vertices: ablation: include the vertices.
-        edges: ablation: include the edges.
-        angles: ablation: include the angles; by default on for ``scalar``, off for ``vector``.
-        student_teacher_edge: ablation: include the edge between student and teacher.
-        inter_sample: ablation: include the teacher's class average.
+        vertices, edges, angles, student_teacher_edge, inter_sample: ablations, as in :func:`tgeokd.geometry.trilateral`.
         hidden: widths of f_omega's hidden layers.
-        outer: source of the outer samples. ``"union"``: the validation data, on which the student trains too.
-            ``"holdout"``: validation data that the student never trains on (the paper's protocol). ``"train"``: the training
-            data.
+        outer: source of the outer samples. ``"union"``: the validation set, on which the student trains too. ``"holdout"``:
+            a validation set that the student never trains on (the paper's protocol). ``"train"``: the training set.
         outer_batch_size: samples in an outer batch; by default the batch size of the validation loader, at most 128 (where
             the loader is a ``DataLoader`` over a map-style data set; any other is used as it is).
         hypergradient: estimator of ``d L_val / d alpha``: a name (:mod:`tgeokd.bilevel.estimators`) or an estimator.
         update_interval: update omega in every k-th step.
-        inner_samples: how many of a step's training samples the hypergradient is computed for; see
-            :class:`tgeokd.bilevel.Estimator`. By default all.
+        inner_samples: see :class:`tgeokd.bilevel.Estimator`. By default all of a step's training samples.
         ema_decay: extension: decay of a moving average that replaces the validation gradient, per update of omega; 0 uses
             the gradient of one step alone. See :class:`tgeokd.bilevel.OuterDirection`.
         project_out_step_length: extension: learn from the effect of a ratio on the direction of the step, not on its length.
@@ -160,23 +141,13 @@ class TGeoKD(Method):
         self.estimator: Estimator = self._new_estimator()
 
     def prepare(self, num_classes: int, class_means: Tensor | None, device: torch.device | None = None) -> None:
-        """Build f_omega. Called once before training.
-
-        Args:
-            num_classes: C.
-            class_means: the teacher's mean prediction by class on the *training* samples, shape (C, C), in full or sparse as
-                :class:`tgeokd.geometry.ClassMeans` returns it; may be None without ``inter_sample``.
-            device: of the batches; by default the CPU.
-        """
+        """Build f_omega. The class means may be sparse, and None without ``inter_sample``."""
         if self.needs_class_means and (class_means is None or class_means.shape != (num_classes, num_classes)):
             given = "none" if class_means is None else f"shape {tuple(class_means.shape)}"
             raise InputError(f"class_means must have shape ({num_classes}, {num_classes}), not {given}")
         sparse = num_classes > DENSE_CLASSES if class_means is None else class_means.is_sparse
         if sparse and self.switches["encoding"] == "vector":
-            raise InputError(
-                f"encoding='vector' grows with the number of classes and does not work with {num_classes} of them; "
-                "use encoding='scalar'"
-            )
+            raise InputError(f"encoding='vector' is too large for {num_classes} classes; use encoding='scalar'")
         self.class_means = None
         if self.needs_class_means and class_means is not None:
             table = class_means.detach().to(device)
@@ -200,12 +171,16 @@ class TGeoKD(Method):
 
     def alpha(self, inputs: LossInputs) -> Tensor:
         """``sigmoid(f_omega(Delta_i))``, detached from the student's graph; attached to omega's where ``inputs.learn``."""
-        if self.network is None:
-            raise RuntimeError("TGeoKD needs prepare(num_classes, class_means) before its first batch")
+        network, _ = self._built()
         with torch.no_grad():  # faster than building a graph and detaching from it
             features = self._geometry(inputs)
-        alpha: Tensor = self.network(features, learn=inputs.learn)
+        alpha: Tensor = network(features, learn=inputs.learn)
         return alpha
+
+    def _built(self) -> tuple[RatioNetwork, Adam]:
+        if self.network is None or self.optimizer is None:
+            raise RuntimeError("TGeoKD needs prepare(num_classes, class_means) before its first batch")
+        return self.network, self.optimizer
 
     def _geometry(self, inputs: LossInputs) -> Tensor:
         student, teacher, means = inputs.student_logits.detach(), inputs.teacher.detach(), self.class_means
@@ -221,30 +196,26 @@ class TGeoKD(Method):
 
     def learn(self, alpha: Tensor, gradient: Tensor) -> None:
         """Take one step of omega down the validation loss."""
-        assert self.network is not None
-        assert self.optimizer is not None
-        omega = self.network.omega
-        (omega.grad,) = torch.autograd.grad(alpha, omega, gradient.to(alpha.dtype))
-        self.optimizer.step(omega.grad)
+        network, optimizer = self._built()
+        (network.omega.grad,) = torch.autograd.grad(alpha, network.omega, gradient.to(alpha.dtype))
+        optimizer.step(network.omega.grad)
 
     def state_dict(self) -> dict[str, Any]:
         """Omega, its optimizer, the state of the estimator and the class means."""
-        assert self.network is not None
-        assert self.optimizer is not None
+        network, optimizer = self._built()
         means = self.class_means
         return {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
             "estimator": self.estimator.state_dict(),
             "class_means": means._asdict() if isinstance(means, SparseClassMeans) else means,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, after :meth:`prepare`."""
-        assert self.network is not None
-        assert self.optimizer is not None
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        network, optimizer = self._built()
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
         self.estimator.load_state_dict(state["estimator"])
         means = state["class_means"]
         self.class_means = SparseClassMeans(**means) if isinstance(means, dict) else means

@@ -11,8 +11,6 @@ from tgeokd.core.losses import gt_loss, soft_ce_loss
 from tgeokd.core.validation import check_choice, check_positive
 from tgeokd.methods.base import METHODS, LossInputs, Method, SampleLoss
 
-__all__ = ["WeightedSoftLabelKD"]
-
 Form = Literal["original", "convex"]
 
 

@@ -18,8 +18,6 @@ from tgeokd.bilevel.record import MicroBatch, StepRecord
 from tgeokd.bilevel.step_vjp import optimizer_slots
 from tgeokd.utils.errors import first_line
 
-__all__ = ["AutoEstimator", "ExactEstimator"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -66,16 +64,16 @@ class AutoEstimator(Estimator):
         options: dict[str, Any] = {"direction": self.direction, "inner_samples": self.inner_samples}
         try:
             found = LastLayerEstimator(direction=self.direction).resolve(student, optimizer, microbatch)
+            assert found.head is not None
+            if optimizer_slots(optimizer, {"weight": found.head.weight}, assume_sgd=True):
+                LastLayerEstimator(**options)  # refuses inner_samples
+                logger.info("hypergradient: restricted to the classifier head, %s", found.head)
+                return found
+            reason = "the optimizer does not hold the student's classifier head"
         except NoHeadError as error:
-            logger.info("hypergradient: exact, because this student's %s", error.reason)
-            return ExactEstimator(**options)
-        assert found.head is not None
-        if not optimizer_slots(optimizer, {"weight": found.head.weight}, assume_sgd=True):
-            logger.info("hypergradient: exact, because the optimizer does not hold the student's classifier head")
-            return ExactEstimator(**options)
-        LastLayerEstimator(**options)  # refuses inner_samples
-        logger.info("hypergradient: restricted to the classifier head, %s", found.head)
-        return found
+            reason = f"this student's {error.reason}"
+        logger.info("hypergradient: exact, because %s", reason)
+        return ExactEstimator(**options)
 
     def estimate(self, record: StepRecord, outer_batch: OuterBatch) -> Tensor:
         """Not available before :meth:`resolve`."""

@@ -34,18 +34,12 @@ class Estimator(ABC):
         inner_samples: find the derivative for about this many of the step's samples alone, the first of each microbatch,
             multiplied by their share of all, and give the others 0. Where batches are shuffled this is an unbiased estimate
             of whatever is summed over the samples. By default all.
-
-    Attributes:
-        replays: whether it runs the student again at the parameters before the step.
-        math_attention: whether these runs need attention by the kernel that has a forward-mode derivative.
-        needs_slots: whether it needs the optimizer's state before the step.
-        head: the layer whose inputs the forward pass must keep as ``features``, or None.
     """
 
-    replays: bool = True
-    math_attention: bool = False
-    needs_slots: bool = False
-    head: nn.Linear | None = None
+    replays: bool = True  # whether it runs the student again at the parameters before the step
+    math_attention: bool = False  # whether these runs need the attention kernel that has a forward-mode derivative
+    needs_slots: bool = False  # whether it needs the optimizer's state before the step
+    head: nn.Linear | None = None  # the layer whose inputs the forward pass must keep as ``features``
 
     def __init__(self, *, direction: OuterDirection | None = None, inner_samples: int | None = None) -> None:
         check_at_least(1, inner_samples=inner_samples)
@@ -94,16 +88,10 @@ class DirectionalEstimator(Estimator):
     def logit_derivatives(
         self, student: nn.Module, microbatches: Sequence[MicroBatch], params: Tensors, direction: Tensors
     ) -> list[tuple[Tensor, Tensor]]:
-        """Logits at ``params`` and their derivative along ``direction``.
+        """For each microbatch the logits at ``params`` and their derivative along ``direction``, two tensors (n, C).
 
-        Args:
-            student: the module; neither it nor its buffers nor the random state change.
-            microbatches: to run again, each under the random state and buffers of its forward pass.
-            params: the point, by parameter name.
-            direction: the direction by name; names left out are zero.
-
-        Returns:
-            For each microbatch two tensors of shape (n, C).
+        Each runs again under the random state and buffers of its forward pass; neither the student nor the random state
+        change. Both points are given by parameter name; names that ``direction`` leaves out are zero.
         """
 
     def estimate(self, record: StepRecord, outer_batch: OuterBatch) -> Tensor:

@@ -12,8 +12,6 @@ from tgeokd.bilevel.estimators.base import ESTIMATORS, DirectionalEstimator
 from tgeokd.bilevel.functional import Tensors
 from tgeokd.bilevel.record import MicroBatch
 
-__all__ = ["FiniteDifferenceEstimator"]
-
 
 @ESTIMATORS.register("finite_difference")
 class FiniteDifferenceEstimator(DirectionalEstimator):

@@ -15,8 +15,6 @@ from tgeokd.bilevel.functional import Tensors
 from tgeokd.bilevel.record import MicroBatch
 from tgeokd.utils.errors import first_line
 
-__all__ = ["ForwardEstimator"]
-
 
 @ESTIMATORS.register("forward")
 class ForwardEstimator(DirectionalEstimator):

@@ -1,14 +1,13 @@
 """``last_layer``: the part of the hypergradient that goes through the classifier head, in closed form.
 
 For logits ``z = W h + b`` the gradients of ``kd_i`` and ``gt_i`` with respect to (W, b) are outer products of a residual and
-the features, so the inner product with any direction needs no further pass. What flows through the layers below the head is
-left out.
+the features, so the inner product with any direction needs no further pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,8 +19,6 @@ from tgeokd.bilevel.functional import Tensors, trainable
 from tgeokd.bilevel.record import MicroBatch, StepRecord
 from tgeokd.core.losses import gt_grad
 from tgeokd.utils.errors import InputError
-
-__all__ = ["LastLayerEstimator", "NoHeadError", "capture"]
 
 
 class NoHeadError(InputError):
@@ -102,27 +99,18 @@ class LastLayerEstimator(Estimator):
 def capture(head: nn.Linear) -> Iterator[list[Tensor]]:
     """Collect the head's inputs, one tensor of shape (n, H) per forward pass."""
     features: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, args: features.append(args[0].detach()))
-    try:
+    with head.register_forward_pre_hook(lambda _, args: features.append(args[0].detach())):
         yield features
-    finally:
-        handle.remove()
 
 
 def _find_head(student: nn.Module, microbatch: MicroBatch) -> nn.Linear:
     """The linear layer whose outputs are the student's logits, found by running one microbatch."""
     outputs: list[tuple[nn.Linear, Tensor]] = []
-    handles = [
-        module.register_forward_hook(lambda m, _, output: outputs.append((m, output)))
-        for module in student.modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
-        with torch.no_grad():
-            logits = microbatch.replay(student, {})
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for layer in student.modules():
+            if isinstance(layer, nn.Linear):
+                hooks.enter_context(layer.register_forward_hook(lambda m, _, output: outputs.append((m, output))))
+        logits = microbatch.replay(student, {})
     for module, output in reversed(outputs):
         own = _of_head(logits, module)
         if output.shape == own.shape and torch.equal(output.to(own.dtype), own):

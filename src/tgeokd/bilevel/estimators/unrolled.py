@@ -1,7 +1,6 @@
-"""``unrolled``: differentiation through the training step, the reference that tests compare the other estimators with.
+"""``unrolled``: backpropagation through the training step, the reference that tests compare the other estimators with.
 
-It runs the step again with ``create_graph=True`` and backpropagates the validation loss to ``alpha``. It is second-order,
-slow and uses much memory, and shares nothing with the directional derivatives that it checks.
+It is second-order, slow and uses much memory, and shares nothing with the directional derivatives that it checks.
 """
 
 from __future__ import annotations
@@ -17,8 +16,6 @@ from tgeokd.bilevel.record import StepRecord
 from tgeokd.bilevel.step_vjp import Clip, functional_step
 from tgeokd.core.losses import fuse, gt_loss, kd_loss
 from tgeokd.utils.errors import InputError
-
-__all__ = ["UnrolledEstimator"]
 
 
 @ESTIMATORS.register("unrolled")
@@ -39,7 +36,6 @@ class UnrolledEstimator(Estimator):
     def estimate(self, record: StepRecord, outer_batch: OuterBatch) -> Tensor:
         """The exact hypergradient, shape (N,)."""
         val_inputs, val_target = outer_batch
-        assert record.alpha is not None
         with torch.enable_grad():
             alpha = record.alpha.detach().requires_grad_()
             params = {name: param.detach().requires_grad_() for name, param in record.params.items()}

@@ -51,12 +51,7 @@ class ClassMeans:
         self._dtype = torch.get_default_dtype()
 
     def update(self, teacher_probs: Tensor, target: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            teacher_probs: shape (N, C), softmax of the teacher's logits at temperature 1.
-            target: class indices, shape (N,).
-        """
+        """Add a batch: softmax of the teacher's logits at temperature 1, shape (N, C), and class indices, shape (N,)."""
         if teacher_probs.shape[-1] != self.num_classes:
             raise InputError(f"teacher_probs has {teacher_probs.shape[-1]} classes, expected {self.num_classes}")
         self.counts = self.counts.to(teacher_probs.device)
@@ -65,11 +60,7 @@ class ClassMeans:
         self.counts += torch.bincount(target, minlength=self.num_classes)
 
     def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
-        """Sum over processes, each of which has seen other samples.
-
-        Raises:
-            InputError: for several processes and so many classes that the table is sparse.
-        """
+        """Sum over processes, each of which has seen other samples; an InputError where the table is sparse."""
         self.counts = all_reduce(self.counts)
         self._rows.reduce(all_reduce)
 
@@ -170,7 +161,7 @@ class _LargestEntries:
         return table.to(device)
 
     def _merge(self) -> None:
-        """Sum what belongs together and carry on the largest sums of each row, in the order of their keys."""
+        """Sum entries with equal keys and keep the largest sums of each row, in the order of their keys."""
         if not self._new:
             return
         keys = torch.cat([self._keys, *(keys for keys, _ in self._new)])

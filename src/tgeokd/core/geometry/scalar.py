@@ -38,16 +38,12 @@ class GeometryFeatures(NamedTuple):
 
 
 class SparseClassMeans(NamedTuple):
-    """Class means as seen on a few classes of each row, the table of the coarsened geometry.
+    """Class means as seen on a few classes of each row, the table of the coarsened geometry."""
 
-    Attributes:
-        rows: by class, the ids and then the bits of the probabilities: with a table too large for any cache, one place to
-            look a class up is half as slow as two. int32 (C, 2K + 3) for float32 probabilities, int64 for float64.
-        dtype: of the probabilities.
-    """
-
+    # By class, the ids and then the bits of the probabilities: with a table too large for any cache, one place to look a class
+    # up is half as slow as two. int32 (C, 2K + 3) for float32 probabilities, int64 for float64.
     rows: Tensor
-    dtype: torch.dtype
+    dtype: torch.dtype  # of the probabilities
 
     def look_up(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """The ids of classes (N,) and of the K largest others of each, int64, shape (N, K + 1), and their mean probabilities.
@@ -85,6 +81,9 @@ class SparseClassMeans(NamedTuple):
         raise InputError("sparse class_means need the same number of entries in each row, among them the class itself")
 
 
+Means = Tensor | SparseClassMeans | None
+
+
 class _Plan(NamedTuple):
     """Constant tensors of a choice of columns; see :func:`_encode`."""
 
@@ -98,11 +97,7 @@ class _Plan(NamedTuple):
 
 
 def scalar_from_logits(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    target: Tensor,
-    class_means: Tensor | SparseClassMeans | None,
-    features: GeometryFeatures,
+    student_logits: Tensor, teacher_logits: Tensor, target: Tensor, class_means: Means, features: GeometryFeatures
 ) -> Tensor:
     """The scalar encoding of each sample, shape (N, F).
 
@@ -124,11 +119,7 @@ def scalar_from_logits(
 
 
 def scalar_from_probs(
-    student_probs: Tensor,
-    teacher_probs: Tensor,
-    target: Tensor,
-    class_means: Tensor | SparseClassMeans | None,
-    features: GeometryFeatures,
+    student_probs: Tensor, teacher_probs: Tensor, target: Tensor, class_means: Means, features: GeometryFeatures
 ) -> Tensor:
     """As :func:`scalar_from_logits`, from probabilities of shape (N, C)."""
     S, T = student_probs.detach(), teacher_probs.detach()
@@ -169,8 +160,7 @@ def _coarse(
 ) -> Tensor:
     """The encoding of the points with all that lies outside the classes ``ids`` (N, K + 1), the label first, spread evenly.
 
-    To spread evenly is an orthogonal projection: no edge gets longer, the label stays where it is, and K + 2 coordinates are
-    enough, the last of them along the direction that the m other classes share: their probability over the root of m.
+    K + 2 coordinates are enough, the last along the direction of the m other classes: their probability over the root of m.
     """
     classes = student_log_probs.shape[-1]
     others = max(classes - ids.shape[-1], 1)
@@ -185,14 +175,10 @@ def _coarse(
 
 
 def _encode(points: Tensor, entropy: Tensor, index: Tensor | None, features: GeometryFeatures, classes: int) -> Tensor:
-    """The encoding from the points themselves.
+    """The encoding from T, S and, with the triangle across samples, Tbar, shape (2 or 3, N, coordinates).
 
-    Args:
-        points: T, S and, with the triangle across samples, Tbar; shape (2 or 3, N, coordinates).
-        entropy: of T and S, in nats, with the sign turned, shape (2, N, 1).
-        index: the label's coordinate, shape (N,); None for the first.
-        features: what is included.
-        classes: C.
+    ``entropy`` is that of T and S, in nats, with the sign turned, shape (2, N, 1); ``index`` is the label's coordinate, shape
+    (N,), or None for the first.
     """
     plan = _plan(features, classes, points.device, points.dtype)
     shape = (*points.shape[:2], 1)

@@ -55,8 +55,7 @@ def trilateral(
         student_probs: S, softmax of the student's logits at temperature 1, shape (N, C).
         teacher_probs: T, likewise.
         target: class indices, shape (N,).
-        class_means: Tbar of every class, shape (C, C), in full or, for ``scalar``, sparse; see :func:`class_means`. Not read
-            where ``inter_sample`` is off.
+        class_means: Tbar of every class, shape (C, C), for ``scalar`` possibly sparse; not read without ``inter_sample``.
         encoding: ``"vector"`` or ``"scalar"``.
         vertices: include the vertices.
         edges: include the edges.

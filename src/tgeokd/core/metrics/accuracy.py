@@ -4,8 +4,6 @@ from torch import Tensor
 
 from tgeokd.core.metrics.base import METRICS, Metrics, Percent
 
-__all__ = ["Accuracy"]
-
 
 @METRICS.register("accuracy")
 class Accuracy(Percent):

@@ -5,8 +5,6 @@ from torch import Tensor
 from tgeokd.core.metrics.base import METRICS, Metrics, RankingMetric, log_odds
 from tgeokd.utils.errors import InputError
 
-__all__ = ["AUC"]
-
 
 @METRICS.register("auc")
 class AUC(RankingMetric):

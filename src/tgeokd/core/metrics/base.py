@@ -32,23 +32,14 @@ Floats = NDArray[np.float64]
 
 
 class Metric:
-    """Base of all metrics. A subclass gives :attr:`title` and :meth:`compute`; everything else is optional.
+    """Base of all metrics. A subclass gives :attr:`title` and :meth:`compute`; everything else is optional."""
 
-    Attributes:
-        name: set by the registry.
-        title: column heading in tables; of a metric per class, with ``{}`` for the name of the class.
-        higher_is_better: direction of the metric.
-        factor: tables show the value times this factor,
-        digits: with this number of decimals.
-        per_class: whether :meth:`compute` returns one value per class.
-    """
-
-    name: ClassVar[str]
-    title: ClassVar[str]
+    name: ClassVar[str]  # set by the registry
+    title: ClassVar[str]  # column heading in tables; of a metric per class, with ``{}`` for the name of the class
     higher_is_better: ClassVar[bool] = True
-    factor: ClassVar[int] = 1
-    digits: ClassVar[int] = 4
-    per_class: ClassVar[bool] = False
+    factor: ClassVar[int] = 1  # tables show the value times this factor,
+    digits: ClassVar[int] = 4  # with this number of decimals
+    per_class: ClassVar[bool] = False  # whether :meth:`compute` returns one value per class
 
     def compute(self, logits: Tensor, target: Tensor, settings: Metrics) -> float | dict[int, float]:
         """The value for one set of samples; of a metric per class, one value by class index.
@@ -104,22 +95,17 @@ class Metrics:
 
     Classes that do not occur in the labels are left out of means over classes.
 
-    Attributes:
-        names: keys of :data:`METRICS`; a metric per class has one key ``name/class name`` per class in the result.
-        primary: the one that methods are compared by; one of ``names``, not one per class.
-        attack_classes: class indices that count as an attack; all others are normal.
-        class_names: of the C classes.
-        choose_by: the one that hyper-parameters are chosen by on the validation set; by default ``primary``. A mean over
-            classes is decided by chance where a class has few validation samples.
-
     Raises:
         InputError: for an unknown name, or a setting that a metric needs and that is missing.
     """
 
+    # keys of METRICS; a metric per class has one key "name/class name" per class in the result
     names: tuple[str, ...] = ("accuracy", "nll")
-    primary: str = "accuracy"
-    attack_classes: tuple[int, ...] = ()
-    class_names: tuple[str, ...] = ()
+    primary: str = "accuracy"  # the one that methods are compared by, not one per class
+    attack_classes: tuple[int, ...] = ()  # class indices that count as an attack; all others are normal
+    class_names: tuple[str, ...] = ()  # of the C classes
+    # the one that hyper-parameters are chosen by on the validation set; by default ``primary``: a mean over classes is decided
+    # by chance where a class has few validation samples
     choose_by: str = ""
 
     def __post_init__(self) -> None:

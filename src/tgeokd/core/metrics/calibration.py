@@ -5,8 +5,6 @@ from torch import Tensor
 
 from tgeokd.core.metrics.base import METRICS, Bools, Floats, Metric, Metrics
 
-__all__ = ["BINS", "Calibration", "calibration_error"]
-
 BINS = 15
 
 

@@ -7,10 +7,7 @@ from tgeokd.core.metrics.base import METRICS, Bools, Floats, Metrics, Percent, l
 from tgeokd.core.validation import validate_labels
 from tgeokd.utils.errors import InputError
 
-__all__ = ["FALSE_ALARMS", "DetectionRate", "detection_rate"]
-
-FALSE_ALARMS = 0.01
-"""Share of the normal samples that may be flagged."""
+FALSE_ALARMS = 0.01  # share of the normal samples that may be flagged
 
 
 @METRICS.register("detection_rate")
@@ -42,9 +39,8 @@ class DetectionRate(Percent):
 def detection_rate(score: Floats, attack: Bools, false_alarms: float = FALSE_ALARMS) -> float:
     """Largest share of attacks flagged by any threshold that flags at most a given share of the normal samples.
 
-    A threshold ``t`` flags the samples with ``score >= t``; samples of equal score are flagged together. This is the highest
-    point of the empirical ROC curve at or left of ``false_alarms``, without interpolation; 0 where the highest scores belong
-    to too many normal samples.
+    A threshold ``t`` flags the samples with ``score >= t``; samples of equal score are flagged together. So it is the highest
+    point of the empirical ROC curve at or left of ``false_alarms``, without interpolation.
 
     Args:
         score: higher is more like an attack, shape (N,).

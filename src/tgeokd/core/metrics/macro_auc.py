@@ -5,8 +5,6 @@ from torch import Tensor
 
 from tgeokd.core.metrics.base import METRICS, Metrics, RankingMetric, log_odds
 
-__all__ = ["MacroAUC"]
-
 
 @METRICS.register("macro_auc")
 class MacroAUC(RankingMetric):

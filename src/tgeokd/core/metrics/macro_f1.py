@@ -4,8 +4,6 @@ from torch import Tensor
 
 from tgeokd.core.metrics.base import METRICS, Metrics, Percent
 
-__all__ = ["MacroF1"]
-
 
 @METRICS.register("macro_f1")
 class MacroF1(Percent):

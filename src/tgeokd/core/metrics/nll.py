@@ -5,8 +5,6 @@ from torch import Tensor
 
 from tgeokd.core.metrics.base import METRICS, Metric, Metrics
 
-__all__ = ["NegativeLogLikelihood"]
-
 
 @METRICS.register("nll")
 class NegativeLogLikelihood(Metric):

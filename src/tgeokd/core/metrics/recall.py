@@ -4,8 +4,6 @@ from torch import Tensor
 
 from tgeokd.core.metrics.base import METRICS, Metrics, Percent
 
-__all__ = ["Recall"]
-
 
 @METRICS.register("recall")
 class Recall(Percent):
