@@ -1,7 +1,5 @@
 """The command ``tgeokd``. Nothing in this folder imports torch or another large library before a command runs."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import sys

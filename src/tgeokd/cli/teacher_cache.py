@@ -1,7 +1,5 @@
 """``tgeokd teacher-cache``."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Augmentation of whole batches of small images, without Python per image: shifted crops, mirroring, normalisation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar

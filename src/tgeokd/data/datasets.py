@@ -3,8 +3,6 @@
 Every protocol is optional: a data set that does not implement one is handled in the general, slower or more restricted way.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 

@@ -1,7 +1,5 @@
 """Batches: orders and loaders, the union of two loaders, and the endless stream of validation batches."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeGuard

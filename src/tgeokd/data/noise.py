@@ -1,7 +1,5 @@
 """Label noise: uniform, from how people confuse classes, and people's labels (CIFAR-N)."""
 
-from __future__ import annotations
-
 import _codecs
 import pickle
 from collections.abc import Sequence

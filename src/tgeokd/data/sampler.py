@@ -1,7 +1,5 @@
 """Orders of samples."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

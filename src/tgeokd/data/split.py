@@ -1,7 +1,5 @@
 """Seeded stratified splits of row numbers, and oversampling of the rarer classes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """BERT on the columns of a table: one token per feature."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel

@@ -1,7 +1,5 @@
 """Image classifiers of timm and torchvision by their names there."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 from typing import Any

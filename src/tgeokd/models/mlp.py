@@ -1,7 +1,5 @@
 """Multilayer perceptrons."""
 
-from __future__ import annotations
-
 import math
 
 import torch

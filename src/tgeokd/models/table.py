@@ -1,7 +1,5 @@
 """Layers for the columns of a table, and the checks of their options."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 

@@ -1,7 +1,5 @@
 """Loading the weights of a model from a file, without running code that the file contains."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Wide & Deep models for tables."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """`ablation`: the contribution of each part of the geometry."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from tgeokd.core.metrics import formatted

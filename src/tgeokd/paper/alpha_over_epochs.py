@@ -1,7 +1,5 @@
 """`alpha-over-epochs`: the learned alpha of each group by epoch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar

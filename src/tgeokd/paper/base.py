@@ -1,7 +1,5 @@
 """What an analysis is, and how it is run."""
 
-from __future__ import annotations
-
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

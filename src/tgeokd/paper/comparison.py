@@ -1,7 +1,5 @@
 """Analyses that are comparisons of rows over seeds, and alpha by group from the records of their runs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

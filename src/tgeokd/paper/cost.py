@@ -1,7 +1,5 @@
 """`cost`: time and memory of the learned ratio, relative to plain distillation."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`fig1`: the best fixed alpha by whether the teacher is right and by the student-teacher distance."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar
 

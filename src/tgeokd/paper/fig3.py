@@ -1,7 +1,5 @@
 """`fig3`: the learned alpha with and without the edge between student and teacher."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar

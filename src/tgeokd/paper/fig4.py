@@ -1,7 +1,5 @@
 """`fig4`: the learned alpha on outliers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """`fig5`: the distance between the student's and the teacher's predictions on normal samples and outliers, by epoch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 

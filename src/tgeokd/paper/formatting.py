@@ -1,7 +1,5 @@
 """Means, paired differences and their intervals over the seeds, and how they are printed."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Outliers made from normal samples (noisy inputs, wrong labels), and how well a value detects them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`oversampling`: whether it explains the gain, for the teacher and the student separately."""
 
-from __future__ import annotations
-
 import inspect
 import tempfile
 from collections.abc import Mapping, Sequence

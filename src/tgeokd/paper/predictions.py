@@ -1,7 +1,5 @@
 """Training and predictions inside an analysis."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path

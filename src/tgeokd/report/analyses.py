@@ -1,7 +1,5 @@
 """Figures of the analyses of :mod:`tgeokd.paper`, each drawn from the analysis' data, as PNG."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Figures of runs and comparisons, as PNG."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path

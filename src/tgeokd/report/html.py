@@ -1,7 +1,5 @@
 """The report of a folder: its figures, and one HTML page that contains them."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Results of a comparison as tables of text."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Builds what a config describes: data, models, method, Distiller."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import json

@@ -1,7 +1,5 @@
 """Methods side by side: for each seed the same split, teacher, initial student and budget."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Everything a run needs, as plain data: what ``config.yaml`` holds."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path

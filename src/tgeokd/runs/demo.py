@@ -1,7 +1,5 @@
 """The demo on real handwritten digits: every method, clean and noisy labels, five seeds."""
 
-from __future__ import annotations
-
 from tgeokd.runs.plan import parse_method
 from tgeokd.runs.results import DataVariant
 

@@ -1,7 +1,5 @@
 """Executing the trainings of a comparison: in this process, or in local processes."""
 
-from __future__ import annotations
-
 import os
 import platform
 import signal

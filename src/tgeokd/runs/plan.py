@@ -1,7 +1,5 @@
 """What a comparison consists of, and what each of its trainings needs."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Predictions of a finished run's student for new rows of a table."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

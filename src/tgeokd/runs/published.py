@@ -1,7 +1,5 @@
 """Published results to hold a run's own against: the column "claimed" beside "reproduced"."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import resources

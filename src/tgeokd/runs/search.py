@@ -1,7 +1,5 @@
 """Hyper-parameter trials at an equal budget: as many for every method, drawn the same way."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass, field
 from random import Random

@@ -1,7 +1,5 @@
 """One run from its config: data, teacher, student, results."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from dataclasses import dataclass

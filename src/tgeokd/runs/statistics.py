@@ -1,7 +1,5 @@
 """Statistics over the seeds of a comparison: summaries, paired differences, intervals, corrected p values."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import statistics

@@ -1,7 +1,5 @@
 """Results that were computed before: the one place that decides whether a result can be reused."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The teacher of a run: trained here, read from a checkpoint, or predictions from a file."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Teachers: networks, stored predictions, classifiers with ``predict_proba``, and a cache around any of them."""
 
-from __future__ import annotations
-
 from tgeokd.teachers.base import Teacher
 from tgeokd.teachers.cache.store import TeacherCache, TeacherCacheOptions
 from tgeokd.teachers.cached import CachedTeacher

@@ -1,7 +1,5 @@
 """A teacher that is queried once per sample and view; training reads the stored logits."""
 
-from __future__ import annotations
-
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """Classifiers with ``predict_proba`` by name, fitted on the training set of a task. Their libraries are imported when used."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Files of predictions: sample ids with probabilities or logits, as npz, safetensors or parquet. Nothing is unpickled."""
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """From sample ids to rows of a table of predictions."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """A module, or any callable, as a teacher."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

@@ -1,7 +1,5 @@
 """A fitted classifier with ``predict_proba`` as a teacher: scikit-learn, LightGBM, XGBoost, ..."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The classifiers that can be chosen by name as a teacher."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

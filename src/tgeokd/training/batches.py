@@ -1,7 +1,5 @@
 """From a loader to batches on the student's device."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

@@ -1,7 +1,5 @@
 """Checkpoints on disk: atomic, checksummed, read back once."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import pickle

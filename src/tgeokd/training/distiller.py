@@ -1,7 +1,5 @@
 """The facade: train a student by any method, on any device and in any precision that Lightning Fabric offers."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """A student's predictions and fusion ratios on a loader, in eval mode."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Stopping at the first logits or loss that are not finite."""
 
-from __future__ import annotations
-
 import math
 
 import torch

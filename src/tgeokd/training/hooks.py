@@ -1,7 +1,5 @@
 """Hooks around an optimizer's step."""
 
-from __future__ import annotations
-
 import weakref
 from typing import Any, Protocol
 

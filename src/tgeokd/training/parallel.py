@@ -1,7 +1,5 @@
 """The processes of a run, as everything that counts or averages over samples sees them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch.distributed as dist

@@ -1,7 +1,5 @@
 """What is measured in an epoch while the student trains."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

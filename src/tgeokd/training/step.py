@@ -1,7 +1,5 @@
 """A distillation step for any training loop."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any

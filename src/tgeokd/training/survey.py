@@ -1,7 +1,5 @@
 """One look at the data before training: class counts and the teacher's class means."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any

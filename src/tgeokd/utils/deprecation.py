@@ -1,7 +1,5 @@
 """Earlier names of arguments, accepted with a warning."""
 
-from __future__ import annotations
-
 import functools
 import warnings
 from collections.abc import Callable

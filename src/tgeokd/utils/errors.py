@@ -1,7 +1,5 @@
 """The exceptions of the package, and how the text of another library's error is put into one line."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 from importlib import import_module

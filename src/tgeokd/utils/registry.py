@@ -4,8 +4,6 @@ An entry is one file that registers itself with a decorator; nothing else in the
 entries through an entry point, or by calling :meth:`Registry.register`.
 """
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping

@@ -4,8 +4,6 @@ Whole numbers and text such as ``1e-3``, which YAML does not read as a number, p
 else is converted: a boolean is not a number, ``"3"`` and ``2.0`` are not integers.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import types

@@ -4,8 +4,6 @@ They come from the finaliser of splitmix64 (Steele, Lea, Flood, "Fast Splittable
 applied to the id and a key.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The label column of a table: rows without one, the classes and their indices; the splits of an encoded table."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

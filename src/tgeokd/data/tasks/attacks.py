@@ -1,7 +1,5 @@
 """Shared by the attack detection tasks: rows with labels from files, and a task from rows."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`cifar100` and `cifar10`: 60,000 colour images of 32x32 pixels from the official archives, with optional label noise."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """CIFAR's python archives: found, verified against the official checksums, and unpickled with arrays and plain values only."""
 
-from __future__ import annotations
-
 import _codecs
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """`digits`: 1,797 handwritten digits of 8x8 pixels that come with scikit-learn."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from sklearn.datasets import load_digits

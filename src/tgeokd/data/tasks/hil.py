@@ -1,7 +1,5 @@
 """`hil`: attacks and natural events in a power system, from synchrophasor measurements."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`imagenet`: images in one folder per class under ``train/`` and ``val/``; ImageNet and data sets of the same layout."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

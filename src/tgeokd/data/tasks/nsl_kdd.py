@@ -1,7 +1,5 @@
 """`nsl_kdd`: network connections, normal or one of 39 kinds of attack, 17 of which occur in the test set only."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`tabular`: any table with a label column. `adult`: the census income data set."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Layers, initialization and input checks shared by the families of image models."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

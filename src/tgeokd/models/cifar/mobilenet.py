@@ -1,7 +1,5 @@
 """MobileNetV2 (Sandler et al. 2018) at half width with strides for small images; mobile_half in RepDistiller."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from tgeokd.data.base import InputSpec

@@ -1,7 +1,5 @@
 """Residual networks for CIFAR with three stages (He et al. 2016, section 4.2), and those four times as wide."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """ShuffleNet (Zhang et al. 2018, 1x with 3 groups) and ShuffleNetV2 (Ma et al. 2018, 1x) with a 1x1 stem for small images."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """VGG with batch norm for small images (Simonyan and Zisserman 2015): one linear layer instead of three."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Residual networks of ImageNet (He et al. 2016) with a 3x3 stem of 64 channels and no pooling before the stages."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Wide residual networks (Zagoruyko and Komodakis 2016), with batch norm and ReLU before each convolution."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Loaders over other views or other rows of a loader's data set."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any

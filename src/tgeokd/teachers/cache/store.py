@@ -1,7 +1,5 @@
 """Stored logits of a teacher on disk: read through a memory map, written as a whole or not at all by one process at a time."""
 
-from __future__ import annotations
-
 import glob
 import json
 import logging

@@ -17,8 +17,6 @@ The three terms are scaled to fixed standard deviations, and ``b`` is set for a 
 Rows are drawn in chunks of 65,536, each from its own random stream: a longer file starts with the rows of a shorter one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

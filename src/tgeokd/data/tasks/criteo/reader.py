@@ -5,8 +5,6 @@ the terabyte logs), or comma-separated values with a header that has at least ``
 ``C1``..``C26`` (the challenge's CSV, Criteo_x4). Either may be compressed (``.gz``, ``.bz2``, ``.zst``).
 """
 
-from __future__ import annotations
-
 import csv
 import logging
 import sys

@@ -4,8 +4,6 @@ Encoding takes two passes over the text: the first counts the values of the trai
 folder with memory-mapped arrays of codes, labels and row numbers for each split, the encoder, and a report.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import itertools

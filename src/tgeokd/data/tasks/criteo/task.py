@@ -1,7 +1,5 @@
 """The task `criteo`."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator
