@@ -30,11 +30,7 @@ class BatchReader:
         self.num_classes: int | None = None
 
     def read(self, item: Any, where: str) -> Batch:
-        """The batch that a loader yielded, ready for the student.
-
-        Args:
-            item: see :meth:`tgeokd.data.batch.Batch.parse`.
-            where: the loader's name in messages.
+        """The batch that a loader, called ``where`` in messages, yielded, ready for the student.
 
         Raises:
             InputError: for a batch of another form, and labels that are not class indices from 0 to C - 1.

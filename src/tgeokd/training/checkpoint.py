@@ -36,11 +36,7 @@ class Checkpointer:
         return bool(self._paths())
 
     def save(self, state: TrainState) -> Path:
-        """Write a checkpoint and remove the oldest ones. The first one is read back.
-
-        Raises:
-            InputError: where it cannot be written, or what was written cannot be read.
-        """
+        """Write a checkpoint and remove the oldest ones. The first one is read back; InputError where that fails."""
         path = self.folder / f"step-{state.step['index']:09d}.pt"
         try:
             self.folder.mkdir(exist_ok=True)

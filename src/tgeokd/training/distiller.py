@@ -263,7 +263,7 @@ class Distiller:
     def _run(self, loop: TrainingLoop, out: Path | None, resume: bool) -> None:
         state = Checkpointer(out).load() if out is not None and resume else None
         if state is not None:
-            state.check_fingerprints(loop.fingerprints())
+            state.check_fingerprints(loop.fingerprints)
         # Data are checked before anything is written, except a teacher cache, for which the folder is claimed first.
         if out is not None and self._cached is not None:
             loop.folder = RunFolder(out, resume=resume)

@@ -18,11 +18,7 @@ __all__ = ["predict_logits", "predict_ratios"]
 
 
 def predict_logits(student: nn.Module, loader: Iterable[Any], reader: BatchReader) -> tuple[Tensor, Tensor]:
-    """Logits, shape (N, C), and labels, shape (N,), in the loader's order, on the CPU.
-
-    Raises:
-        InputError: for an empty loader, or labels out of range.
-    """
+    """Logits, shape (N, C), and labels, shape (N,), in the loader's order, on the CPU."""
     logits, targets = [], []
     with _inference(student, reader):
         for batch in reader.read_all(loader, "evaluation loader"):
@@ -40,7 +36,6 @@ def predict_ratios(step: DistillationStep, loader: Iterable[Any], teacher: Teach
     """Fusion ratio of each sample by the step's method, shape (N,), in the loader's order, on the CPU.
 
     Raises:
-        InputError: for an empty loader.
         NotImplementedError: for a method whose ratios are not a function of student, teacher and label.
     """
     ratios = []

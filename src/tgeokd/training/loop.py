@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -162,11 +162,7 @@ class TrainingLoop:
     # ---- checkpoints
 
     def save(self) -> None:
-        """Write a checkpoint now, between two optimizer steps; at the end of an epoch after all callbacks.
-
-        Raises:
-            InputError: for a run without a folder.
-        """
+        """Write a checkpoint now, between two optimizer steps; at the end of an epoch after all callbacks."""
         if self.folder is None:
             raise InputError("a checkpoint is written in the folder of a run: fit(..., out=...)")
         self._save_after_epoch = len(self.history) > self.epoch
@@ -196,15 +192,11 @@ class TrainingLoop:
             random_at_epoch=self._random_at_epoch,
             order=self._order(),
             order_at_epoch=self._order_at_epoch,
-            fingerprints=self.fingerprints(),
+            fingerprints=self.fingerprints,
         )
 
     def load(self, state: TrainState) -> None:
-        """Continue from a checkpoint.
-
-        Raises:
-            InputError: where it is of another student, optimizer, scheduler, method or callbacks.
-        """
+        """Continue from a checkpoint; InputError where it is of another student, optimizer, scheduler or callbacks."""
         self.epoch, self.batch, self.should_stop = state.epoch, state.batch, state.should_stop
         try:
             self.step.student.load_state_dict(state.student)
@@ -225,6 +217,7 @@ class TrainingLoop:
         self._state = state
         self._restore_random(state.random, state.order)
 
+    @cached_property
     def fingerprints(self) -> dict[str, dict[str, Any]]:
         """What must be the same when the run is resumed; None where it cannot be known."""
 

@@ -57,42 +57,23 @@ class RandomStates:
 
 @dataclass
 class TrainState:
-    """State of a training run between two optimizer steps.
+    """State of a training run between two optimizer steps."""
 
-    Attributes:
-        epoch: finished epochs.
-        batch: batches read in the running epoch.
-        student: its ``state_dict``.
-        optimizer: its ``state_dict``.
-        scheduler: its ``state_dict``, or None.
-        step: of :class:`~tgeokd.training.step.DistillationStep`: steps taken, method, outer batches, statistics.
-        survey: number of classes and class means, so that the data need not be read again.
-        callbacks: class name and ``state_dict`` of each callback that has one.
-        history: records of the finished epochs.
-        should_stop: whether training was to stop.
-        random: states of the random generators now.
-        random_at_epoch: the same at the start of the running epoch.
-        order: state of the generator of the training loader now, or None.
-        order_at_epoch: the same at the start of the running epoch.
-        fingerprints: of configuration, data and teacher.
-        schema: version of this content.
-    """
-
-    epoch: int
-    batch: int
+    epoch: int  # finished epochs
+    batch: int  # batches read in the running epoch
     student: dict[str, Any]
     optimizer: dict[str, Any]
     scheduler: dict[str, Any] | None
-    step: dict[str, Any]
-    survey: dict[str, Any]
-    callbacks: list[list[Any]]
+    step: dict[str, Any]  # of the DistillationStep: steps taken, method, outer batches, statistics
+    survey: dict[str, Any]  # number of classes and class means, so that the data need not be read again
+    callbacks: list[list[Any]]  # class name and state of each callback that has one
     history: list[dict[str, Any]]
     should_stop: bool
     random: RandomStates
-    random_at_epoch: RandomStates
-    order: Tensor | None
+    random_at_epoch: RandomStates  # at the start of the running epoch: from there the order of its batches is repeated
+    order: Tensor | None  # state of the training loader's own generator
     order_at_epoch: Tensor | None
-    fingerprints: dict[str, dict[str, Any]] = field(default_factory=dict)
+    fingerprints: dict[str, dict[str, Any]] = field(default_factory=dict)  # of configuration, data and teacher
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,15 +83,7 @@ class TrainState:
 
     @classmethod
     def from_dict(cls, content: Any, source: str) -> TrainState:
-        """The state from what :meth:`to_dict` returned.
-
-        Args:
-            content: as read.
-            source: the file, for messages.
-
-        Raises:
-            InputError: where it is no checkpoint of this version.
-        """
+        """The state from what :meth:`to_dict` returned, read from the file ``source``; InputError for anything else."""
         schema = content.get("schema") if isinstance(content, Mapping) else None
         if schema != SCHEMA:
             raise InputError(f"{source} has checkpoint version {schema}, and this version of tgeokd reads {SCHEMA}")

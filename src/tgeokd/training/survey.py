@@ -20,15 +20,10 @@ __all__ = ["Survey", "survey"]
 
 @dataclass(frozen=True)
 class Survey:
-    """What a method needs to know of the data.
-
-    Attributes:
-        num_classes: C.
-        class_means: the teacher's mean prediction for each class of the training samples, shape (C, C), where needed.
-    """
+    """What a method needs to know of the data."""
 
     num_classes: int
-    class_means: Tensor | None = None
+    class_means: Tensor | None = None  # the teacher's mean prediction for each class, shape (C, C), where needed
 
 
 def survey(
