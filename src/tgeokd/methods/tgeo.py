@@ -20,7 +20,6 @@ from tgeokd.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-LR = 3e-3
 EXACT = ("exact", "forward", "finite_difference", "unrolled")
 
 # Of each option what did best on validation data (docs/why-it-works.md), and what the published method may have.
@@ -102,7 +101,7 @@ class TGeoKD(Method):
         inner_samples: int | None = None,
         ema_decay: float | None = None,
         project_out_step_length: bool | None = None,
-        lr: float = LR,
+        lr: float = 3e-3,
         weight_decay: float = 0.0,
     ) -> None:
         chosen = _settings(
