@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
 
-from tgeokd.core.validation import check_positive, check_same_classes, check_validation_classes, validate_labels
+from tgeokd.core.validation import (
+    check_at_least,
+    check_choice,
+    check_positive,
+    check_same_classes,
+    check_validation_classes,
+    validate_labels,
+)
 from tgeokd.utils.errors import InputError
 
 
@@ -17,6 +25,20 @@ def test_numbers_that_must_be_positive(value):
     check_positive("clip_norm", None)
     with pytest.raises(InputError, match=f"clip_norm .* {value}"):
         check_positive("clip_norm", value)
+
+
+@pytest.mark.parametrize("value", [0, -1.5, math.nan])
+def test_numbers_with_a_minimum(value):
+    check_at_least(1, steps=1, warmup=None)
+    with pytest.raises(InputError, match=f"warmup .*1.* {value}"):
+        check_at_least(1, steps=2, warmup=value)
+
+
+@pytest.mark.parametrize("value", ["wide", "", None])
+def test_values_of_a_literal(value):
+    check_choice("form", "long", Literal["long", "short"])
+    with pytest.raises(InputError, match=f"form .*long, short.* {value!r}"):
+        check_choice("form", value, Literal["long", "short"])
 
 
 @pytest.mark.parametrize("target", [[0, 1, 2], [2], []])

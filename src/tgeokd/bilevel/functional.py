@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -51,13 +49,20 @@ def functional_logits(student: nn.Module, params: Tensors, buffers: Tensors, inp
     # torch.func.functional_call walks the module on every call, and with tied tensors leaves a module that is reachable
     # under two names with the wrong ones for good.
     places = [place for place in _layout(student).places if place.name in params or place.name in buffers]
-    with _swapped(places, {**params, **buffers}):
+    tensors = {**params, **buffers}
+    own = [place.holder[place.key] for place in places]
+    try:
+        for holder, key, name, _ in places:
+            holder[key] = tensors[name]
         logits = class_logits(student, inputs)
         for holder, key, name, _ in places:
             value = holder[key]
             if name in buffers and value is not None:
                 buffers[name] = value  # it may have been assigned anew
-    return logits
+        return logits
+    finally:
+        for place, tensor in zip(places, own, strict=True):
+            place.holder[place.key] = tensor
 
 
 def trainable(student: nn.Module) -> Tensors:
@@ -96,15 +101,3 @@ def _layout(student: nn.Module) -> _Layout:
         ]
     layout = _known[student] = _Layout([(m, list(m._modules.values())) for m in student.modules()], places)
     return layout
-
-
-@contextmanager
-def _swapped(places: list[_Place], tensors: Tensors) -> Iterator[None]:
-    own = [place.holder[place.key] for place in places]
-    for holder, key, name, _ in places:
-        holder[key] = tensors[name]
-    try:
-        yield
-    finally:
-        for place, tensor in zip(places, own, strict=True):
-            place.holder[place.key] = tensor

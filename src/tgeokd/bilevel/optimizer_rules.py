@@ -1,10 +1,8 @@
 """The step of an optimizer on one parameter, and its derivative with respect to the gradient.
 
 For ``theta' = theta - update(g, state)`` the hypergradient needs ``D = d update / d g``, which is diagonal here: a number for
-SGD, a tensor of the parameter's shape for Adam and AdamW.
-
-Each rule is a pair of pure functions of (parameter, gradient, optimizer state *before* the step, parameter group). They
-follow the documented algorithms of ``torch.optim.SGD``, ``Adam`` and ``AdamW``, with every option of theirs.
+SGD, a tensor of the parameter's shape for Adam and AdamW. Each rule is a pair of pure functions of (parameter, gradient,
+optimizer state *before* the step, parameter group).
 """
 
 from __future__ import annotations
@@ -109,8 +107,7 @@ def _moments(param: Tensor, grad: Tensor, state: State, group: Group) -> _Moment
         moving = second >= state["max_exp_avg_sq"]
         second = torch.where(moving, second, state["max_exp_avg_sq"])
     correction1, correction2 = 1 - beta1**step, 1 - beta2**step
-    # The root has no derivative at 0, and autograd would return nan there; a zero second moment means a gradient that has
-    # always been zero.
+    # The root has no derivative at 0, and autograd would return nan there; the gradient has always been zero then.
     positive = second > 0
     root = torch.where(positive, torch.where(positive, second, 1.0).sqrt(), 0.0) / correction2**0.5
     return _Moments(grad, first, root, moving, correction1, correction2)
@@ -145,9 +142,5 @@ def _decoupled(group: Group) -> bool:
     return bool(group.get("decoupled_weight_decay", False))
 
 
-_ADAM_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-_RULES: dict[type[Optimizer], UpdateRule] = {
-    SGD: UpdateRule(_sgd_value, _sgd_diagonal),
-    Adam: UpdateRule(_adam_value, _adam_diagonal, _ADAM_MOMENTS),
-    AdamW: UpdateRule(_adam_value, _adam_diagonal, _ADAM_MOMENTS),
-}
+_ADAM = UpdateRule(_adam_value, _adam_diagonal, ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
+_RULES: dict[type[Optimizer], UpdateRule] = {SGD: UpdateRule(_sgd_value, _sgd_diagonal), Adam: _ADAM, AdamW: _ADAM}

@@ -70,7 +70,6 @@ def ratio_gradient(
         Shape (N,).
 
     Raises:
-        InputError: for an unknown method or optimizer, or an ``alpha`` of the wrong length or outside [0, 1].
         NotImplementedError: with ``method="forward"``, where the student has an operation without a forward-mode derivative.
     """
     estimator = build_estimator(method)

@@ -1,8 +1,7 @@
 """The record of one training step, from which every estimator of the hypergradient works.
 
-A training step takes ``theta`` to ``theta' = theta - update(c(g), state)``, where ``g`` is the gradient of the fused loss,
-``c`` the clipping by norm (if any) and ``update`` the optimizer's rule. The hypergradient is the derivative of the validation
-loss at ``theta'`` with respect to ``alpha``.
+The step takes ``theta`` to ``theta' = theta - update(c(g), state)``, where ``g`` is the gradient of the fused loss, ``c`` the
+clipping by norm (if any) and ``update`` the optimizer's rule.
 """
 
 from __future__ import annotations

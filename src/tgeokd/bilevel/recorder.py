@@ -25,10 +25,7 @@ __all__ = ["StepRecorder", "recorded_pass"]
 def recorded_pass(
     estimator: Estimator, student: nn.Module, inputs: Any, buffers: Tensors | None = None
 ) -> Iterator[MicroBatch]:
-    """Run a forward pass in the context that a resolved estimator needs, and keep what it needs of the pass.
-
-    ``buffers`` are the student's, by name, where they are not those it holds.
-    """
+    """Run a forward pass in the context that a resolved estimator needs, and keep what it needs of the pass."""
     microbatch = MicroBatch.begin(
         student, inputs, math_attention=estimator.math_attention, replays=estimator.replays, buffers=buffers
     )
@@ -77,10 +74,7 @@ class StepRecorder:
     def complete(
         self, student_logits: Tensor, target: Tensor, teacher_logits: Tensor, alpha: Tensor, loss: Tensor
     ) -> None:
-        """Add to the last forward pass its logits (n, C), labels (n,), ratios (n,) and loss.
-
-        The loss is the mean of the microbatch's losses, shape (), which the caller backpropagates (times any factor).
-        """
+        """Add to the last forward pass its logits (n, C), labels and ratios (n,) and the mean loss, to be backpropagated."""
         microbatch = self.microbatches[-1]
         microbatch.student_logits = student_logits.detach()
         microbatch.target, microbatch.teacher_logits, microbatch.alpha = target, teacher_logits, alpha

@@ -101,21 +101,16 @@ def student_slots(student: nn.Module, optimizer: Optimizer, *, assume_sgd: bool 
 
 
 def step_diagonal(slots: Iterable[OptimizerSlot], values: Tensors, gradients: Tensors) -> dict[str, Diagonal]:
-    """``D`` of the coming step by name; a parameter without a gradient does not move and has none.
-
-    Where a gradient is exactly zero no sample affects the entry (an embedding's row, a dead unit), so ``D`` there is
-    multiplied by zeros only and is set to zero: Adam's would be ``lr / eps``, which would dominate finite differences.
-    """
+    """``D`` of the coming step by name; a parameter without a gradient does not move and has none."""
     found: dict[str, Diagonal] = {}
     for bundle in _bundles([slot for slot in slots if slot.name in gradients], gradients):
         first, names = bundle[0], [slot.name for slot in bundle]
         value, gradient = _joined([values[n].detach() for n in names]), _joined([gradients[n] for n in names])
-        state = {
-            k: _joined([slot.state[k] for slot in bundle]) if k in first.rule.moments else v
-            for k, v in first.state.items()
-        }
-        diagonal = first.rule.diagonal(value, gradient, state, first.group)
+        moments = {k: _joined([slot.state[k] for slot in bundle]) for k in first.rule.moments if k in first.state}
+        diagonal = first.rule.diagonal(value, gradient, {**first.state, **moments}, first.group)
         if isinstance(diagonal, Tensor):
+            # No sample affects an entry with a zero gradient (an embedding row, a dead unit). Adam's D there, lr / eps, would
+            # dominate finite differences.
             diagonal = torch.where(gradient == 0, 0.0, diagonal)
             pieces = diagonal.reshape(-1).split([gradients[n].numel() for n in names])
             found |= {n: piece.view_as(gradients[n]) for n, piece in zip(names, pieces, strict=True)}

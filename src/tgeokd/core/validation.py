@@ -42,9 +42,7 @@ def validate_labels(target: Any, num_classes: int, where: str) -> None:
     lowest, highest = map(int, target.aminmax()) if len(target) else (0, 0)
     if lowest < 0 or highest >= num_classes:
         wrong = int(target[(target < 0) | (target >= num_classes)][0])
-        raise InputError(
-            f"labels of the {where} must be from 0 to {num_classes - 1} ({num_classes} classes), not {wrong}"
-        )
+        raise InputError(f"labels of the {where} must be 0 to {num_classes - 1} ({num_classes} classes), not {wrong}")
 
 
 def check_same_classes(student_logits: Tensor, teacher_logits: Tensor) -> None:

@@ -20,7 +20,6 @@ from tgeokd.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-LR = 3e-3
 EXACT = ("exact", "forward", "finite_difference", "unrolled")
 
 # Of each option what did best on validation data (docs/why-it-works.md), and what the published method may have.
@@ -70,9 +69,9 @@ class TGeoKD(Method):
         hypergradient: estimator of ``d L_val / d alpha``: a name (:mod:`tgeokd.bilevel.estimators`) or an estimator.
         update_interval: update omega in every k-th step.
         inner_samples: see :class:`tgeokd.bilevel.Estimator`. By default all of a step's training samples.
-        ema_decay: extension: decay of a moving average that replaces the validation gradient, per update of omega; 0 uses
-            the gradient of one step alone. See :class:`tgeokd.bilevel.OuterDirection`.
+        ema_decay: extension: decay of a moving average that replaces the validation gradient, per update of omega; 0 for none.
         project_out_step_length: extension: learn from the effect of a ratio on the direction of the step, not on its length.
+            See :class:`tgeokd.bilevel.OuterDirection` for both.
         lr: learning rate of omega's Adam.
         weight_decay: weight decay of omega's Adam.
 
@@ -102,7 +101,7 @@ class TGeoKD(Method):
         inner_samples: int | None = None,
         ema_decay: float | None = None,
         project_out_step_length: bool | None = None,
-        lr: float = LR,
+        lr: float = 3e-3,
         weight_decay: float = 0.0,
     ) -> None:
         chosen = _settings(
@@ -117,17 +116,11 @@ class TGeoKD(Method):
         self.set_outer(chosen["outer"], outer_batch_size)
         check_at_least(0, lr=lr, weight_decay=weight_decay)
         check_positive("update_interval", chosen["update_interval"])
-        self.switches: dict[str, Any] = {
-            "encoding": chosen["encoding"],
-            "vertices": vertices,
-            "edges": edges,
-            "angles": angles,
-            "student_teacher_edge": student_teacher_edge,
-            "inter_sample": inter_sample,
-        }
-        self.features = None
-        if chosen["encoding"] == "scalar":
-            self.features = GeometryFeatures(vertices, edges, angles is not False, student_teacher_edge, inter_sample)
+        scalar = chosen["encoding"] == "scalar"
+        angles = scalar if angles is None else angles
+        features = GeometryFeatures(vertices, edges, angles, student_teacher_edge, inter_sample)
+        self.features = features if scalar else None
+        self.switches: dict[str, Any] = {"encoding": chosen["encoding"], **features._asdict()}
         num_features(2, **self.switches)  # refuses an impossible combination before the first step
         self.needs_class_means = inter_sample
         self.hidden = tuple(hidden)

@@ -23,8 +23,7 @@ class FiniteDifferenceEstimator(DirectionalEstimator):
         """Logits and their derivative, both with error O(h^2).
 
         The step is ``h = eps^(1/3) |theta| / |direction|`` with the machine precision ``eps``, where rounding and truncation
-        errors are of the same size: the parameters move by about half a percent in float32, by six millionths in float64.
-        ``|theta|`` counts only entries that the direction moves.
+        errors are of the same size. ``|theta|`` counts only entries that the direction moves.
         """
         moved = {name: d for name, d in direction.items() if name in params}
         with torch.no_grad():

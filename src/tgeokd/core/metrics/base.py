@@ -14,17 +14,7 @@ from tgeokd.core.validation import validate_labels
 from tgeokd.utils.errors import InputError, check_names
 from tgeokd.utils.registry import Registry
 
-__all__ = [
-    "METRICS",
-    "Bools",
-    "Floats",
-    "Metric",
-    "Metrics",
-    "Percent",
-    "RankingMetric",
-    "formatted",
-    "higher_is_better",
-]
+__all__ = ["METRICS", "Bools", "Floats", "Metric", "Metrics", "RankingMetric", "formatted", "higher_is_better"]
 __all__ += ["log_odds", "title"]
 
 Bools = NDArray[np.bool_]
@@ -59,12 +49,6 @@ class Metric:
 
 
 METRICS: Registry[type[Metric]] = Registry("metric", "tgeokd.core.metrics", group="tgeokd.metrics")
-
-
-class Percent(Metric):
-    """Base of the metrics in [0, 1] that tables show in percent."""
-
-    factor, digits = 100, 2
 
 
 class RankingMetric(Metric):

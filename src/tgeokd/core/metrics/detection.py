@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tgeokd.core.metrics.base import METRICS, Bools, Floats, Metrics, Percent, log_odds
+from tgeokd.core.metrics.base import METRICS, Bools, Floats, Metric, Metrics, log_odds
 from tgeokd.core.validation import validate_labels
 from tgeokd.utils.errors import InputError
 
@@ -11,10 +11,10 @@ FALSE_ALARMS = 0.01  # share of the normal samples that may be flagged
 
 
 @METRICS.register("detection_rate")
-class DetectionRate(Percent):
+class DetectionRate(Metric):
     """See :func:`detection_rate`; the score is the summed probability of ``attack_classes``."""
 
-    title = "found at 1 % false alarms, %"
+    title, factor, digits = "found at 1 % false alarms, %", 100, 2
 
     def compute(self, logits: Tensor, target: Tensor, settings: Metrics) -> float:
         """The share of the attacks."""

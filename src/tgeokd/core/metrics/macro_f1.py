@@ -2,14 +2,14 @@
 
 from torch import Tensor
 
-from tgeokd.core.metrics.base import METRICS, Metrics, Percent
+from tgeokd.core.metrics.base import METRICS, Metric, Metrics
 
 
 @METRICS.register("macro_f1")
-class MacroF1(Percent):
+class MacroF1(Metric):
     """Mean over the classes that occur in the labels of ``2 TP / (2 TP + FP + FN)``."""
 
-    title = "macro F1, %"
+    title, factor, digits = "macro F1, %", 100, 2
 
     def compute(self, logits: Tensor, target: Tensor, settings: Metrics) -> float:
         """The mean over the classes. Classes that are only predicted are left out, so that all models have the same ones."""

@@ -2,14 +2,14 @@
 
 from torch import Tensor
 
-from tgeokd.core.metrics.base import METRICS, Metrics, Percent
+from tgeokd.core.metrics.base import METRICS, Metric, Metrics
 
 
 @METRICS.register("recall")
-class Recall(Percent):
+class Recall(Metric):
     """Share of the samples of a class that are classified correctly, for each class that occurs in the labels."""
 
-    title, per_class = "recall of {}, %", True
+    title, factor, digits, per_class = "recall of {}, %", 100, 2, True
 
     def compute(self, logits: Tensor, target: Tensor, settings: Metrics) -> dict[int, float]:
         """The share of each class."""
