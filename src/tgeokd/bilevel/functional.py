@@ -1,7 +1,5 @@
 """Running a student with other parameters and buffers in place of its own."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 

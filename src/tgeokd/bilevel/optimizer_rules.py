@@ -5,8 +5,6 @@ SGD, a tensor of the parameter's shape for Adam and AdamW. Each rule is a pair o
 optimizer state *before* the step, parameter group).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple

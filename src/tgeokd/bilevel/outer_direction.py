@@ -6,8 +6,6 @@ and the length of the step. Without the component along the step's gradient ``g`
 between step and validation gradient.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -6,8 +6,6 @@ where ``J`` is the Jacobian of the step's update with respect to the gradient (`
 is one derivative of the N-vector ``kd_i - gt_i`` along ``J^T v``: no second-order graph.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Recording a training step: its forward passes, its gradient and the parameters before it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Compiled forward passes, and whether ``torch.compile`` works on this machine."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -8,8 +8,6 @@ Logits and probabilities cannot be told apart by looking at them. Every ``*_logi
 turn a teacher's probabilities into logits with :func:`logits_from_probs`.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

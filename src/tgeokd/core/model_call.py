@@ -1,7 +1,5 @@
 """How a model is called: any inputs in, class logits out, without changing the model or the random state."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from itertools import chain

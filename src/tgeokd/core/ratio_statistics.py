@@ -1,7 +1,5 @@
 """The fusion ratios of an epoch, by whether the teacher is right and whether student and teacher agree."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checks of what comes into training, each with one message that names what was given and what was expected."""
 
-from __future__ import annotations
-
 from typing import Any, get_args
 
 import torch

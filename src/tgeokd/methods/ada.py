@@ -1,7 +1,5 @@
 """`ada`: the teacher's margin on the label decides."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, Literal
 
 import torch

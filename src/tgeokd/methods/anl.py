@@ -1,7 +1,5 @@
 """`anl`: annealing from the teacher to the label over training."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, ClassVar, Literal
 

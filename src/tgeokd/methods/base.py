@@ -1,7 +1,5 @@
 """What a method is: it decides, for every sample, how the teacher's predictions and the label enter the loss."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """`ce`: plain training on the labels."""
 
-from __future__ import annotations
-
 from tgeokd.methods.base import METHODS, LossInputs, Method, SampleLoss
 
 

@@ -1,7 +1,5 @@
 """`dkd`: separate weights for the teacher's predictions on the label's class and on the other classes."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from tgeokd.core.losses import decoupled_kd, standardise

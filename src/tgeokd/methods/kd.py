@@ -1,7 +1,5 @@
 """`kd`: one fusion ratio for all samples."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import torch

@@ -1,7 +1,5 @@
 """`lskd`: distillation of standardised logits."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from tgeokd.core.losses import kd_loss, standardise

@@ -1,7 +1,5 @@
 """f_omega and its Adam in few operations: omega is tiny, and what a step costs is the number of operations, not their size."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any

@@ -1,7 +1,5 @@
 """The registry of methods alone: importing it imports nothing heavy."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from tgeokd.utils.registry import Registry

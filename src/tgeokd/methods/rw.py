@@ -1,7 +1,5 @@
 """`rw`: ratios per sample, meta-learned anew in every step."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

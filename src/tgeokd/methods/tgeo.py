@@ -1,7 +1,5 @@
 """`tgeo`: the fusion ratio of each sample from its trilateral geometry, learned by bilevel optimisation."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any, ClassVar
 

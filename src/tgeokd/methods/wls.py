@@ -1,7 +1,5 @@
 """`wls`: weighted soft labels, from how student and teacher fare on the label."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, Literal
 
 import torch

@@ -1,7 +1,5 @@
 """``exact`` and ``auto``: estimators that choose another one."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """``finite_difference``: the hypergradient by central difference, for models that forward mode does not cover."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """``forward``: the exact hypergradient by forward-mode automatic differentiation."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from functools import cache

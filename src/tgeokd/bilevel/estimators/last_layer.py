@@ -4,8 +4,6 @@ For logits ``z = W h + b`` the gradients of ``kd_i`` and ``gt_i`` with respect t
 the features, so the inner product with any direction needs no further pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any

@@ -3,8 +3,6 @@
 It is second-order, slow and uses much memory, and shares nothing with the directional derivatives that it checks.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

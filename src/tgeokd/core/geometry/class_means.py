@@ -1,7 +1,5 @@
 """The teacher's mean prediction for each class: a full table, or for very many classes the largest entries of each row."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 

@@ -8,8 +8,6 @@ Reference:
     Hu et al., "Less or More From Teacher: Exploiting Trilateral Geometry For Knowledge Distillation", ICLR 2024.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch
