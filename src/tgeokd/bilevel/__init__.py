@@ -5,5 +5,13 @@ from tgeokd.bilevel.outer_direction import OuterDirection
 from tgeokd.bilevel.ratio_gradient import ratio_gradient
 from tgeokd.bilevel.record import MicroBatch, StepRecord
 
-__all__ = ["ESTIMATORS", "DirectionalEstimator", "Estimator", "MicroBatch", "OuterDirection", "StepRecord"]
-__all__ += ["build_estimator", "ratio_gradient"]
+__all__ = [
+    "ESTIMATORS",
+    "DirectionalEstimator",
+    "Estimator",
+    "MicroBatch",
+    "OuterDirection",
+    "StepRecord",
+    "build_estimator",
+    "ratio_gradient",
+]

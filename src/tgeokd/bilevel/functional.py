@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from tgeokd.core.model_call import Modes, class_logits
 
-__all__ = ["Tensors", "current_buffers", "functional_logits", "modes", "trainable"]
-
 Tensors = dict[str, Tensor]
 
 

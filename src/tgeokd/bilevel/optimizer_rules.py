@@ -15,8 +15,6 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from tgeokd.utils.errors import InputError
 
-__all__ = ["Diagonal", "UpdateRule", "rule_of", "unwrapped"]
-
 State = Mapping[str, Any]
 Group = Mapping[str, Any]
 Diagonal = Tensor | float

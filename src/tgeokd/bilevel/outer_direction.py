@@ -14,8 +14,6 @@ import torch
 from tgeokd.bilevel.functional import Tensors
 from tgeokd.utils.errors import InputError
 
-__all__ = ["OuterDirection"]
-
 SMALLEST = 1e-30  # of a squared length that is divided by
 
 

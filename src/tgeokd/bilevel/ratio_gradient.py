@@ -23,8 +23,6 @@ from tgeokd.core.model_call import module_device, random_state, replayed, sliced
 from tgeokd.core.validation import check_positive
 from tgeokd.utils.errors import InputError
 
-__all__ = ["ratio_gradient"]
-
 
 def ratio_gradient(
     student: nn.Module,

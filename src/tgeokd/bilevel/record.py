@@ -31,8 +31,6 @@ from tgeokd.core.model_call import (
     sliced,
 )
 
-__all__ = ["MicroBatch", "PassContext", "StepRecord"]
-
 
 @dataclass(frozen=True)
 class PassContext:

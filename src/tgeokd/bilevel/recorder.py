@@ -16,8 +16,6 @@ from tgeokd.bilevel.record import MicroBatch, StepRecord
 from tgeokd.bilevel.step_vjp import Clip, StepVJP, optimizer_slots, step_diagonal
 from tgeokd.utils.errors import InputError
 
-__all__ = ["StepRecorder", "recorded_pass"]
-
 
 @contextmanager
 def recorded_pass(

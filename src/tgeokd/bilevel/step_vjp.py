@@ -14,8 +14,6 @@ from tgeokd.bilevel.functional import Tensors, trainable
 from tgeokd.bilevel.optimizer_rules import Diagonal, UpdateRule, rule_of, unwrapped
 from tgeokd.utils.errors import InputError
 
-__all__ = ["Clip", "OptimizerSlot", "StepVJP", "functional_step", "optimizer_slots", "step_diagonal", "student_slots"]
-
 CLIP_EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 JOINED_BELOW = 1 << 16  # entries; above, a copy costs more than the calls it saves
 

@@ -8,8 +8,6 @@ from torch import nn
 
 from tgeokd.utils.errors import InputError, one_line
 
-__all__ = ["check_compiler", "compile_module", "forward_of", "uncompiled"]
-
 
 def check_compiler(device: torch.device) -> None:
     """Compile next to nothing, so that a missing compiler is reported before training.

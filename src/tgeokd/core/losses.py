@@ -15,9 +15,6 @@ from torch import Tensor
 from tgeokd.core.validation import check_positive
 from tgeokd.utils.errors import InputError
 
-__all__ = ["check_ratios", "decoupled_kd", "fuse", "gt_grad", "gt_loss", "kd_grad", "kd_loss", "logits_from_probs"]
-__all__ += ["regression_loss", "soft_ce_loss", "standardise", "to_class_logits"]
-
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     r"""Distillation loss of each sample, ``tau^2 KL(softmax(z_t / tau) || softmax(z_s / tau))``.

@@ -11,9 +11,6 @@ from torch import Tensor, nn
 from tgeokd.core.losses import to_class_logits
 from tgeokd.utils.errors import InputError
 
-__all__ = ["Modes", "RandomState", "class_logits", "class_probs", "eval_mode", "in_modes", "module_device"]
-__all__ += ["random_state", "replayed", "sliced"]
-
 RandomState = tuple[Tensor, Tensor | None, torch.device]
 Modes = list[tuple[nn.Module, bool]]
 

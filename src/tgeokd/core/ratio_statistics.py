@@ -9,8 +9,6 @@ from torch import Tensor
 from tgeokd.core.geometry.scalar import SHORT
 from tgeokd.core.losses import check_ratios
 
-__all__ = ["GROUPS", "RatioStatistics", "agreement"]
-
 GROUPS = ("teacher_right_agree", "teacher_right_disagree", "teacher_wrong_agree", "teacher_wrong_disagree")
 BINS = 10
 FLUSH_AT = 4096  # samples

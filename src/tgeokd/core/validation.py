@@ -7,9 +7,6 @@ from torch import Tensor
 
 from tgeokd.utils.errors import InputError
 
-__all__ = ["check_at_least", "check_choice", "check_positive", "check_same_classes", "check_validation_classes"]
-__all__ += ["listed_classes", "validate_labels"]
-
 
 def check_positive(name: str, value: float | None) -> None:
     """A number must be above 0; None stands for an option that is not used."""

@@ -14,8 +14,6 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from tgeokd.data.datasets import FetchesBatches, Fingerprinted, HasViews, Joinable, Subsettable, is_random
 from tgeokd.utils.errors import InputError
 
-__all__ = ["ArrayDataset", "WholeBatch"]
-
 Inputs = Tensor | tuple[Tensor, ...]
 
 

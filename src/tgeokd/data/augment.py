@@ -10,8 +10,6 @@ from torch import Tensor
 
 from tgeokd.data.tables.counter import below, random_bits
 
-__all__ = ["EvalTransform", "TrainTransform", "crop_and_flip", "normalised"]
-
 
 def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """``(images / 255 - mean) / std`` of uint8 images of shape (N, C, H, W), with a mean and a standard deviation per channel.

@@ -18,8 +18,6 @@ from tgeokd.data.loaders import BatchLoader, resident, shuffling
 if TYPE_CHECKING:
     import polars as pl
 
-__all__ = ["Encoder", "InputSpec", "TaskData"]
-
 
 @dataclass(frozen=True)
 class InputSpec:

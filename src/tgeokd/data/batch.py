@@ -11,8 +11,6 @@ from torch import Tensor
 
 from tgeokd.utils.errors import InputError
 
-__all__ = ["Batch"]
-
 INTEGER_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 ACCEPTED = "(inputs, target), (inputs, target, ids) with integer ids, or a mapping with 'labels'"
 

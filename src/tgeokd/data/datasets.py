@@ -9,21 +9,6 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-__all__ = [
-    "FetchesBatches",
-    "Fingerprinted",
-    "HasViews",
-    "Joinable",
-    "StoredInBlocks",
-    "Subsettable",
-    "is_random",
-    "joined",
-    "parts_of",
-    "set_view",
-    "subset",
-    "views_of",
-]
-
 
 @runtime_checkable
 class FetchesBatches(Protocol):

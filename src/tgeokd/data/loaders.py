@@ -15,8 +15,6 @@ from tgeokd.data.datasets import FetchesBatches, StoredInBlocks, joined
 from tgeokd.data.sampler import BlockShuffle, own_generator
 from tgeokd.utils.errors import InputError
 
-__all__ = ["BatchLoader", "OuterStream", "order_of", "resident", "shuffling", "union_loader"]
-
 logger = logging.getLogger(__name__)
 
 

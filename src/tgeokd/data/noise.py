@@ -12,8 +12,6 @@ from torch import Tensor
 
 from tgeokd.utils.errors import InputError, one_line
 
-__all__ = ["confusion_counts", "confusion_noise", "read_confusion_counts", "read_human_labels", "symmetric_noise"]
-
 
 def symmetric_noise(target: Tensor, rate: float, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
     """Replace a share of the labels, each by a class drawn uniformly from all classes.

@@ -8,8 +8,6 @@ from torch.utils.data import Sampler
 
 from tgeokd.utils.errors import InputError
 
-__all__ = ["BlockShuffle", "own_generator"]
-
 
 def own_generator(generator: torch.Generator | None) -> torch.Generator:
     """A generator, by default one that is seeded from torch's global generator."""

@@ -8,8 +8,6 @@ from sklearn.model_selection import train_test_split
 
 from tgeokd.utils.errors import InputError, missing_package
 
-__all__ = ["Rows", "oversample", "stratified_split", "subset"]
-
 Rows = NDArray[np.int64]
 
 

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Adam", "RatioNetwork"]
-
 SLOPE = 0.01  # of the leaky ReLU
 
 

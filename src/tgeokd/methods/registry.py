@@ -4,7 +4,5 @@ from typing import Any
 
 from tgeokd.utils.registry import Registry
 
-__all__ = ["DEFAULT_METHOD", "METHODS"]
-
 METHODS: Registry[Any] = Registry("method", "tgeokd.methods", group="tgeokd.methods", renamed={"ls": "lskd"})
 DEFAULT_METHOD = "tgeo"

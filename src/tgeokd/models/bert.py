@@ -9,8 +9,6 @@ from tgeokd.models.registry import MODELS
 from tgeokd.models.table import check_options, check_table, first_codes
 from tgeokd.utils.errors import InputError
 
-__all__ = ["TableBert"]
-
 
 @MODELS.register("bert")
 class TableBert(nn.Module):

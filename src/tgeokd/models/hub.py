@@ -11,8 +11,6 @@ from tgeokd.data.base import InputSpec
 from tgeokd.models.cifar.layers import check_images
 from tgeokd.utils.errors import InputError, first_line, optional_import, unknown_name
 
-__all__ = ["hub_model"]
-
 WITH_EXTRA_HEADS = ("googlenet", "inception_v3")
 UNPICKLING = (
     "checkpoint_path",

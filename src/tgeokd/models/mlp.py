@@ -9,8 +9,6 @@ from tgeokd.data.base import InputSpec
 from tgeokd.models.registry import MODELS
 from tgeokd.models.table import CategoryEmbedding, check_options, check_table, hidden_layers
 
-__all__ = ["mlp"]
-
 
 class TableMLP(nn.Module):
     """An MLP on the numeric columns of a table beside an embedding of each categorical one; the options of :func:`mlp`."""

@@ -11,7 +11,6 @@ from tgeokd.utils.registry import Registry
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["MODELS"]
 
 Builder = TypeVar("Builder", bound="Callable[..., nn.Module]")
 

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from tgeokd.data.base import InputSpec
 from tgeokd.utils.errors import InputError
 
-__all__ = ["CategoryEmbedding", "check_options", "check_table", "first_codes", "hidden_layers"]
-
 
 class CategoryEmbedding(nn.Module):
     """A vector of length ``width`` for each code of K categorical columns, all in one matrix: one lookup instead of K."""

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from tgeokd.utils.errors import InputError, first_line
 
-__all__ = ["load_weights"]
-
 HOLDERS = ("model", "state_dict", "model_state_dict", "net")
 PARALLEL = "module."  # prefix of torch.nn.DataParallel
 

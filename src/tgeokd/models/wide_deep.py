@@ -8,8 +8,6 @@ from tgeokd.models.registry import MODELS
 from tgeokd.models.table import CategoryEmbedding, check_options, check_table, hidden_layers
 from tgeokd.utils.errors import InputError
 
-__all__ = ["WideDeep"]
-
 EMBEDDING_SD = 0.01
 
 

@@ -11,8 +11,6 @@ from tgeokd.paper.comparison import ComparisonAnalysis, group_gap, group_mean, h
 from tgeokd.paper.formatting import difference, interval, mean_text, verdict
 from tgeokd.runs.results import RunRecord
 
-__all__ = ["CONTRASTS", "AlphaOverEpochs"]
-
 _RIGHT_AGREE, _RIGHT_NOT, _WRONG_AGREE, _WRONG_NOT = GROUPS
 CONTRASTS = {
     "teacher and label agree": ((_RIGHT_AGREE, _RIGHT_NOT), (_WRONG_AGREE, _WRONG_NOT)),

@@ -19,8 +19,6 @@ from tgeokd.runs.teacher import is_network
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import write_json
 
-__all__ = ["KD", "TGEO", "Analysis", "Differences", "Findings", "SeedAnalysis", "run_analysis"]
-
 Differences = dict[str, PairedTest | None]
 """Mean and 95 % interval over the seeds of each compared quantity; None without data."""
 

@@ -12,8 +12,6 @@ from tgeokd.runs.config import RunConfig
 from tgeokd.runs.results import DataVariant, MethodSpec, RunRecord
 from tgeokd.runs.statistics import PairedTest
 
-__all__ = ["ComparisonAnalysis", "gain", "gain_text", "group_gap", "group_mean", "histories"]
-
 VARIANT = "as-configured"
 
 

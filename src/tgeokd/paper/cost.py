@@ -12,8 +12,6 @@ from tgeokd.paper.formatting import difference, mean_text
 from tgeokd.runs.config import RunConfig
 from tgeokd.runs.results import MethodSpec, RunRecord
 
-__all__ = ["COSTS", "VARIANTS", "Cost"]
-
 COSTS = ("seconds", "peak_memory_mb")
 
 

@@ -16,8 +16,6 @@ from tgeokd.runs.build import load_data
 from tgeokd.runs.config import RunConfig
 from tgeokd.runs.results import MethodSpec
 
-__all__ = ["ALPHAS", "Fig1", "accuracies", "quantile_groups"]
-
 ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 QUANTILES = 5
 TEACHER = ("right", "wrong")

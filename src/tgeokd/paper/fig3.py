@@ -11,8 +11,6 @@ from tgeokd.paper.comparison import ComparisonAnalysis, gain, group_gap, group_m
 from tgeokd.paper.formatting import difference, interval, mean_text, subtract, verdict
 from tgeokd.runs.results import MethodSpec, RunRecord
 
-__all__ = ["CONTRASTS", "Fig3"]
-
 _RIGHT_AGREE, _RIGHT_NOT, _WRONG_AGREE, _WRONG_NOT = GROUPS
 _RIGHT, _WRONG = (_RIGHT_AGREE, _RIGHT_NOT), (_WRONG_AGREE, _WRONG_NOT)
 CONTRASTS = {

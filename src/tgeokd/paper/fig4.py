@@ -15,8 +15,6 @@ from tgeokd.runs.build import load_data
 from tgeokd.runs.config import RunConfig
 from tgeokd.training.distiller import Distiller
 
-__all__ = ["Fig4", "groups_of_the_test_set"]
-
 MOST = 5000  # samples of each set that are evaluated
 HISTOGRAM_BINS = 20
 NORMAL, NOISE, CORRUPTED, CLEAN = "normal", "Gaussian noise", "corrupted label (training)", "clean label (training)"

@@ -17,8 +17,6 @@ from tgeokd.runs.config import RunConfig
 from tgeokd.training.callbacks import Callback
 from tgeokd.training.distiller import Distiller
 
-__all__ = ["PAIRS", "DistanceCallback", "Fig5"]
-
 MOST = 1000  # samples of each set that are evaluated after every epoch
 PAIRS = {"train": ("train, clean label", "train, corrupted label"), "test": ("test, normal", "test, Gaussian noise")}
 """Normal samples and outliers of each split."""

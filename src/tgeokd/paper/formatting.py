@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from tgeokd.core.metrics import METRICS
 from tgeokd.runs.statistics import PairedTest, paired
 
-__all__ = ["difference", "improvement", "interval", "mean", "mean_text", "subtract", "verdict"]
-
 
 def difference(values: Iterable[float | None]) -> PairedTest | None:
     """Mean and 95 % interval of one difference per seed. Seeds without a value (None) are left out; None without any."""

@@ -13,8 +13,6 @@ from tgeokd.data import TASKS, TaskData
 from tgeokd.data.noise import confusion_noise, symmetric_noise
 from tgeokd.runs.config import RunConfig
 
-__all__ = ["below", "feature_sd", "has_numbers", "noisy_inputs", "relabellers", "wrong_labels"]
-
 Relabel = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From labels (N,) to new labels and the mask of the wrong ones."""
 

@@ -21,8 +21,6 @@ from tgeokd.runs.statistics import PairedTest
 from tgeokd.runs.teacher import build_teacher
 from tgeokd.utils.errors import InputError
 
-__all__ = ["CASES", "RECALL", "Oversampling", "explanation", "values"]
-
 WITH = {"plain": False, "oversampled": True}
 CASES = [(teacher, student) for teacher in WITH for student in WITH]
 NEITHER, STUDENT, TEACHER, BOTH = CASES

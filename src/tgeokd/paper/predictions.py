@@ -20,8 +20,6 @@ from tgeokd.teachers import StoredPredictions
 from tgeokd.training.callbacks import Callback
 from tgeokd.training.distiller import Distiller
 
-__all__ = ["discrepancy", "new_teacher", "probs", "sample", "teacher_probs", "trained"]
-
 
 def new_teacher(config: RunConfig, data: TaskData) -> Any:
     """The run's teacher, trained or loaded, without writing it to the run's folder."""

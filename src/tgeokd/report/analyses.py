@@ -14,8 +14,6 @@ from tgeokd.report import figures
 from tgeokd.report.figures import BLUE, GREY, GROUP_STYLE, RATIO_AXIS, RED, new_figure, save
 from tgeokd.utils.registry import Registry
 
-__all__ = ["FIGURES", "draw_analysis"]
-
 FIGURES: Registry[Callable[[Mapping[str, Any], Path], Path | None]] = Registry(
     "figure of an analysis", "tgeokd.report", group="tgeokd.figures"
 )

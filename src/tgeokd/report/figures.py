@@ -16,8 +16,6 @@ from tgeokd.core.ratio_statistics import GROUPS
 from tgeokd.runs.statistics import paired
 from tgeokd.utils.files import replace_file
 
-__all__ = ["alpha_by_group", "alpha_by_label", "metric_by_row", "new_figure", "plot_range", "save"]
-
 BLUE, RED, GREY = "#1b6ca8", "#c8553d", "#8a8a8a"
 RATIO_AXIS = "fusion ratio alpha (0 = label, 1 = teacher)"
 _STYLES = itertools.product((("=", BLUE), ("≠", RED)), (("agrees", "-"), ("disagrees", "--")))

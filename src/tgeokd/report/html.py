@@ -16,8 +16,6 @@ from tgeokd.runs.results import ComparisonResults, RunResults, read
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import slug, write_text
 
-__all__ = ["build_report"]
-
 
 class Section(NamedTuple):
     """A heading of the page with a table and figures; ``folded`` shows the heading alone until it is clicked."""

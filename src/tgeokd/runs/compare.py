@@ -24,8 +24,6 @@ from tgeokd.runs.teacher import build_teacher, cache_teacher_logits
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import RunFolder, slug
 
-__all__ = ["compare"]
-
 
 def compare(
     config: RunConfig,

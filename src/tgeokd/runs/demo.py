@@ -3,8 +3,6 @@
 from tgeokd.runs.plan import parse_method
 from tgeokd.runs.results import DataVariant
 
-__all__ = ["DEMO_ROWS", "DEMO_VARIANTS"]
-
 METHODS = "ce kd:alpha=0.1 kd:alpha=0.3 kd:alpha=0.5 kd:alpha=0.7 kd:alpha=0.9 anl ada wls rw tgeo"
 OPTIONS = "tgeo:outer=holdout tgeo:paper=true"
 CONTROLS = "ce@train+val kd:alpha=0.5@train+val"  # the value of the validation samples as plain training samples

@@ -17,8 +17,6 @@ import torch
 
 from tgeokd.utils.errors import DivergenceError, InputError
 
-__all__ = ["Executor", "InProcess", "Job", "LocalProcesses", "call_all", "machine"]
-
 T = TypeVar("T")
 
 

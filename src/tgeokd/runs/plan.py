@@ -13,8 +13,6 @@ from tgeokd.runs.statistics import best_index
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.validation import replace
 
-__all__ = ["TUNING_SEED", "Plan", "Training", "parse_method"]
-
 TUNING_SEED = 1_000  # of the trials of hyper-parameters: no reported run has its split and initial weights
 
 

@@ -17,8 +17,6 @@ from tgeokd.runs.results import RunResults, load_json
 from tgeokd.utils.errors import InputError, one_line
 from tgeokd.utils.files import replace_file
 
-__all__ = ["predict"]
-
 ROWS = 65_536  # in one pass through the student
 
 

@@ -11,8 +11,6 @@ from tgeokd.methods import METHODS
 from tgeokd.runs.config import RunConfig, preset, presets
 from tgeokd.runs.results import Claim, MethodSpec
 
-__all__ = ["Published", "claimed", "claims"]
-
 
 class Published(NamedTuple):
     """A number that a source claims on the full data set of a task."""

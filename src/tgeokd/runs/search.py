@@ -9,8 +9,6 @@ from tgeokd.methods import METHODS, build_method
 from tgeokd.runs.config import RunConfig, replace
 from tgeokd.utils.errors import InputError
 
-__all__ = ["LR_FACTORS", "TEMPERATURES", "WEIGHT_DECAY_FACTORS", "Trial", "trials"]
-
 LR_FACTORS = (0.5, 1.0, 2.0)
 WEIGHT_DECAY_FACTORS = (0.3, 1.0, 3.0)
 TEMPERATURES = (1.0, 2.0, 4.0)

@@ -21,8 +21,6 @@ from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import RunFolder
 from tgeokd.utils.memory import PeakMemory
 
-__all__ = ["Score", "check", "halves", "run", "trial"]
-
 
 @dataclass(frozen=True)
 class Score:

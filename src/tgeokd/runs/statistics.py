@@ -13,8 +13,6 @@ from tgeokd.core.metrics import higher_is_better
 from tgeokd.runs.results import MethodSpec, PairedDifference, RowSummary, RunRecord, Spread, TuningRecord, default_rows
 from tgeokd.utils.errors import InputError, unknown_name
 
-__all__ = ["PairedTest", "best_index", "holm", "paired", "paired_table", "relative_improvement", "summarise"]
-
 CONFIDENCE = 0.95
 
 

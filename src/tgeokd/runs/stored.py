@@ -12,8 +12,6 @@ from tgeokd.runs.results import SCHEMA_VERSION
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import write_json
 
-__all__ = ["computed", "result_key", "stored"]
-
 
 def result_key(what: str, config: RunConfig, teacher: Path | None = None) -> str:
     """A digest of everything that a result depends on; where its data and its teacher cache are stored does not matter.

@@ -19,8 +19,6 @@ from tgeokd.utils.errors import InputError, one_line
 from tgeokd.utils.files import replace_file
 from tgeokd.utils.validation import call_validated
 
-__all__ = ["both_metrics", "build_teacher", "cache_teacher_logits", "check_teacher", "is_network", "load_teacher"]
-
 _BATCH = 256
 
 Evaluate = Callable[[Iterable[Any]], dict[str, float]]

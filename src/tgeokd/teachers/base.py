@@ -10,8 +10,6 @@ from torch import Tensor
 
 from tgeokd.data.batch import Batch
 
-__all__ = ["Teacher"]
-
 
 class Teacher(ABC):
     """Gives logits for batches: a network, stored predictions, a fitted classifier, or a cache around any of them.

@@ -19,8 +19,6 @@ from tgeokd.teachers.cache.loaders import BATCH, cached_ids, check_deterministic
 from tgeokd.teachers.cache.store import TeacherCache, TeacherCacheOptions, write_cache
 from tgeokd.utils.errors import InputError
 
-__all__ = ["CachedTeacher"]
-
 logger = logging.getLogger(__name__)
 
 DEFAULT_VIEWS = (

@@ -16,8 +16,6 @@ from tgeokd.teachers.registry import CLASSIFIERS
 from tgeokd.utils.errors import InputError, first_line, optional_import
 from tgeokd.utils.validation import call_validated
 
-__all__ = ["fit_classifier"]
-
 
 @CLASSIFIERS.register("hist_gradient_boosting")
 def hist_gradient_boosting(

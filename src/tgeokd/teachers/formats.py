@@ -16,8 +16,6 @@ from torch import Tensor
 from tgeokd.utils.errors import InputError, check_names, first_line, optional_import
 from tgeokd.utils.files import replace_file
 
-__all__ = ["Kind", "read_predictions", "write_predictions"]
-
 Kind = Literal["probs", "logits"]
 Contents = tuple[Tensor, Kind, Tensor]
 

@@ -6,8 +6,6 @@ from torch import Tensor
 from tgeokd.data.batch import Batch
 from tgeokd.utils.errors import InputError
 
-__all__ = ["IdIndex", "check_repeats", "first_rows", "ids_of"]
-
 DENSE = 4  # ids are found with a table if their range is below this many times their number, otherwise by binary search
 
 

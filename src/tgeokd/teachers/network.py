@@ -16,8 +16,6 @@ from tgeokd.teachers.cache.key import teacher_digest
 from tgeokd.teachers.proba import ProbaTeacher
 from tgeokd.utils.errors import InputError
 
-__all__ = ["NetworkTeacher", "as_teacher"]
-
 
 class NetworkTeacher(Teacher):
     """A module in eval mode, or any callable from inputs to logits. It gets no gradient.

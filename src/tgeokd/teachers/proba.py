@@ -15,8 +15,6 @@ from tgeokd.data.batch import Batch
 from tgeokd.teachers.base import Teacher
 from tgeokd.utils.errors import InputError
 
-__all__ = ["ProbaTeacher", "as_columns", "categorical_columns"]
-
 
 class ProbaTeacher(Teacher):
     """A fitted classifier as a teacher, and as a callable from the inputs of :func:`as_columns` to logits.

@@ -5,8 +5,6 @@ from typing import Any
 
 from tgeokd.utils.registry import Registry
 
-__all__ = ["CLASSIFIERS"]
-
 CLASSIFIERS: Registry[Callable[..., Any]] = Registry("classifier", "tgeokd.teachers", group="tgeokd.classifiers")
 """Functions from keyword arguments to an unfitted classifier with ``predict_proba``.
 

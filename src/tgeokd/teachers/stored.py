@@ -21,8 +21,6 @@ from tgeokd.teachers.ids import IdIndex, check_repeats, first_rows, ids_of
 from tgeokd.teachers.network import NetworkTeacher, as_teacher
 from tgeokd.utils.errors import InputError
 
-__all__ = ["StoredPredictions"]
-
 
 class StoredPredictions(Teacher):
     """A teacher's logits for M samples, looked up by sample id. The inputs of a batch are not used.

@@ -12,8 +12,6 @@ from torch import Tensor
 from tgeokd.core.validation import validate_labels
 from tgeokd.data.batch import Batch
 
-__all__ = ["BatchReader", "FabricReader"]
-
 
 class BatchReader:
     """Reads batches: interprets what a loader yields, checks the labels, and moves everything to a device.

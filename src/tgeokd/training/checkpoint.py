@@ -14,8 +14,6 @@ from tgeokd.training.state import TrainState
 from tgeokd.utils.errors import InputError, first_line
 from tgeokd.utils.files import CHECKPOINTS, replace_file
 
-__all__ = ["Checkpointer", "write_weights"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -14,8 +14,6 @@ from tgeokd.training.batches import BatchReader
 from tgeokd.training.step import DistillationStep
 from tgeokd.utils.errors import InputError
 
-__all__ = ["predict_logits", "predict_ratios"]
-
 
 def predict_logits(student: nn.Module, loader: Iterable[Any], reader: BatchReader) -> tuple[Tensor, Tensor]:
     """Logits, shape (N, C), and labels, shape (N,), in the loader's order, on the CPU."""

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from tgeokd.utils.errors import DivergenceError, InputError
 
-__all__ = ["FiniteGuard"]
-
 
 class FiniteGuard:
     """Stops training at the first NaN or infinite logit and names the model and the step.

@@ -6,8 +6,6 @@ from typing import Any, Protocol
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["add_step_hooks"]
-
 
 class _Observer(Protocol):
     def before_update(self) -> None: ...

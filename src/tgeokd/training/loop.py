@@ -28,7 +28,6 @@ from tgeokd.utils.files import RunFolder
 if TYPE_CHECKING:
     from tgeokd.training.distiller import Distiller
 
-__all__ = ["History", "Loader", "TrainingLoop", "length_of"]
 
 Loader = Iterable[Any]
 

@@ -5,8 +5,6 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["DistributedContext", "ParallelContext", "current_context"]
-
 
 class ParallelContext:
     """One process: every reduction returns its argument.

@@ -14,8 +14,6 @@ from torch import Tensor
 from tgeokd.core.model_call import random_state
 from tgeokd.utils.errors import InputError
 
-__all__ = ["SCHEMA", "RandomStates", "TrainState", "differences"]
-
 SCHEMA = 2
 """Version of the content of a checkpoint; version 1 was a file ``last.ckpt/state.pt``."""
 

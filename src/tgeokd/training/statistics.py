@@ -10,8 +10,6 @@ from tgeokd.methods.base import SampleLoss
 from tgeokd.training.finite_guard import FiniteGuard
 from tgeokd.training.parallel import ParallelContext
 
-__all__ = ["EpochStatistics"]
-
 
 class EpochStatistics:
     """Mean training loss and fusion ratios of the running epoch, gathered on the device without waiting for it.

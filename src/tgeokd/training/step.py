@@ -26,8 +26,6 @@ from tgeokd.training.statistics import EpochStatistics
 from tgeokd.training.survey import Survey, survey
 from tgeokd.utils.errors import InputError
 
-__all__ = ["DistillationStep"]
-
 
 class DistillationStep:
     """Turns a training loop into a distillation loop: the loss of a batch, and learning from the step that follows.
@@ -278,7 +276,6 @@ class DistillationStep:
         record, self._record = self._record, None
         if record is not None:
             assert self._recorder is not None
-            assert record.alpha is not None
             torch.clear_autocast_cache()  # it holds weights from before the step
             inputs, target = self._next_outer()[:2]
             gradient = self._recorder.estimator.estimate(record, (inputs, target))

@@ -15,8 +15,6 @@ from tgeokd.training.batches import BatchReader
 from tgeokd.training.parallel import ParallelContext
 from tgeokd.utils.errors import InputError
 
-__all__ = ["Survey", "survey"]
-
 
 @dataclass(frozen=True)
 class Survey:

@@ -5,8 +5,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["renamed_arguments", "renames_of"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -5,17 +5,6 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
-__all__ = [
-    "DivergenceError",
-    "InputError",
-    "check_names",
-    "first_line",
-    "missing_package",
-    "one_line",
-    "optional_import",
-    "unknown_name",
-]
-
 LISTED = 40  # names listed in a message at most
 
 # The libraries that each extra of this package installs.

@@ -17,8 +17,6 @@ from filelock import FileLock, Timeout
 
 from tgeokd.utils.errors import InputError
 
-__all__ = ["CHECKPOINTS", "RunFolder", "replace_file", "slug", "write_json", "write_text"]
-
 CHECKPOINTS = "checkpoints"
 MARKS = ("metrics.jsonl", CHECKPOINTS, "last.ckpt", "student.safetensors", "results.json", "comparison.yaml")
 LOCK = ".lock"

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["PeakMemory"]
-
 MIB = 2**20
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

@@ -15,8 +15,6 @@ from typing import Any, Generic, TypeVar
 
 from tgeokd.utils.errors import missing_package, unknown_name
 
-__all__ = ["Registry"]
-
 T = TypeVar("T")
 U = TypeVar("U")
 

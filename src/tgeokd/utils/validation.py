@@ -28,17 +28,6 @@ from pydantic_core import PydanticCustomError
 from tgeokd.utils.deprecation import renames_of
 from tgeokd.utils.errors import InputError, check_names, one_line, unknown_name
 
-__all__ = [
-    "Config",
-    "StrictBool",
-    "StrictFloat",
-    "StrictInt",
-    "call_validated",
-    "replace",
-    "validate_config",
-    "validate_value",
-]
-
 C = TypeVar("C", bound="Config")
 TYPE_NAMES = {"string": "str", "model": "mapping", "dataclass": "mapping"}
 

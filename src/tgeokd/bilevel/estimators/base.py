@@ -20,8 +20,6 @@ from tgeokd.core.validation import check_at_least
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.registry import Registry
 
-__all__ = ["ESTIMATORS", "DirectionalEstimator", "Estimator", "OuterBatch", "build_estimator"]
-
 OuterBatch = tuple[Any, Tensor]
 """Inputs of M validation samples and their labels, int64, shape (M,)."""
 

@@ -9,8 +9,6 @@ from torch import Tensor
 from tgeokd.core.validation import listed_classes
 from tgeokd.utils.errors import InputError
 
-__all__ = ["DENSE_CLASSES", "KEPT", "ClassMeans", "class_means"]
-
 DENSE_CLASSES = 8192  # a full float32 table of more classes would take over 256 MiB
 KEPT = 32  # entries a class beside its own where the table is not full
 

@@ -16,9 +16,6 @@ from torch import Tensor
 from tgeokd.core.geometry.class_means import DENSE_CLASSES, KEPT
 from tgeokd.utils.errors import InputError
 
-__all__ = ["SHORT", "GeometryFeatures", "SparseClassMeans", "num_scalar_features", "scalar_from_logits"]
-__all__ += ["scalar_from_probs"]
-
 # torch's softmax over a last dimension shorter than this is not vectorised on the CPU; over another dimension it is.
 SHORT = 16
 

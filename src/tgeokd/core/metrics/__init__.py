@@ -4,5 +4,13 @@ from tgeokd.core.metrics.base import METRICS, Metric, Metrics, formatted, higher
 from tgeokd.core.metrics.calibration import calibration_error
 from tgeokd.core.metrics.detection import detection_rate
 
-__all__ = ["METRICS", "Metric", "Metrics", "calibration_error", "detection_rate"]
-__all__ += ["formatted", "higher_is_better", "title"]
+__all__ = [
+    "METRICS",
+    "Metric",
+    "Metrics",
+    "calibration_error",
+    "detection_rate",
+    "formatted",
+    "higher_is_better",
+    "title",
+]

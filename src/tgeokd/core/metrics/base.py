@@ -14,9 +14,6 @@ from tgeokd.core.validation import validate_labels
 from tgeokd.utils.errors import InputError, check_names
 from tgeokd.utils.registry import Registry
 
-__all__ = ["METRICS", "Bools", "Floats", "Metric", "Metrics", "RankingMetric", "formatted", "higher_is_better"]
-__all__ += ["log_odds", "title"]
-
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 

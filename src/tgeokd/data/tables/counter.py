@@ -11,8 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["below", "random_bits", "row_uniform"]
-
 _FIELD = 20  # bits used for a number below a bound
 
 

@@ -18,17 +18,6 @@ from tgeokd.data.tables import ENCODERS
 from tgeokd.utils.errors import InputError, unknown_name
 from tgeokd.utils.validation import validate_value
 
-__all__ = [
-    "CategoricalColumn",
-    "FeatureEncoder",
-    "NumericColumn",
-    "as_numbers",
-    "as_text",
-    "column_of",
-    "place",
-    "prefix",
-]
-
 MISSING, UNKNOWN, FIRST = 0, 1, 2  # codes of a categorical column; known values start at FIRST
 
 

@@ -16,8 +16,6 @@ from tgeokd.data.tables.encoder import FeatureEncoder, as_text, place
 from tgeokd.data.tables.reader import BadRows, Table
 from tgeokd.utils.errors import InputError, check_names
 
-__all__ = ["Draws", "class_indices", "find_classes", "table_splits", "with_label"]
-
 
 def with_label(table: Table, label: str, bad_rows: BadRows) -> Table:
     """The rows that have a label; without ``bad_rows="skip"`` an error for the first row without one."""

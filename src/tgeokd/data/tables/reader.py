@@ -19,8 +19,6 @@ from pyarrow import csv as arrow_csv
 
 from tgeokd.utils.errors import InputError, one_line
 
-__all__ = ["MISSING_TEXT", "BadRows", "Table", "read_table"]
-
 MISSING_TEXT = ("", "?", "NA", "N/A", "NaN", "nan", "NULL", "null")
 """Missing values in a CSV file, after surrounding blanks are removed."""
 

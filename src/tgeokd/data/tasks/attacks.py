@@ -18,8 +18,6 @@ from tgeokd.data.tables.labels import Draws, table_splits
 from tgeokd.data.tables.reader import BadRows, Table
 from tgeokd.utils.errors import InputError
 
-__all__ = ["NAMES", "attack_task", "labelled", "refuse_lacking"]
-
 NAMES = ("accuracy", "nll", "macro_f1", "macro_auc", "recall", "detection_rate")
 """The metrics of attack detection."""
 _SHOWN = 5  # columns listed in the notes, labels listed in messages

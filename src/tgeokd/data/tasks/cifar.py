@@ -26,8 +26,6 @@ from tgeokd.data.tasks.cifar_archive import Archive, Checksum, Contents, find_ar
 from tgeokd.data.tasks.registry import TASKS, find_path, provides, same_options
 from tgeokd.utils.errors import InputError, missing_package, one_line
 
-__all__ = ["CIFAR10", "CIFAR100", "CIFAR100_COARSE", "cifar10", "cifar100"]
-
 Noise = Literal["none", "symmetric", "human", "cifar_n"]
 CifarLabels = Literal["aggre_label", "worse_label", "random_label1", "random_label2", "random_label3"]
 Relabel = Callable[

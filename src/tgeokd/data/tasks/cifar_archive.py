@@ -18,8 +18,6 @@ from torch import Tensor
 
 from tgeokd.utils.errors import InputError, one_line
 
-__all__ = ["Archive", "Checksum", "Contents", "find_archive", "read_archive"]
-
 Checksum = Literal["official", "any"]
 
 RECONSTRUCT = np.empty(0).__reduce__()[0]

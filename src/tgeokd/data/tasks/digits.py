@@ -11,8 +11,6 @@ from tgeokd.data.noise import symmetric_noise
 from tgeokd.data.tasks.registry import TASKS
 from tgeokd.utils.errors import InputError
 
-__all__ = ["digits"]
-
 TOTAL = 1797
 
 

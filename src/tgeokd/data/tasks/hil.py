@@ -16,8 +16,6 @@ from tgeokd.data.tasks.attacks import attack_task, labelled, refuse_lacking
 from tgeokd.data.tasks.registry import TASKS, existing_path, find_path, provides, row_reader
 from tgeokd.utils.errors import InputError, check_names, one_line
 
-__all__ = ["FEATURES", "hil"]
-
 Classes = Literal["binary", "triple", "multi"]
 
 _LABEL = "marker"

@@ -20,8 +20,6 @@ from tgeokd.data.split import stratified_split
 from tgeokd.data.tasks.registry import TASKS
 from tgeokd.utils.errors import InputError, one_line
 
-__all__ = ["ImageFiles", "UnreadableImageError", "imagenet"]
-
 MEAN = (0.485, 0.456, 0.406)  # of the pretrained models of torchvision and timm
 STD = (0.229, 0.224, 0.225)
 

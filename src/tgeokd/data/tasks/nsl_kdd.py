@@ -18,8 +18,6 @@ from tgeokd.data.tasks.attacks import attack_task, labelled, refuse_lacking
 from tgeokd.data.tasks.registry import TASKS, find_path, provides, row_reader
 from tgeokd.utils.errors import InputError, check_names
 
-__all__ = ["CATEGORIES", "nsl_kdd", "read_features"]
-
 _FOLDERS = ("nsl-kdd", "NSL-KDD", "nsl_kdd")
 _FILES = {
     "full": ("KDDTrain+.txt", "KDDTrain+.csv", "train.parquet"),

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     Confusion = Callable[[Mapping[str, Any], Path, int], Tensor | None]
     RowReader = Callable[[Path], Iterator[tuple[NDArray[np.int64], pl.DataFrame]]]
 
-__all__ = ["TASKS", "existing_path", "find_path", "provides", "row_reader", "same_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -20,8 +20,6 @@ from tgeokd.data.tables.reader import BadRows, Table, read_table
 from tgeokd.data.tasks.registry import TASKS, find_path, provides, row_reader, same_options
 from tgeokd.utils.errors import InputError, check_names
 
-__all__ = ["adult", "tabular"]
-
 BINARY = ("accuracy", "nll", "auc", "calibration")
 MULTICLASS = ("accuracy", "nll", "macro_f1", "macro_auc")
 MOSTLY = 0.9  # share of numbers in a text column above which the other values are taken for mistakes

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from tgeokd.data.base import InputSpec
 from tgeokd.utils.errors import InputError
 
-__all__ = ["BasicBlock", "check_images", "conv1x1", "conv3x3", "he_init", "pooled_logits", "projection", "stage"]
-
 
 def conv3x3(width_in: int, width: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """A 3x3 convolution without bias that preserves the size of the image at stride 1."""

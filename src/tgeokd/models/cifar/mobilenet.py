@@ -6,8 +6,6 @@ from tgeokd.data.base import InputSpec
 from tgeokd.models.cifar.layers import check_images, conv1x1, conv3x3, he_init, pooled_logits, stage
 from tgeokd.models.registry import MODELS
 
-__all__ = ["MobileNetV2"]
-
 # expansion, channels, blocks, stride of the first block
 STAGES = ((1, 8, 1, 1), (6, 12, 2, 1), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2), (6, 160, 1, 1))
 STEM, LAST = 16, 1280

@@ -7,8 +7,6 @@ from tgeokd.data.base import InputSpec
 from tgeokd.models.cifar.layers import BasicBlock, check_images, conv3x3, he_init, pooled_logits, stage
 from tgeokd.models.registry import MODELS
 
-__all__ = ["ResNet"]
-
 NARROW, WIDE = (16, 16, 32, 64), (32, 64, 128, 256)
 
 

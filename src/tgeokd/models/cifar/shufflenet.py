@@ -8,8 +8,6 @@ from tgeokd.data.base import InputSpec
 from tgeokd.models.cifar.layers import check_images, conv1x1, conv3x3, pooled_logits, stage
 from tgeokd.models.registry import MODELS
 
-__all__ = ["ShuffleNet", "ShuffleNetV2"]
-
 STEM, GROUPS = 24, 3
 
 

@@ -7,8 +7,6 @@ from tgeokd.data.base import InputSpec
 from tgeokd.models.cifar.layers import check_images, he_init, pooled_logits
 from tgeokd.models.registry import MODELS
 
-__all__ = ["VGG"]
-
 WIDTHS = (64, 128, 256, 512, 512)
 
 

@@ -16,8 +16,6 @@ from tgeokd.models.cifar.layers import (
 )
 from tgeokd.models.registry import MODELS
 
-__all__ = ["Bottleneck", "WideStemResNet"]
-
 
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolution, the last to four times as many channels, with a shortcut; ReLU after the sum."""

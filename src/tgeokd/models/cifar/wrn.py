@@ -9,8 +9,6 @@ from tgeokd.data.base import InputSpec
 from tgeokd.models.cifar.layers import check_images, conv1x1, conv3x3, he_init, pooled_logits, stage
 from tgeokd.models.registry import MODELS
 
-__all__ = ["WideResNet"]
-
 
 class _Block(nn.Module):
     """Two pre-activated 3x3 convolutions; where the width changes, the shortcut starts after the first activation."""

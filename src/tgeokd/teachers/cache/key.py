@@ -15,8 +15,6 @@ from tgeokd.data.datasets import Fingerprinted, is_random, parts_of
 from tgeokd.teachers.ids import first_rows
 from tgeokd.utils.errors import InputError
 
-__all__ = ["Samples", "row_digests", "samples_of", "teacher_digest", "transforms_of"]
-
 CHUNK = 1 << 21  # words of 8 bytes hashed at a time
 
 

@@ -14,8 +14,6 @@ from tgeokd.teachers.cache.key import transforms_of
 from tgeokd.teachers.ids import ids_of
 from tgeokd.utils.errors import InputError
 
-__all__ = ["BATCH", "cached_ids", "check_deterministic", "loader_of_rows", "with_views"]
-
 BATCH = 256  # samples per query of the teacher, where the loader has no batch size
 SETTINGS = ("batch_size", "sampler", "drop_last", "collate_fn", "generator")
 WORKERS = ("num_workers", "pin_memory", "timeout", "worker_init_fn", "persistent_workers", "prefetch_factor")

@@ -21,8 +21,6 @@ from tgeokd.teachers.cache.key import Samples
 from tgeokd.teachers.ids import IdIndex, check_repeats
 from tgeokd.utils.errors import InputError
 
-__all__ = ["TeacherCache", "TeacherCacheOptions", "write_cache"]
-
 logger = logging.getLogger(__name__)
 
 FORMAT = 1

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tgeokd.training.distiller import Distiller
 
-__all__ = ["Callback"]
-
 
 class Callback:
     """Base of all callbacks: override what you need. ``distiller`` gives access to the student, the method and the history."""

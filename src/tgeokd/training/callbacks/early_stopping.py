@@ -12,8 +12,6 @@ from tgeokd.utils.errors import InputError
 if TYPE_CHECKING:
     from tgeokd.training.distiller import Distiller
 
-__all__ = ["EarlyStopping"]
-
 
 class EarlyStopping(Callback):
     """Stop when the validation loss has not fallen for ``patience`` epochs, and restore the best weights.

@@ -11,8 +11,6 @@ from tgeokd.training.callbacks.base import Callback
 if TYPE_CHECKING:
     from tgeokd.training.distiller import Distiller
 
-__all__ = ["ProgressBar"]
-
 
 class ProgressBar(Callback):
     """A bar over all steps, with the last epoch's loss, mean alpha and validation accuracy."""

@@ -19,8 +19,6 @@ from tgeokd.data.tables.encoder import FIRST, MISSING, UNKNOWN, column_of, prefi
 from tgeokd.data.tasks.criteo.reader import CATEGORIES, COLUMNS, INTEGERS
 from tgeokd.utils.errors import InputError
 
-__all__ = ["CriteoEncoder", "ValueCounts"]
-
 KIND = "criteo"
 PENDING = 1 << 16  # values that are merged at a time, at least
 

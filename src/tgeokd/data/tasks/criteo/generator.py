@@ -31,8 +31,6 @@ from scipy.special import expit
 from tgeokd.data.tasks.criteo.reader import CATEGORIES, INTEGERS
 from tgeokd.utils.files import replace_file
 
-__all__ = ["GENERATOR_VERSION", "ClickModel", "generate", "probability_file"]
-
 GENERATOR_VERSION = 1  # of the rows generated from a seed
 CHUNK = 1 << 16
 CLICKS = 0.25

@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 from tgeokd.data.tables.reader import BadRows
 from tgeokd.utils.errors import InputError
 
-__all__ = ["CATEGORIES", "COLUMNS", "INTEGERS", "Block", "RawFile"]
-
 INTEGERS = tuple(f"I{i}" for i in range(1, 14))
 CATEGORIES = tuple(f"C{i}" for i in range(1, 27))
 COLUMNS = (*INTEGERS, *CATEGORIES)

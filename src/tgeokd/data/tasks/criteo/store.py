@@ -34,8 +34,6 @@ from tgeokd.data.tasks.criteo.encoder import CriteoEncoder
 from tgeokd.data.tasks.criteo.reader import COLUMNS, RawFile
 from tgeokd.utils.errors import InputError
 
-__all__ = ["SPLITS", "Store", "StoreSettings", "StoredRows", "StoredSplit", "open_store"]
-
 SPLITS = ("train", "held_out", "test")
 VERSION = 1  # of the file format; stores of other versions are not used
 SPLIT, FLIP = 0, 1  # purposes of random numbers: the split of a row, and whether its label is flipped

@@ -20,8 +20,6 @@ from tgeokd.data.tasks.criteo.store import Store, StoredRows, StoredSplit, Store
 from tgeokd.data.tasks.registry import TASKS, existing_path, provides
 from tgeokd.utils.errors import InputError
 
-__all__ = ["criteo"]
-
 METRICS = Metrics(names=("auc", "nll", "accuracy", "calibration"), primary="auc", class_names=("no click", "click"))
 GENERATOR_SEED = 0  # independent of the run, so that all runs use the same file
 
