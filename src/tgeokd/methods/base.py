@@ -55,9 +55,7 @@ class SampleLoss(NamedTuple):
     """A batch's loss before reduction."""
 
     loss: Tensor  # shape (N,)
-    alpha: (
-        Tensor | None
-    )  # weight of the teacher term as a share of both, shape (N,), for the record, where there is one
+    alpha: Tensor | None  # weight of the teacher term as a share of both, shape (N,), where a method has one
 
 
 @dataclass
