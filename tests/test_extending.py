@@ -84,8 +84,8 @@ def test_explicit_registration(installed):
 
 def test_method(distill):
     folder, results = distill("digits", "--method", "my_method", "--set", "options.scale=0.5", *SHORT)
-    assert results["method"] == "my_method"
-    assert results["epochs"] == 1
+    assert results["run"]["method"] == "my_method"
+    assert results["run"]["epochs"] == 1
     alpha = json.loads((folder / "ratios.json").read_text())["alpha"]
     assert 0.01 < max(alpha) <= 0.5
     assert len(set(alpha)) > 50
@@ -95,7 +95,7 @@ def test_task(distill):
     _, results = distill("my_task", "--config", str(EXAMPLES / "my_task.yaml"), "--method", "kd", *SHORT)
     assert results["task"] == "my_task"
     assert results["class_names"] == ["malignant", "benign"]
-    assert 0.5 < results["metrics"]["auc"] <= 1
+    assert 0.5 < results["run"]["metrics"]["auc"] <= 1
 
 
 def test_a_task_without_presets_needs_a_config(distill):
@@ -110,12 +110,12 @@ def test_model(distill):
     shapes = [tuple(value.shape) for value in load_file(folder / "student.safetensors").values()]
     assert shapes.count((24, 24)) == 3
     assert (10, 24) in shapes
-    assert results["metrics"]["accuracy"] > 0.1
+    assert results["run"]["metrics"]["accuracy"] > 0.1
 
 
 def test_metric(distill):
     _, results = distill("digits", "--method", "ce", "--set", "metrics=[my_metric]", *SHORT)
-    metrics = results["metrics"]
+    metrics = results["run"]["metrics"]
     assert {"accuracy", "nll", "my_metric", "val_my_metric"} <= set(metrics)
     assert 0 < metrics["my_metric"] < 1
     assert math.isfinite(metrics["val_my_metric"])
@@ -123,6 +123,6 @@ def test_metric(distill):
 
 def test_estimator(distill):
     _, results = distill("digits", "--method", "tgeo", "--set", "options.hypergradient=my_estimator", *SHORT)
-    assert results["method"] == "tgeo"
-    assert results["options"]["hypergradient"] == "my_estimator"
-    assert results["metrics"]["accuracy"] > 0.1
+    assert results["run"]["method"] == "tgeo"
+    assert results["run"]["options"]["hypergradient"] == "my_estimator"
+    assert results["run"]["metrics"]["accuracy"] > 0.1

@@ -333,7 +333,7 @@ def test_a_comparison_killed_in_the_middle_resumes_to_the_same_numbers(tmp_path,
         stderr=subprocess.PIPE,
     ) as process:
         deadline = time.monotonic() + 100
-        while not list(killed.glob("*/kd/seed-0/last.ckpt/state.pt")):  # its trials are done, and a run has begun
+        while not list(killed.glob("*/kd/seed-0/checkpoints/step-*.pt")):  # its trials are done, and a run has begun
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline, "no run was begun"
             time.sleep(0.005)
