@@ -1,7 +1,7 @@
 """A distillation step for any training loop."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from tgeokd.bilevel.step_vjp import student_slots
 from tgeokd.core.compiling import forward_of, uncompiled
 from tgeokd.core.model_call import class_logits, eval_mode, module_device, random_state, replayed
 from tgeokd.core.validation import check_positive, check_same_classes
+from tgeokd.data.batch import Batch
 from tgeokd.data.loaders import OuterStream, order_of
 from tgeokd.methods import ForwardContext, LossInputs, Method, build_method
 from tgeokd.teachers.base import Teacher
@@ -191,10 +192,11 @@ class DistillationStep:
         """Mean loss of a batch, shape (), to be backpropagated by the caller.
 
         Args:
-            batch: what a loader yields; see :meth:`tgeokd.data.batch.Batch.parse`.
+            batch: what a loader yields (:meth:`tgeokd.data.batch.Batch.parse`); a ``Batch`` is on the device already.
             teacher: by default the one given to :meth:`prepare`.
         """
-        batch = self.reader.read(batch, "training loader")
+        if not isinstance(batch, Batch):
+            batch = self.reader.read(batch, "training loader")
         if teacher is not None and teacher is not self.teacher and teacher is not getattr(self.teacher, "model", None):
             self._set_teacher(teacher)
         teacher_logits = None
@@ -240,7 +242,8 @@ class DistillationStep:
         due = self._due
         if due and (self._recorder is None or not self._recorder.awaits_loss):
             raise InputError("the student's forward pass must run inside `with step.forward_pass(inputs):`")
-        with torch.autocast(student_logits.device.type, enabled=False):
+        device = student_logits.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             result = self.method.loss(self.loss_inputs(student_logits, teacher_logits, target, ids, learn=due))
             loss = result.loss.mean()
         self.statistics.update(result, student_logits, teacher_logits, target, self.index)
