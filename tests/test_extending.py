@@ -46,9 +46,9 @@ def distill(installed, tmp_path):
     """Runs ``tgeokd distill`` with the installed examples; returns the folder of the run and its results."""
     folder = tmp_path / "run"
 
-    def run(*arguments: str, code: int = 0):
+    def run(*arguments: str, code: int = 0, command: str = "distill"):
         done = subprocess.run(
-            [sys.executable, "-m", "tgeokd", "distill", *arguments, "--out", str(folder)],
+            [sys.executable, "-m", "tgeokd", command, *arguments, "--out", str(folder)],
             env=environment(installed),
             capture_output=True,
             text=True,
@@ -96,6 +96,12 @@ def test_task(distill):
     assert results["task"] == "my_task"
     assert results["class_names"] == ["malignant", "benign"]
     assert 0.5 < results["run"]["metrics"]["auc"] <= 1
+
+
+def test_a_task_without_presets_is_compared_by_its_config(distill):
+    config = ("my_task", "--config", str(EXAMPLES / "my_task.yaml"), *SHORT)
+    _, results = distill(*config, "--methods", "ce,kd", "--seeds", "1", command="compare")
+    assert [run["method"] for run in results["runs"]] == ["ce", "kd"]
 
 
 def test_a_task_without_presets_needs_a_config(distill):

@@ -49,7 +49,6 @@ def compare(
 
     tgeokd compare adult --data-dir data --set data.noise=0.2 --tune 6
     """
-    from tgeokd.runs.config import preset
     from tgeokd.runs.plan import parse_method
     from tgeokd.runs.results import DataVariant
 
@@ -58,7 +57,7 @@ def compare(
     if methods is not None:
         texts = re.split(r",(?![^\[{]*[\]}])", methods)
     rows = [parse_method(text) for text in texts if text.strip()]
-    usual = preset(task, preset_name or "lite").data
+    usual = options.config_of(task, config, preset_name, None, data_dir).data
     changed = [f"{key}={value}" for key, value in chosen.data.items() if usual.get(key) != value]
     variant = DataVariant(", ".join(changed) or "default")
     out = out or Path("runs") / f"compare-{task}"
