@@ -24,14 +24,21 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _log_level():
+    """The command line sets the level of the package's logger, which no other test may depend on."""
+    logger = logging.getLogger("tgeokd")
+    level = logger.level
+    yield
+    logger.setLevel(level)
+
+
 @pytest.fixture
 def tgeokd_(monkeypatch, capsys, tmp_path):
     """The command, run in this process from an empty folder."""
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tgeokd.runs.executors.ProcessPoolExecutor", InlinePool)
-    logger = logging.getLogger("tgeokd")
-    level = logger.level
 
     def run(*argv):
         monkeypatch.setattr(sys, "argv", ["tgeokd", *map(str, argv)])
@@ -43,5 +50,4 @@ def tgeokd_(monkeypatch, capsys, tmp_path):
             code = ended.code
         return Outcome(code or 0, *capsys.readouterr())
 
-    yield run
-    logger.setLevel(level)
+    return run
