@@ -28,7 +28,7 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from tgeokd import TGeoKD
+from tgeokd import TGeoKD, VanillaKD
 from tgeokd.training.checkpoint import Checkpointer
 from tgeokd.training.state import SCHEMA, RandomStates, differences
 from tgeokd.utils.errors import InputError
@@ -150,6 +150,8 @@ CHANGED = {
     "scheduler": ({"scheduler": lambda optimizer: StepLR(optimizer, 1)}, {}, ["scheduler", "none", "StepLR"]),
     "accumulate": ({"accumulate": 2}, {}, ["accumulate", 1, 2]),
     "clip_norm": ({"clip_norm": 2.0}, {}, ["clip_norm", 1.0, 2.0]),
+    "no clip_norm": ({"clip_norm": None}, {}, ["clip_norm", 1.0, "none"]),
+    "options": ({"method": VanillaKD(alpha=0.25)}, {}, ["options", 0.9, 0.25]),
     "precision": ({"precision": "bf16-mixed"}, {}, ["precision", "32-true", "bf16-mixed"]),
     "teacher": ({"teacher": Unknown()}, {}, ["teacher", "weights"]),
     "training samples": ({}, {"samples": 21}, ["training samples", 20, 21]),
@@ -174,6 +176,12 @@ def test_a_run_is_not_resumed_with_other_settings(tmp_path, case):
         run(tmp_path, options, loaders, epochs=3, resume=True)
     assert contents(tmp_path) == before
     run(tmp_path, {}, {}, epochs=3, resume=True)  # unchanged, it can be
+
+
+def test_a_run_is_not_resumed_with_another_seed(tmp_path):
+    run(tmp_path, {}, {}, epochs=1, seed=1)
+    with refused("seed", 1, 2):
+        run(tmp_path, {}, {}, epochs=2, seed=2, resume=True)
 
 
 def test_a_run_with_a_scheduler_is_not_resumed_without(tmp_path):

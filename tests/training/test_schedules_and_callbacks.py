@@ -22,7 +22,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from tgeokd import TGeoKD
-from tgeokd.training.callbacks import Callback
+from tgeokd.training.callbacks import Callback, EarlyStopping
 
 
 def halving(optimizer):
@@ -168,3 +168,17 @@ def test_the_progress_bar_shows_the_run(capsys):
     assert "6/6" in shown
     assert "validation" in shown
     assert "loss" in shown
+
+
+def test_early_stopping_forgets_an_earlier_run():
+    stopping = EarlyStopping(patience=5)
+    student = mlp(1)
+    distiller = distiller_of(student=student, callbacks=[stopping])
+    distiller.fit(loader(), validation_loader(), epochs=4)
+    with torch.no_grad():
+        for param in student.parameters():
+            param.mul_(-3.0)  # far from where the first run ended
+    history = distiller.fit(loader(), validation_loader(), epochs=1)
+    assert stopping.best_epoch == 0
+    assert stopping.best_loss == history["val_loss"][0]
+    assert distiller.evaluate(validation_loader())["nll"] == pytest.approx(history["val_loss"][0])

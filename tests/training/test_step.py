@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -410,3 +412,83 @@ def test_the_state_continues_in_another_step():
         assert torch.equal(a, b)
     networks = [state[2]["method"]["state"]["network"]["omega"] for state in (whole, resumed)]
     assert torch.equal(*networks)
+
+
+def test_a_student_and_its_optimizer_are_freed():
+    setup = Setup()
+    step = setup.step()
+    learned_in(setup, plain, step)
+    gone = weakref.ref(setup.student)
+    del setup, step
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_loss_without_a_gradient_is_only_looked_at():
+    for method in (TGeoKD(outer="holdout"), ReweightingKD(), VanillaKD()):
+        setup = Setup()
+        step = DistillationStep(setup.student, setup.optimizer, method, validation=setup.validation)
+        loader = [(torch.cat(setup.inputs), torch.arange(6) % C)]
+        step.prepare(loader, setup.teacher)
+        with torch.no_grad():
+            looked_at = step.loss(loader[0])
+        assert step.statistics.count == 0
+        loss = step.loss(loader[0])
+        if not isinstance(method, ReweightingKD):  # whose ratios depend on the outer batch
+            assert torch.equal(loss.detach(), looked_at)
+        loss.backward()
+        setup.optimizer.step()
+        assert step.index == 1
+
+
+def test_half_precision_logits_of_the_caller_are_fused_in_single_precision():
+    setup = Setup()
+    setup.student.float()
+    step = _prepared_float(setup)
+    x, y = setup.inputs[0].float(), setup.target[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16), step.forward_pass(x):
+        logits = setup.student(x)
+    assert logits.dtype == torch.bfloat16
+    teacher = setup.teacher(setup.inputs[0]).float()
+    loss = step.loss_from_logits(logits, y, teacher)
+    assert loss.dtype == torch.float32
+    kd, gt = kd_of(logits.float(), teacher, 4.0), gt_of(logits.float(), y)
+    assert loss.item() == pytest.approx((0.9 * kd + 0.1 * gt).mean().item(), rel=1e-5)
+
+
+def _prepared_float(setup):
+    step = DistillationStep(setup.student, setup.optimizer, "kd")
+    step.prepare([(setup.inputs[0].float(), setup.target[0])], lambda x: setup.teacher(x.double()).float())
+    return step
+
+
+def test_parameters_outside_of_the_optimizer_do_not_count():
+    """A body that is trainable but in no optimizer must not change what happens to the head."""
+
+    def train(body_trains):
+        torch.manual_seed(0)
+        student = nn.Sequential(nn.Linear(WIDTH, 8), nn.Tanh(), nn.Linear(8, C))
+        student[0].requires_grad_(body_trains)
+        optimizer = torch.optim.SGD(student[2].parameters(), 0.5)
+        loader = [(torch.randn(6, WIDTH), torch.arange(6) % C)]
+        Distiller(student, None, "ce", optimizer, progress=False, accelerator="cpu").fit(loader, epochs=20)
+        return student[2].weight.detach(), student[0].weight.grad
+
+    (trained, stale), (frozen, _) = train(True), train(False)
+    assert torch.equal(trained, frozen)
+    assert stale is not None  # of the last step alone
+
+
+def test_methods_that_learn_refuse_several_processes(monkeypatch):
+    setup = Setup()
+    step = DistillationStep(setup.student, setup.optimizer, TGeoKD(outer="holdout"), validation=setup.validation)
+    monkeypatch.setattr(step.parallel, "world_size", 2, raising=False)
+    with pytest.raises(InputError, match="tgeo"):
+        step.prepare([(torch.cat(setup.inputs), torch.arange(6) % C)], setup.teacher)
+
+
+def test_learning_before_prepare_is_refused():
+    setup = Setup()
+    step = DistillationStep(setup.student, setup.optimizer, TGeoKD(outer="holdout"), validation=setup.validation)
+    with pytest.raises(InputError, match="prepare"):
+        step.loss((setup.inputs[0], setup.target[0]))

@@ -20,20 +20,22 @@ class _Place(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """All submodules of a module with the children each had, and every place that holds a tensor."""
+    """The children of a module and of its submodules, and every place that holds a tensor; not the module itself."""
 
-    modules: list[tuple[nn.Module, list[nn.Module | None]]]
+    children: list[nn.Module | None]
+    submodules: list[tuple[nn.Module, list[nn.Module | None]]]
     places: list[_Place]
 
-    @property
-    def valid(self) -> bool:
+    def fits(self, module: nn.Module) -> bool:
         """Whether the module is still built of the same submodules and parameters."""
-        return all(list(m._modules.values()) == children for m, children in self.modules) and all(
+        built = [(module, self.children), *self.submodules]
+        return all(list(m._modules.values()) == children for m, children in built) and all(
             place.holder.get(place.key) is place.param for place in self.places if place.param is not None
         )
 
 
-# Walking a module costs more than running a small one, so what was found is kept as long as the module lives.
+# Walking a module costs more than running a small one, so what was found is kept as long as the module lives. A value must
+# not refer to its key, which would then never be freed.
 _known: WeakKeyDictionary[nn.Module, _Layout] = WeakKeyDictionary()
 
 
@@ -79,12 +81,12 @@ def current_buffers(student: nn.Module) -> Tensors:
 
 def modes(student: nn.Module) -> Modes:
     """Which of its modules are in training mode and which are not."""
-    return [(module, module.training) for module, _ in _layout(student).modules]
+    return [(module, module.training) for module in (student, *(m for m, _ in _layout(student).submodules))]
 
 
 def _layout(student: nn.Module) -> _Layout:
     layout = _known.get(student)
-    if layout is not None and layout.valid:
+    if layout is not None and layout.fits(student):
         return layout
     params = {id(tensor): name for name, tensor in student.named_parameters()}
     buffers = {id(tensor): name for name, tensor in student.named_buffers()}
@@ -95,5 +97,6 @@ def _layout(student: nn.Module) -> _Layout:
         places += [
             _Place(module._buffers, k, buffers[id(b)], None) for k, b in module._buffers.items() if b is not None
         ]
-    layout = _known[student] = _Layout([(m, list(m._modules.values())) for m in student.modules()], places)
+    built = [(m, list(m._modules.values())) for m in student.modules()]
+    layout = _known[student] = _Layout(built[0][1], built[1:], places)
     return layout

@@ -59,7 +59,8 @@ class OuterDirection:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         for key, mean in self._means.items():
-            mean.weight, mean.total = dict(state[key]["weight"]), dict(state[key]["total"])
+            mean.weight = dict(state[key]["weight"])
+            mean.total = {name: value.clone() for name, value in state[key]["total"].items()}
 
 
 class _Mean:

@@ -122,6 +122,7 @@ class StepRecorder:
 
     def _drop_skipped(self) -> None:
         """Forget passes of a step that was skipped (as a ``GradScaler`` does): their gradients have been zeroed since."""
-        if self._ran_backward and all(p.grad is None for p in trainable(self.student).values()):
+        params = (param for group in self.optimizer.param_groups for param in group["params"])
+        if self._ran_backward and all(param.grad is None for param in params):
             self.microbatches = [m for m in self.microbatches if m.weight is None]
         self._ran_backward = False

@@ -25,7 +25,7 @@ def class_logits(model: Any, inputs: Any) -> Tensor:
     Raises:
         InputError: where the output is not a tensor of shape (N, C), (N, 1) or (N,).
     """
-    return _as_logits(_output(model, inputs))
+    return as_logits(_output(model, inputs))
 
 
 def class_probs(model: Any, inputs: Any) -> Tensor:
@@ -34,7 +34,7 @@ def class_probs(model: Any, inputs: Any) -> Tensor:
     if output.ndim == 1 or output.shape[-1] == 1:
         p = output.reshape(-1)
         return torch.stack([1 - p, p], dim=-1)
-    return _as_logits(output)
+    return as_logits(output)
 
 
 def _output(model: Any, inputs: Any) -> Tensor:
@@ -50,8 +50,8 @@ def _output(model: Any, inputs: Any) -> Tensor:
     return output
 
 
-def _as_logits(output: Tensor) -> Tensor:
-    # no loss is computed in half precision
+def as_logits(output: Tensor) -> Tensor:
+    """Class logits, shape (N, C), from a model's output, in at least single precision: no loss is computed in half."""
     return to_class_logits(output.float() if output.dtype in (torch.float16, torch.bfloat16) else output)
 
 

@@ -62,7 +62,8 @@ class Executor(ABC):
                     try:
                         results[job.key] = finished.result()
                     except (InputError, DivergenceError) as error:
-                        raise type(error)(f"{job.name}: {error}" if job.name else str(error)) from error
+                        kind = InputError if isinstance(error, InputError) else DivergenceError
+                        raise kind(f"{job.name}: {error}" if job.name else str(error)) from error
                     on_done(job, len(results))
         finally:
             pool.shutdown(wait=not (waiting or running), cancel_futures=True)

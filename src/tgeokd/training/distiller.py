@@ -21,7 +21,7 @@ from tgeokd.methods import Method
 from tgeokd.teachers.base import Teacher
 from tgeokd.teachers.cache.store import TeacherCacheOptions
 from tgeokd.teachers.cached import CachedTeacher
-from tgeokd.teachers.network import as_teacher
+from tgeokd.teachers.network import NetworkTeacher, as_teacher
 from tgeokd.teachers.stored import StoredPredictions
 from tgeokd.training.batches import FabricReader
 from tgeokd.training.callbacks import Callback, EarlyStopping, ProgressBar
@@ -44,7 +44,7 @@ class Distiller:
     Loaders yield ``(inputs, target)``, ``(inputs, target, ids)`` or a mapping with ``labels``
     (:class:`tgeokd.data.batch.Batch`). ``target`` holds class indices, int64, shape (N,); ``ids``, integers, shape (N,), name
     the samples for stored teacher predictions. A model returns logits of shape (N, C), or an object that holds them in
-    ``.logits``; one logit per sample stands for the two-class logits ``(0, z)``.
+    ``.logits``; one logit per sample means the two-class logits ``(0, z)``.
 
     Args:
         student: any module.
@@ -64,13 +64,11 @@ class Distiller:
         clip_norm: clip the gradient to this norm before each step.
         accumulate: batches of the loader that make one optimizer step. The loss is the mean over all their samples.
         assume_sgd: let a bilevel method treat an optimizer other than SGD, Adam and AdamW as plain SGD.
-        metrics: of :meth:`evaluate`; must have ``accuracy`` and ``nll``. The record of each epoch holds these and the primary
-            metric of the validation set.
+        metrics: of :meth:`evaluate`; must have ``accuracy`` and ``nll``, which are recorded beside the primary one.
         callbacks: see :class:`~tgeokd.training.callbacks.Callback`.
         accelerator: as in Lightning Fabric, for example ``"auto"`` or ``"cuda"``.
         precision: as in Lightning Fabric: ``"32-true"``, ``"bf16-mixed"``, ``"64-true"``, ...; not ``"16-mixed"``.
-        compile: compile the student's training pass, and a teacher that is a module, with ``torch.compile``. The first steps
-            take a minute or so longer; evaluation and the hypergradient's extra passes are not compiled.
+        compile: compile the student's training pass, and a teacher that is a module, with ``torch.compile``.
         progress: show a progress bar.
 
     Example:
@@ -141,8 +139,11 @@ class Distiller:
             raise InputError(f"method {self.method.name!r} needs a teacher, and None was given")
         self.teacher: Teacher | None = None
         if teacher is not None:
-            if isinstance(teacher, nn.Module):
-                self.fabric.setup_module(teacher)
+            if isinstance(teacher, Teacher) and teacher_probs:
+                raise InputError("teacher_probs is for modules and callables, not for a Teacher")
+            network = teacher.model if isinstance(teacher, NetworkTeacher) else teacher
+            if isinstance(network, nn.Module):
+                self.fabric.setup_module(network)
             options = {"probs": teacher_probs, "context": self._reader.autocast, "compile": compile}
             self.teacher = as_teacher(teacher, **options)
         self.cache_teacher = TeacherCacheOptions() if cache_teacher is True else cache_teacher or None
@@ -211,22 +212,18 @@ class Distiller:
         out: str | Path | None = None,
         resume: bool = False,
     ) -> History:
-        """Train.
+        """Train; returns the history, one record per epoch.
 
         Args:
             train_loader: training batches.
-            val_loader: validation batches: for the metrics of each epoch, for early stopping, and for the outer problem of a
-                bilevel method (``outer="holdout"`` or ``"union"``).
+            val_loader: validation batches: for metrics, early stopping, and the outer problem of a bilevel method.
             epochs: passes over the training data.
             seed: of all random numbers from here on; the student's initial weights are the caller's.
             patience: stop when the validation loss has not fallen for this many epochs, and restore the best weights.
-            checkpoint_every: epochs between two checkpoints in ``out``; the first and the last epoch always write one.
+            checkpoint_every: epochs between two checkpoints; the first and the last epoch always write one.
             out: folder for ``metrics.jsonl`` (one line per epoch), ``checkpoints/`` and ``student.safetensors``; with
                 ``cache_teacher``, also for ``teacher-cache/``.
             resume: continue the run in ``out``, with the same arguments, as if it had not been interrupted.
-
-        Returns:
-            The history, one record per epoch.
 
         Raises:
             InputError: for data that do not fit, a stale teacher cache, a folder that holds a run already or cannot be
@@ -276,13 +273,14 @@ class Distiller:
         if out is not None and loop.folder is None:
             loop.folder = RunFolder(out, resume=resume)
         self._loop, self.history = loop, loop.history
-        if state is not None and loop.folder is not None:
+        if state is not None:
             loop.load(state)
             self.resumed_at = loop.epoch
-            loop.folder.write_lines("metrics.jsonl", self.history)
+            if loop.folder is not None:
+                loop.folder.write_lines("metrics.jsonl", self.history)
         loop.run()
         if loop.folder is not None:
-            write_weights(loop.folder.path, self.student)
+            write_weights(loop.folder.path, self._step.student)
 
     def store_teacher(
         self, train_loader: Loader, val_loader: Loader | None = None, *, folder: str | Path, epochs: int

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
@@ -17,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tgeokd.bilevel.functional import trainable
 from tgeokd.data.datasets import set_view, views_of
 from tgeokd.data.loaders import order_of
+from tgeokd.methods import Method
 from tgeokd.training.callbacks import Callback
 from tgeokd.training.checkpoint import Checkpointer
 from tgeokd.training.state import RandomStates, TrainState
@@ -101,6 +104,8 @@ class TrainingLoop:
     def _run_epoch(self) -> dict[str, Any]:
         started = time.perf_counter()
         step, optimizer = self.step, self.distiller.optimizer
+        held = {id(param) for group in optimizer.param_groups for param in group["params"]}
+        outside = [param for param in trainable(step.student).values() if id(param) not in held]
         if self.batch == 0:
             self._mark_epoch()
             self._start_epoch()
@@ -109,6 +114,8 @@ class TrainingLoop:
             batches = self._resumed_batches()
         for microbatches in _grouped(batches, self.distiller.accumulate):
             forget_gradients(optimizer)
+            for param in outside:
+                param.grad = None
             samples = 0
             for item in microbatches:
                 batch = step.reader.read(item, "training loader")
@@ -162,6 +169,8 @@ class TrainingLoop:
 
     def save(self) -> None:
         """Write a checkpoint now, between two optimizer steps; at the end of an epoch after all callbacks."""
+        if not self.step.parallel.is_main:
+            return
         if self.folder is None:
             raise InputError("a checkpoint is written in the folder of a run: fit(..., out=...)")
         self._save_after_epoch = len(self.history) > self.epoch
@@ -221,17 +230,18 @@ class TrainingLoop:
         """What must be the same when the run is resumed; None where it cannot be known."""
 
         def samples(loader: Loader | None) -> int | None:
-            dataset = getattr(loader, "dataset", None)
-            return len(dataset) if isinstance(dataset, Sized) else None
+            return length_of(getattr(loader, "dataset", None))
 
         step, distiller = self.step, self.distiller
         return {
             "configuration": {
                 "method": step.method.name,
+                "options": _options_of(step.method),
+                "seed": step.seed,
                 "optimizer": type(distiller.optimizer).__name__,
                 "scheduler": "none" if distiller.scheduler is None else type(distiller.scheduler).__name__,
                 "temperature": step.temperature,
-                "clip_norm": step.clip_norm,
+                "clip_norm": step.clip_norm or "none",
                 "accumulate": distiller.accumulate,
                 "batch_size": getattr(self.train_loader, "batch_size", None),
                 "precision": distiller.precision,
@@ -284,8 +294,18 @@ def _chain(first: Any, rest: Iterator[Any], count: int) -> Iterator[Any]:
     yield from islice(rest, count)
 
 
-def length_of(loader: Loader) -> int | None:
-    """How many batches a loader yields; None where it does not know."""
+def _options_of(method: Method) -> str:
+    """The public attributes of a method that are plain values, as text."""
+    plain = {}
+    for name, value in vars(method).items():
+        if value is not None and not name.startswith("_"):
+            with suppress(TypeError):  # not a plain value
+                plain[name] = json.dumps(value)
+    return ", ".join(f"{name}={text}" for name, text in plain.items())
+
+
+def length_of(loader: Any) -> int | None:
+    """How many batches a loader yields, or a data set holds; None where it does not know."""
     try:
         return len(loader) if isinstance(loader, Sized) else None
     except TypeError:  # a DataLoader over an iterable data set

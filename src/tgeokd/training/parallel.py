@@ -42,9 +42,10 @@ class DistributedContext(ParallelContext):
 
     def all_reduce(self, value: Tensor) -> Tensor:
         """Sum over the processes."""
-        total = value.clone()
+        device = "cuda" if dist.get_backend() == "nccl" else value.device  # NCCL reduces on the GPU alone
+        total = value.to(device, copy=True)
         dist.all_reduce(total)
-        return total
+        return total.to(value.device)
 
     def gather_objects(self, value: Any) -> list[Any]:
         """The values of all processes; they are pickled."""

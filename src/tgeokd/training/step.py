@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from lightning_fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -13,8 +14,8 @@ from tgeokd.bilevel.record import MicroBatch, StepRecord
 from tgeokd.bilevel.recorder import StepRecorder
 from tgeokd.bilevel.step_vjp import student_slots
 from tgeokd.core.compiling import forward_of, uncompiled
-from tgeokd.core.model_call import class_logits, eval_mode, module_device, random_state, replayed
-from tgeokd.core.validation import check_positive, check_same_classes
+from tgeokd.core.model_call import as_logits, class_logits, eval_mode, module_device, random_state, replayed
+from tgeokd.core.validation import check_positive, check_same_classes, validate_labels
 from tgeokd.data.batch import Batch
 from tgeokd.data.loaders import OuterStream, order_of
 from tgeokd.methods import ForwardContext, LossInputs, Method, build_method
@@ -124,6 +125,7 @@ class DistillationStep:
             InputError: for data that do not fit the method, the student or the teacher.
         """
         method = self.method
+        self.statistics = EpochStatistics(self.reader.device, self.parallel)
         self._set_teacher(teacher)
         uses_validation = method.outer in ("holdout", "union")
         if uses_validation and self.validation is None:
@@ -171,7 +173,7 @@ class DistillationStep:
         with self.reader.autocast():
             student_logits = class_logits(self.student, first.inputs)
         self.reader.num_classes = student_logits.shape[-1]
-        self.reader.read(first, "training loader")  # checks the labels
+        validate_labels(first.target, self.reader.num_classes, "training loader")
         if self.teacher is not None:
             check_same_classes(student_logits, self.teacher.logits(first))
         if self.validation is not None and not any(self.reader.read_all(self.validation, "validation loader")):
@@ -219,12 +221,13 @@ class DistillationStep:
             if self.method.looks_before_forward:
                 self._before_forward(inputs, target, teacher_logits)
             if self._due:
-                assert self._recorder is not None
+                if self._recorder is None:
+                    raise InputError(f"method {self.method.name!r} needs prepare(...) before the first step")
                 with self._recorder.forward_pass(inputs):
                     yield
             else:
                 yield
-        self._begun += 1
+        self._begun += torch.is_grad_enabled()
 
     def loss_from_logits(
         self, student_logits: Tensor, target: Tensor, teacher_logits: Tensor | None, ids: Tensor | None = None
@@ -237,6 +240,8 @@ class DistillationStep:
             teacher_logits: shape (N, C); None for a method without a teacher.
             ids: sample ids, shape (N,), for methods that use them.
         """
+        student_logits = as_logits(student_logits)
+        teacher_logits = None if teacher_logits is None else as_logits(teacher_logits)
         if self.method.needs_epochs and not self._epoch_started:
             raise InputError(f"the loss of {self.method.name!r} depends on the epoch: call start_epoch(epoch, epochs)")
         due = self._due
@@ -246,6 +251,8 @@ class DistillationStep:
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             result = self.method.loss(self.loss_inputs(student_logits, teacher_logits, target, ids, learn=due))
             loss = result.loss.mean()
+        if not torch.is_grad_enabled():  # a loss that is only looked at
+            return loss
         self.statistics.update(result, student_logits, teacher_logits, target, self.index)
         if due:
             assert self._recorder is not None
@@ -304,6 +311,8 @@ class DistillationStep:
     def _new_recorder(self) -> None:
         if not self._learns:
             return
+        if self.parallel.world_size > 1:
+            raise InputError(f"method {self.method.name!r} does not learn in several processes yet: start one process")
         if self.method.estimator is None:
             raise InputError(f"method {self.method.name!r} learns from hypergradients and has no estimator")
         self._recorder = StepRecorder(
@@ -338,7 +347,8 @@ class DistillationStep:
 
     def _forget_skipped_step(self) -> None:
         """A ``GradScaler`` may skip a step; the gradients are then zeroed without an update."""
-        if self._ran_backward and all(p.grad is None for p in self.student.parameters()):
+        params = (param for group in self.optimizer.param_groups for param in group["params"])
+        if self._ran_backward and all(param.grad is None for param in params):
             self.forget()
 
     # ---- hooks, state
@@ -361,6 +371,7 @@ class DistillationStep:
         """Restore what :meth:`state_dict` returned, after :meth:`prepare` and :meth:`start_epoch`."""
         if state["method"]["name"] != self.method.name:
             raise InputError(f"the checkpoint is of method {state['method']['name']!r}, not {self.method.name!r}")
+        state = move_data_to_device(state, self.reader.device)
         self.index = state["index"]
         self.method.load_state_dict(state["method"]["state"])
         if self._outer is not None:

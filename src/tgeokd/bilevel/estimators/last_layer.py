@@ -29,6 +29,9 @@ class NoHeadError(InputError):
             f"this student's {reason}: use 'forward' or 'exact'"
         )
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str]]:
+        return InputError, (str(self),)  # from another process
+
 
 @ESTIMATORS.register("last_layer")
 class LastLayerEstimator(Estimator):

@@ -29,6 +29,11 @@ class EarlyStopping(Callback):
         self.best_epoch = -1
         self._best_weights: dict[str, Tensor] = {}
 
+    def on_fit_start(self, distiller: Distiller) -> None:
+        """Forget an earlier run, unless this one is resumed."""
+        if distiller.step == 0:
+            self.best_loss, self.best_epoch, self._best_weights = float("inf"), -1, {}
+
     def on_epoch_end(self, distiller: Distiller, record: dict[str, Any]) -> None:
         """Compare with the best epoch so far."""
         if "val_loss" not in record:
