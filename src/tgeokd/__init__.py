@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from tgeokd.utils.lazy import lazy_attributes
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _PLACES = {
     "AdaptiveKD": "tgeokd.methods.ada",

@@ -363,3 +363,23 @@ def test_the_recipe_is_what_distill_runs_without_settings(tgeokd_, tmp_path, mon
     monkeypatch.setattr("tgeokd.runs.teacher.build_teacher", stop)
     assert tgeokd_("distill", "digits", "--seed", 2, "--out", tmp_path / "out").code == 2
     assert ran == [replace(preset("digits"), seed=2)]
+
+
+def test_earlier_names_are_accepted_with_a_warning_and_stored_under_the_new_ones(tgeokd_, tmp_path):
+    out = tmp_path / "run"
+    ended = tgeokd_("distill", "digits", "--out", out, *set_options("options.every=2"))
+    assert ended.code == 0
+    assert "'every'" in ended.err
+    assert "'update_interval'" in ended.err
+    assert yaml.safe_load((out / "config.yaml").read_text())["options"] == {"update_interval": 2}
+    ended = tgeokd_("compare", "digits", "--methods", "ls", "--seeds", "1", "--out", tmp_path / "rows", *set_options())
+    assert ended.code == 0
+    assert "'lskd'" in ended.err
+    assert json.loads((tmp_path / "rows" / "results.json").read_text())["runs"][0]["method"] == "lskd"
+
+
+def test_a_teacher_that_diverges_is_named(tgeokd_, tmp_path):
+    settings = set_options("teacher.optimizer.lr=1e8", "teacher.clip_norm=null", "teacher.optimizer.name=sgd")
+    ended = tgeokd_("distill", "digits", "--out", tmp_path / "run", *settings)
+    assert ended.code == 3
+    assert "teacher" in ended.err

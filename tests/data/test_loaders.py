@@ -24,6 +24,7 @@ from torch.utils.data import (
 from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.loaders import BatchLoader, OuterStream, shuffling, union_loader
 from tgeokd.data.sampler import BlockShuffle
+from tgeokd.utils.errors import InputError
 
 # ---- shuffling by blocks
 
@@ -432,3 +433,10 @@ def test_a_restored_stream_continues_with_the_next_batch(batches, more, epoch, s
     resumed.load_state_dict(state)
     assert ids([next(resumed) for _ in range(more)]) == expected
     assert resumed.state_dict() == whole.state_dict()
+
+
+def test_samples_of_another_form_are_not_mixed():
+    x, y = torch.zeros(4, 2), torch.arange(4)
+    weighted, plain = DataLoader(TensorDataset(x, y, torch.rand(4)), 2), DataLoader(TensorDataset(x, y), 2)
+    with pytest.raises(InputError, match=r"union.*3.*2"):
+        union_loader(weighted, plain)

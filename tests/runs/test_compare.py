@@ -336,7 +336,7 @@ def test_a_run_that_fails_is_named(tmp_path, inline):
         (" kd ", MethodSpec("kd"), "kd"),
         ("kd:alpha=0.5", MethodSpec("kd", {"alpha": 0.5}), "kd (alpha=0.5)"),
         ("tgeo:outer=union", MethodSpec("tgeo", {"outer": "union"}), "tgeo (outer=union)"),
-        ("tgeo:outer=union:every=4", MethodSpec("tgeo", {"outer": "union", "every": 4}), "tgeo (outer=union, every=4)"),
+        ("tgeo:outer=union:lr=0.1", MethodSpec("tgeo", {"outer": "union", "lr": 0.1}), "tgeo (outer=union, lr=0.1)"),
         ("tgeo:vertices=false", MethodSpec("tgeo", {"vertices": False}), "tgeo (vertices=False)"),
         ("tgeo:angles=null", MethodSpec("tgeo", {"angles": None}), "tgeo (angles=None)"),
         ("tgeo:hidden=[8, 4]", MethodSpec("tgeo", {"hidden": [8, 4]}), "tgeo (hidden=[8, 4])"),

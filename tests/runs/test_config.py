@@ -212,7 +212,7 @@ BASE = RunConfig(
         ("data.noise=0.3", lambda c: c.data, {"noise": 0.3, "train": 300}),
         ("data.new=a=b", lambda c: c.data["new"], "a=b"),
         ("options.outer=union", lambda c: c.options, {"outer": "union"}),
-        ("options={outer: union, every: 2}", lambda c: c.options, {"outer": "union", "every": 2}),
+        ("options={outer: union, every: 2}", lambda c: c.options, {"outer": "union", "update_interval": 2}),
         ("student.model.hidden=[8, 4]", lambda c: c.student.model, {"name": "mlp", "hidden": [8, 4]}),
         ("student.model.dropout=0.1", lambda c: c.student.model["dropout"], 0.1),
         (" student.epochs =2", lambda c: c.student.epochs, 2),

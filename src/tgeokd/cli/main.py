@@ -3,6 +3,7 @@
 import logging
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -64,7 +65,9 @@ def _options(
 def main() -> None:
     """Run the command. Exit codes: 0 done, 2 wrong input, 3 training diverged, 130 or 143 interrupted, 1 anything else."""
     try:
-        with _signals():
+        with _signals(), warnings.catch_warnings():
+            warnings.filterwarnings("default", ".* is now called ", DeprecationWarning)
+            warnings.showwarning = lambda message, *_: print(f"tgeokd: warning: {message}", file=sys.stderr)
             sys.exit(app(prog_name="tgeokd", standalone_mode=False))
     except (InputError, DivergenceError) as error:
         _end(f"error: {error}", 2 if isinstance(error, InputError) else 3)

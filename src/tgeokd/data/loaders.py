@@ -84,6 +84,11 @@ def union_loader(train: Iterable[Any], held_out: Iterable[Any]) -> DataLoader[An
     if not isinstance(train.sampler, SequentialSampler | RandomSampler | BlockShuffle):
         sampler = type(train.sampler).__name__
         raise InputError(f"outer='union' cannot extend the sampler {sampler} to the validation samples; {advice}")
+    with replayed(random_state(torch.device("cpu"))):  # a sample may be augmented
+        samples = [loader.dataset[0] for loader in (train, held_out) if len(loader.sampler)]  # type: ignore[arg-type]
+    forms = [len(sample) for sample in samples if isinstance(sample, tuple | list)]
+    if len(set(forms)) > 1:
+        raise InputError(f"outer='union' cannot mix samples of {forms[0]} and of {forms[1]} values; {advice}")
     dataset = joined(train.dataset, held_out.dataset)
     return _like(train, dataset, train.batch_size or 1, drop_last=train.drop_last, generator=train.generator)
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from tgeokd.data import TASKS
+from tgeokd.methods import current_names
 from tgeokd.runs.results import TrainOn
 from tgeokd.teachers import TeacherCacheOptions
 from tgeokd.utils.errors import InputError, check_names, one_line
@@ -111,6 +112,18 @@ class RunConfig(Config):
     precision: str = "32-true"  # as in Lightning Fabric
     compile: StrictBool = False  # the training passes, with ``torch.compile``; worth it for long runs on a GPU
     threads: Positive | None = None  # torch threads of a run on the CPU; None leaves torch's choice
+
+    @model_validator(mode="before")
+    @classmethod
+    def _current_names(cls, values: Any) -> Any:
+        if (
+            isinstance(values, dict)
+            and isinstance(values.get("method"), str)
+            and isinstance(values.get("options"), dict)
+        ):
+            method, options = current_names(values["method"], values["options"])
+            return {**values, "method": method, "options": options}
+        return values
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for YAML or JSON, which :func:`~tgeokd.utils.validation.validate_config` turns back into this config."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from tgeokd.methods import current_names
 from tgeokd.runs.config import RunConfig, parse_setting
 from tgeokd.runs.results import DataVariant, MethodSpec, RunRecord, TeacherRecord, TrainOn, TuningRecord
 from tgeokd.runs.search import Trial, trials
@@ -23,6 +24,7 @@ def parse_method(text: str) -> MethodSpec:
     options = dict(parse_setting(each, text.strip(), "METHOD:key=value") for each in settings)
     if train_on not in ("", *get_args(TrainOn)):
         raise InputError(f"{text!r} must end in @train or @train+val, if in anything after @")
+    method, options = current_names(method, options)
     return MethodSpec(method, options, "train+val" if train_on == "train+val" else "train")
 
 

@@ -15,7 +15,7 @@ from tgeokd.models.weights import load_weights
 from tgeokd.runs.build import build_distiller, build_student, build_teacher_network, fit, teacher_seed, use_threads
 from tgeokd.runs.config import RunConfig, replace
 from tgeokd.teachers import CLASSIFIERS, StoredPredictions, TeacherCache, TeacherCacheOptions, fit_classifier
-from tgeokd.utils.errors import InputError, one_line
+from tgeokd.utils.errors import DivergenceError, InputError, one_line
 from tgeokd.utils.files import replace_file
 from tgeokd.utils.validation import call_validated
 
@@ -91,7 +91,10 @@ def build_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: bo
     if config.teacher.weights is not None:
         load_weights(network, Path(config.teacher.weights))
     elif config.teacher.epochs > 0:
-        fit(distiller, config.teacher, data, seed=teacher_seed(config))
+        try:
+            fit(distiller, config.teacher, data, seed=teacher_seed(config))
+        except DivergenceError as error:
+            raise DivergenceError(f"the teacher's training: {error}") from error
     replace_file(path, lambda temporary: save_model(network, str(temporary)))
     return both_metrics(distiller.evaluate, data)
 

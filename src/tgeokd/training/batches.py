@@ -14,18 +14,11 @@ from tgeokd.data.batch import Batch
 
 
 class BatchReader:
-    """Reads batches: interprets what a loader yields, checks the labels, and moves everything to a device.
-
-    Args:
-        device: of the student.
-
-    Attributes:
-        num_classes: C; labels are checked against it. None where it is not known yet.
-    """
+    """Reads batches: interprets what a loader yields, checks the labels, and moves everything to the student's device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.num_classes: int | None = None
+        self.num_classes: int | None = None  # C, once it is known; labels are checked against it
 
     def read(self, item: Any, where: str) -> Batch:
         """The batch that a loader, called ``where`` in messages, yielded, ready for the student.

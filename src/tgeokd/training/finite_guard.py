@@ -17,10 +17,6 @@ class FiniteGuard:
     Args:
         device: of the logits.
         interval: steps between two reads on an accelerator.
-
-    Raises:
-        DivergenceError: from every check, where the student or the loss is not finite.
-        InputError: where the teacher is not.
     """
 
     def __init__(self, device: torch.device, interval: int = 50) -> None:

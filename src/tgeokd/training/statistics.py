@@ -12,12 +12,7 @@ from tgeokd.training.parallel import ParallelContext
 
 
 class EpochStatistics:
-    """Mean training loss and fusion ratios of the running epoch, gathered on the device without waiting for it.
-
-    Args:
-        device: of the batches.
-        parallel: the processes whose samples are counted.
-    """
+    """Mean training loss and fusion ratios of the running epoch, gathered on the device without waiting for it."""
 
     def __init__(self, device: torch.device, parallel: ParallelContext) -> None:
         self._device, self._parallel = device, parallel
