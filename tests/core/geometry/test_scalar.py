@@ -234,3 +234,12 @@ def test_another_sparse_table_is_refused(entries):
     )
     with pytest.raises(InputError, match="class_means"):
         SparseClassMeans.of(table)
+
+
+def test_class_means_are_not_read_without_the_triangle_across_samples():
+    torch.manual_seed(0)
+    S, T, y = torch.randn(6, 5), torch.randn(6, 5), torch.randint(5, (6,))
+    features = GeometryFeatures(inter_sample=False)
+    given = scalar_from_logits(S, T, y, torch.rand(5, 5).softmax(1), features)
+    expected = trilateral(S.softmax(1), T.softmax(1), y, torch.empty(0), encoding="scalar", inter_sample=False)
+    torch.testing.assert_close(given, expected)

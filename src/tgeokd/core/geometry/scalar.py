@@ -102,11 +102,12 @@ def scalar_from_logits(
         student_logits: shape (N, C).
         teacher_logits: shape (N, C).
         target: class indices, shape (N,).
-        class_means: a full table of shape (C, C), or a :class:`SparseClassMeans` for the coarsened geometry; None without the
-            triangle across samples, which coarsens to the teacher's largest entries for very many classes.
+        class_means: a full table of shape (C, C), or a :class:`SparseClassMeans` for the coarsened geometry. Not read without
+            the triangle across samples, which coarsens to the teacher's largest entries for very many classes.
         features: what is included.
     """
     S, T = student_logits.detach(), teacher_logits.detach()  # nothing below has a graph
+    class_means = class_means if features.inter_sample else None
     if isinstance(class_means, Tensor) or (class_means is None and S.shape[-1] <= DENSE_CLASSES):
         Z = torch.stack((T, S))
         log = Z.mT.log_softmax(1).mT if Z.shape[-1] < SHORT else Z.log_softmax(-1)
