@@ -10,7 +10,7 @@ from typing import Any
 from tgeokd.runs.config import RunConfig, replace
 from tgeokd.runs.results import SCHEMA_VERSION
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import write_json
+from tgeokd.utils.files import sha256, write_json
 
 
 def result_key(what: str, config: RunConfig, teacher: Path | None = None) -> str:
@@ -22,8 +22,7 @@ def result_key(what: str, config: RunConfig, teacher: Path | None = None) -> str
     settings = replace(config, data_dir=None, teacher_cache=options).to_dict()
     digest = hashlib.sha256(json.dumps([SCHEMA_VERSION, what, settings], sort_keys=True, default=str).encode())
     if teacher is not None:
-        with teacher.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(sha256(teacher)))
     return digest.hexdigest()
 
 

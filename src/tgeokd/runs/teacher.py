@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model
 from torch import nn
 
 from tgeokd.data import TaskData
@@ -15,8 +15,8 @@ from tgeokd.models.weights import load_weights
 from tgeokd.runs.build import build_distiller, build_student, build_teacher_network, fit, teacher_seed, use_threads
 from tgeokd.runs.config import RunConfig, replace
 from tgeokd.teachers import CLASSIFIERS, StoredPredictions, TeacherCache, TeacherCacheOptions, fit_classifier
+from tgeokd.training.checkpoint import write_weights
 from tgeokd.utils.errors import DivergenceError, InputError, one_line
-from tgeokd.utils.files import replace_file
 from tgeokd.utils.validation import call_validated
 
 _BATCH = 256
@@ -95,7 +95,7 @@ def build_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: bo
             fit(distiller, config.teacher, data, seed=teacher_seed(config))
         except DivergenceError as error:
             raise DivergenceError(f"the teacher's training: {error}") from error
-    replace_file(path, lambda temporary: save_model(network, str(temporary)))
+    write_weights(path, network)
     return both_metrics(distiller.evaluate, data)
 
 

@@ -1,6 +1,5 @@
 """Checkpoints on disk: atomic, checksummed, read back once."""
 
-import hashlib
 import logging
 import pickle
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import nn
 
 from tgeokd.training.state import TrainState
 from tgeokd.utils.errors import InputError, first_line
-from tgeokd.utils.files import CHECKPOINTS, replace_file
+from tgeokd.utils.files import CHECKPOINTS, replace_file, sha256, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -29,18 +28,13 @@ class Checkpointer:
         self.run, self.folder, self.keep = folder, folder / CHECKPOINTS, keep
         self._read_back = False
 
-    def exists(self) -> bool:
-        """Whether there is a checkpoint to resume from."""
-        return bool(self._paths())
-
     def save(self, state: TrainState) -> Path:
         """Write a checkpoint and remove the oldest ones. The first one is read back; InputError where that fails."""
         path = self.folder / f"step-{state.step['index']:09d}.pt"
         try:
             self.folder.mkdir(exist_ok=True)
             replace_file(path, lambda temporary: torch.save(state.to_dict(), temporary))
-            digest = _sha256(path)
-            replace_file(_checksum(path), lambda temporary: temporary.write_text(f"{digest}  {path.name}\n"))
+            write_text(_checksum(path), f"{sha256(path)}  {path.name}\n")
         except OSError as error:
             raise InputError(f"cannot write the checkpoint {path}: {error.strerror}") from error
         if not self._read_back:
@@ -80,7 +74,7 @@ class Checkpointer:
     def _read(path: Path) -> TrainState:
         """Read and verify a checkpoint; only tensors and plain values are unpickled."""
         try:
-            if _sha256(path) != _checksum(path).read_text().split()[0]:
+            if sha256(path) != _checksum(path).read_text().split()[0]:
                 raise InputError(
                     f"the checkpoint {path} is damaged: its checksum differs from the one in {_checksum(path).name}"
                 )
@@ -90,15 +84,10 @@ class Checkpointer:
         return TrainState.from_dict(content, str(path))
 
 
-def write_weights(folder: Path, model: nn.Module) -> None:
-    """Write a module's weights to ``student.safetensors``."""
-    replace_file(folder / "student.safetensors", lambda path: save_model(model, str(path)))
+def write_weights(path: Path, model: nn.Module) -> None:
+    """Write a module's weights to a safetensors file, atomically."""
+    replace_file(path, lambda temporary: save_model(model, str(temporary)))
 
 
 def _checksum(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

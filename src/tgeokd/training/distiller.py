@@ -280,7 +280,7 @@ class Distiller:
                 loop.folder.write_lines("metrics.jsonl", self.history)
         loop.run()
         if loop.folder is not None:
-            write_weights(loop.folder.path, self._step.student)
+            write_weights(loop.folder.path / "student.safetensors", self._step.student)
 
     def store_teacher(
         self, train_loader: Loader, val_loader: Loader | None = None, *, folder: str | Path, epochs: int

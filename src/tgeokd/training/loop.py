@@ -212,7 +212,7 @@ class TrainingLoop:
             if self.distiller.scheduler is not None:
                 self.distiller.scheduler.load_state_dict(state.scheduler or {})
             self.step.epoch, self.step.epochs = self.epoch, self.epochs
-            self.step.load_state_dict(self.distiller.fabric.to_device(state.step))
+            self.step.load_state_dict(state.step)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
@@ -268,7 +268,7 @@ class TrainingLoop:
         skipped = sum(1 for _ in islice(batches, self.batch))
         if skipped < self.batch:
             raise InputError(f"the training loader yields {skipped} batches, and {self.batch} of the epoch were used")
-        self.step.load_state_dict(self.distiller.fabric.to_device(state.step))
+        self.step.load_state_dict(state.step)
         self._restore_random(state.random, state.order)
         return batches
 

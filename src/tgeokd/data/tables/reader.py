@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import gzip
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from pyarrow import csv as arrow_csv
 
 from tgeokd.utils.errors import InputError, one_line
+from tgeokd.utils.files import sha256
 
 MISSING_TEXT = ("", "?", "NA", "N/A", "NaN", "nan", "NULL", "null")
 """Missing values in a CSV file, after surrounding blanks are removed."""
@@ -79,9 +79,7 @@ def read_table(
         raise InputError(f"{source} has no rows" + (" that can be parsed" if skipped else ""))
     total = len(frame) + len(skipped)
     rows = np.delete(np.arange(total, dtype=np.int64), skipped)
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Table(frame, rows, source, total, digest)
+    return Table(frame, rows, source, total, sha256(path))
 
 
 def _read_csv(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tgeokd.utils.errors import InputError, one_line
+from tgeokd.utils.files import sha256
 
 Checksum = Literal["official", "any"]
 
@@ -105,11 +106,8 @@ def _read(archive: Archive, source: Path, checksum: Checksum, stamps: tuple[tupl
     names = tuple(map(_text, found))
     images, target = _samples(archive, source, members, archive.train, len(names))
     test_images, test_target = _samples(archive, source, members, archive.test, len(names))
-    sha256 = None
-    if source.is_file():
-        with source.open("rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Contents(images, target, test_images, test_target, names, source.name, sha256, md5, unofficial)
+    digest = sha256(source) if source.is_file() else None
+    return Contents(images, target, test_images, test_target, names, source.name, digest, md5, unofficial)
 
 
 def _unpack(archive: Archive, source: Path) -> dict[str, bytes]:
