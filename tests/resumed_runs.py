@@ -133,7 +133,14 @@ def cut_off_and_resumed(
     torch.rand(17)  # another process has other random states
     random.random()
     np.random.rand()
-    resumed, whole = make(None), make(None)
+    return resumed_and_whole(tmp_path, lambda: make(None), fit)
+
+
+def resumed_and_whole(
+    tmp_path: Path, make: Callable[[], Distiller], fit: Callable[..., None]
+) -> tuple[Distiller, Distiller]:
+    """The interrupted run in ``tmp_path / "cut"``, resumed, and one in one piece; they and their metrics end equal."""
+    resumed, whole = make(), make()
     fit(resumed, out=tmp_path / "cut", resume=True)
     fit(whole, out=tmp_path / "whole")
     assert_same_end(resumed, whole)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tgeokd import Distiller, TGeoKD
 from tgeokd.data.batch import Batch
+from tgeokd.methods.ratio_network import RatioNetwork
 from tgeokd.teachers.base import Teacher
 from tgeokd.training.callbacks import Callback
 from tgeokd.utils.errors import InputError
@@ -54,6 +55,16 @@ def mlp(seed: int, *, classes: int = CLASSES, norm: bool = False, dropout: bool 
     if dropout:
         layers.append(nn.Dropout(0.5))
     return nn.Sequential(*layers, nn.Linear(8, classes))
+
+
+class CountedTeacher(nn.Linear):
+    """Counts the samples that it is queried for."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += len(x)
+        return super().forward(x)
 
 
 class Unsized:
@@ -190,3 +201,15 @@ class TableTeacher(Teacher):
             found.append((batch.inputs, batch.target, torch.arange(first, first + len(batch.target))))
             first += len(batch.target)
         return found
+
+
+def by_layer(network: RatioNetwork, vector: Tensor) -> dict[str, Tensor]:
+    """A vector like omega as weights and biases by layer: `weight0`, `bias0`, `weight1`, ..."""
+    parts: dict[str, Tensor] = {}
+    start = 0
+    for i, layer in enumerate(network.layers):
+        for name, like in zip(("weight", "bias"), layer, strict=True):
+            parts[f"{name}{i}"] = vector[start : start + like.numel()].view_as(like)
+            start += like.numel()
+    assert start == len(vector)
+    return parts

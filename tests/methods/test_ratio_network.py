@@ -7,20 +7,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from small_training import by_layer
 from torch import nn
 
 from tgeokd.methods.ratio_network import Adam, RatioNetwork
-
-
-def by_layer(network, vector):
-    """A vector like omega as weights and biases by layer: `weight0`, `bias0`, `weight1`, ..."""
-    parts, start = {}, 0
-    for i, layer in enumerate(network.layers):
-        for name, like in zip(("weight", "bias"), layer, strict=True):
-            parts[f"{name}{i}"] = vector[start : start + like.numel()].view_as(like)
-            start += like.numel()
-    assert start == len(vector)
-    return parts
 
 
 def test_ratios_and_their_gradient_are_those_of_autograd_through_the_layers():

@@ -11,7 +11,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from small_training import Samples, TableTeacher
+from small_training import Samples, TableTeacher, by_layer
 from torch import nn
 
 from tgeokd import DistillationStep, LossInputs, TGeoKD, VanillaKD
@@ -129,17 +129,6 @@ def test_every_ratio_starts_at_exactly_one_half(options):
     alpha = prepared(**options).alpha(LossInputs(10 * torch.randn(50, C), b.teacher_logits, b.target, TAU))
     assert alpha.shape == (50,)
     assert torch.equal(alpha, torch.full((50,), 0.5))
-
-
-def by_layer(network, vector):
-    """A vector like omega as weights and biases by layer: `weight0`, `bias0`, `weight1`, ..."""
-    parts, start = {}, 0
-    for i, layer in enumerate(network.layers):
-        for name, like in zip(("weight", "bias"), layer, strict=True):
-            parts[f"{name}{i}"] = vector[start : start + like.numel()].view_as(like)
-            start += like.numel()
-    assert start == len(vector)
-    return parts
 
 
 def omegas_gradient(tgeo, student, optimizer, train_batches, validation, clip_norm):

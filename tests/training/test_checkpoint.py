@@ -23,7 +23,7 @@ from resumed_runs import (
     train_loader,
     validation_loader,
 )
-from small_training import data, refused
+from small_training import CountedTeacher, data, refused
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, TensorDataset
@@ -242,21 +242,11 @@ def test_differences_are_the_known_values_that_are_not_equal(saved, now):
 # ---- what a resumed run does not do again
 
 
-class Counted(nn.Linear):
-    """Counts the samples that it is queried for."""
-
-    calls = 0
-
-    def forward(self, x):
-        self.calls += len(x)
-        return super().forward(x)
-
-
 @pytest.mark.parametrize("outer", ["holdout", "union", "train"])
 def test_a_resumed_run_does_not_query_the_teacher_for_class_means(tmp_path, outer):
     def teacher():
         torch.manual_seed(3)
-        return Counted(4, 3)
+        return CountedTeacher(4, 3)
 
     def samples_of(epochs):
         return epochs * (32 if outer == "union" else 20)

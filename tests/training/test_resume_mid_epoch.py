@@ -21,12 +21,12 @@ from resumed_runs import (
     distiller_of,
     fit,
     metrics,
+    resumed_and_whole,
     save_and_crash,
     train_loader,
     validation_loader,
 )
-from small_training import Recorder, data, refused
-from torch import nn
+from small_training import CountedTeacher, Recorder, data, refused
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from torch.utils.data import DataLoader, Dataset
 
@@ -124,10 +124,7 @@ def test_a_run_that_is_interrupted_twice_in_the_same_epoch(tmp_path):
             fit_augmented(make(At(step, save_and_crash)), out=tmp_path / "cut", resume=resume)
         random.random()
         np.random.rand()
-    resumed, whole = make(None), make(None)
-    fit_augmented(resumed, out=tmp_path / "cut", resume=True)
-    fit_augmented(whole, out=tmp_path / "whole")
-    assert_same_end(resumed, whole)
+    resumed_and_whole(tmp_path, lambda: make(None), fit_augmented)
 
 
 @dataclass(frozen=True)
@@ -143,16 +140,6 @@ class Noise:
     def view(self, inputs, ids, view):
         noise = [torch.randn(4, generator=torch.Generator().manual_seed(int(name) * 100 + view)) for name in ids]
         return inputs + self.scale * torch.stack(noise)
-
-
-class CountedTeacher(nn.Linear):
-    """Counts the samples it is queried for."""
-
-    calls = 0
-
-    def forward(self, x):
-        self.calls += len(x)
-        return super().forward(x)
 
 
 def test_a_cached_teacher_with_views_continues_without_queries(tmp_path):
@@ -199,11 +186,7 @@ def test_a_checkpoint_written_in_any_hook_resumes_the_same_run(tmp_path, hook):
     with contextlib.suppress(CutOff):
         end = [] if hook == "on_fit_end" else [At(2 * STEPS + 2, crash)]
         fit_rarely(make(SaveAt(hook), *end), out=tmp_path / "cut")
-    resumed, whole = make(), make()
-    fit_rarely(resumed, out=tmp_path / "cut", resume=True)
-    fit_rarely(whole, out=tmp_path / "whole")
-    assert_same_end(resumed, whole)
-    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    resumed_and_whole(tmp_path, make, fit_rarely)
 
 
 def test_saving_needs_the_folder_of_a_run(tmp_path):
