@@ -11,7 +11,7 @@ from harness import Figure, interleaved, ratios, threads
 from torch import Tensor
 from workloads import MLP, RESNET, Workload
 
-from tgeokd.bilevel import build_estimator
+from tgeokd.bilevel import FusedTerms, build_estimator
 from tgeokd.bilevel.recorder import StepRecorder
 from tgeokd.core.losses import fuse, gt_loss, kd_loss
 
@@ -54,14 +54,14 @@ def ours(problem: Problem) -> Callable[[], Tensor]:
     student, alpha = problem.student, problem.alpha().detach()
     optimizer = torch.optim.SGD(student.parameters(), LR)
     estimator = build_estimator("forward")
-    options = {"temperature": problem.temperature, "clip_norm": None, "assume_sgd": False}
-    recorder = StepRecorder(student, optimizer, estimator, **options)
+    recorder = StepRecorder(student, optimizer, estimator, clip_norm=None, assume_sgd=False)
+    terms = FusedTerms(problem.teacher_logits, problem.target, problem.temperature)
 
     def once() -> Tensor:
         with recorder.forward_pass(problem.inputs):
             logits = student(*problem.inputs)
         loss = problem.fused(logits, alpha)
-        recorder.complete(logits, problem.target, problem.teacher_logits, alpha, loss)
+        recorder.complete(logits, terms, alpha, loss)
         loss.backward()
         record = recorder.finish()
         optimizer.step()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tgeokd.bilevel import MicroBatch, StepRecord
+from tgeokd.bilevel import FusedTerms, StepRecord
 from tgeokd.bilevel.estimators.base import OuterBatch
 from tgeokd.bilevel.estimators.last_layer import LastLayerEstimator
 from tgeokd.core.losses import gt_grad, kd_grad
@@ -50,21 +50,22 @@ class Centred(LastLayerEstimator):
         return gradient - gradient.mean()
 
 
-@dataclass
-class ChangedMicroBatch(MicroBatch):
-    """A microbatch with another function of the two gradients than their difference."""
+@dataclass(frozen=True)
+class ChangedTerms(FusedTerms):
+    """Another function of the two gradients than their difference."""
 
     difference: Callable[[Tensor, Tensor], Tensor] = torch.sub
 
-    def difference_grad(self, logits: Tensor, temperature: float) -> Tensor:
-        return self.difference(kd_grad(logits, self.teacher_logits, temperature), gt_grad(logits, self.target))
+    def weight_grad(self, logits: Tensor) -> Tensor:
+        return self.difference(kd_grad(logits, self.teacher_logits, self.temperature), gt_grad(logits, self.target))
 
 
 class ChangedDifference(LastLayerEstimator):
     """Base of estimators that change the gradients of ``kd_i`` and ``gt_i`` with respect to the logits, shape (n, C)."""
 
     def estimate(self, record: StepRecord, outer_batch: OuterBatch) -> Tensor:
-        record.microbatches = [ChangedMicroBatch(**vars(m), difference=self.difference) for m in record.microbatches]
+        for microbatch in record.microbatches:
+            microbatch.loss_terms = ChangedTerms(**vars(microbatch.terms), difference=self.difference)
         return super().estimate(record, outer_batch)
 
     def difference(self, kd: Tensor, gt: Tensor) -> Tensor:
@@ -120,7 +121,9 @@ class WithTeacher(LastLayerEstimator):
 
     def estimate(self, record: StepRecord, outer_batch: OuterBatch) -> Tensor:
         assert self.teacher is not None
-        self.teacher_logits, self.temperature = self.teacher.logits(Batch(*outer_batch)), record.temperature
+        terms = record.microbatches[0].terms
+        assert isinstance(terms, FusedTerms)
+        self.teacher_logits, self.temperature = self.teacher.logits(Batch(*outer_batch)), terms.temperature
         return super().estimate(record, outer_batch)
 
     def outer_residual(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from tgeokd.bilevel import Estimator, StepRecord, build_estimator
+from tgeokd.bilevel import Estimator, FusedTerms, StepRecord, build_estimator
 from tgeokd.bilevel.recorder import StepRecorder
 from tgeokd.methods import LossInputs, Method
 from tgeokd.training.step import DistillationStep
@@ -377,6 +377,11 @@ def plain_step(case: Case, *, clip_norm: float | None = None, accumulate: int = 
     case.optimizer.step()
 
 
+def terms_of(case: Case, index: Any = slice(None)) -> FusedTerms:
+    """How the loss of some samples depends on their ratios."""
+    return FusedTerms(case.teacher_logits[index], case.target[index], case.temperature)
+
+
 def loss_of(case: Case, z: Tensor, index: slice) -> Tensor:
     """Mean fused loss of some of the samples, from their logits."""
     alpha = case.alpha[index]
@@ -454,7 +459,7 @@ def recorder_of(
 ) -> StepRecorder:
     """A recorder for an estimator, given by name with its options."""
     estimator = build_estimator(method, **options)
-    settings = {"temperature": case.temperature, "clip_norm": clip_norm, "assume_sgd": assume_sgd}
+    settings = {"clip_norm": clip_norm, "assume_sgd": assume_sgd}
     return StepRecorder(case.student, case.optimizer, estimator, **settings)
 
 
@@ -470,7 +475,7 @@ def backward_passes(
         with recorder.forward_pass(inputs):
             z = call(case.student, inputs)
         loss = loss_of(case, z, index)
-        recorder.complete(z, case.target[index], case.teacher_logits[index], case.alpha[index], loss)
+        recorder.complete(z, terms_of(case, index), case.alpha[index], loss)
         if zero_grad and not index.start:
             case.optimizer.zero_grad()
         (loss * factor).backward()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from students import N, estimate, loss_of, make_case, mlp, recorder_of, relative_error
+from students import N, estimate, loss_of, make_case, mlp, recorder_of, relative_error, terms_of
 from torch.optim import SGD
 
-from tgeokd.bilevel import build_estimator, ratio_gradient
+from tgeokd.bilevel import FusedTerms, build_estimator, ratio_gradient
 from tgeokd.bilevel.recorder import StepRecorder
 from tgeokd.core.losses import fuse, gt_loss, kd_loss
 from tgeokd.data import InputSpec
@@ -32,7 +32,7 @@ def autocast_step(case, recorder):
         with recorder.forward_pass(case.inputs):
             logits = case.student(case.inputs).float()
         loss = loss_of(case, logits, slice(None))
-        recorder.complete(logits, case.target, case.teacher_logits, case.alpha, loss)
+        recorder.complete(logits, terms_of(case), case.alpha, loss)
     loss.backward()
     record = recorder.finish()
     case.optimizer.step()
@@ -112,14 +112,14 @@ def of_trained_size(kind, method, *, autocast, samples=48, val_samples=32, class
     y, val_y = torch.randint(classes, (samples,)), torch.randint(classes, (val_samples,))
     teacher, alpha = 2 * torch.randn(samples, classes), torch.rand(samples)
     optimizer = SGD(student.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
-    settings = {"temperature": tau, "clip_norm": None, "assume_sgd": False}
+    settings = {"clip_norm": None, "assume_sgd": False}
     recorder = StepRecorder(student, optimizer, build_estimator(method), **settings)
     for _ in range(3):  # momentum and batch statistics as in the middle of training
         with torch.autocast("cpu", dtype=BF16, enabled=autocast), recorder.forward_pass(x):
             logits = student(x)
         logits = logits.float()
         loss = fuse(kd_loss(logits, teacher, tau), gt_loss(logits, y), alpha).mean()
-        recorder.complete(logits, y, teacher, alpha, loss)
+        recorder.complete(logits, FusedTerms(teacher, y, tau), alpha, loss)
         optimizer.zero_grad()
         loss.backward()
         record = recorder.finish()

@@ -25,6 +25,7 @@ from students import (
     recorded_step,
     recorder_of,
     relative_error,
+    terms_of,
 )
 from torch import nn
 from torch.optim import SGD, RMSprop
@@ -199,7 +200,7 @@ def test_one_backward_pass_of_several_losses():
         with recorder.forward_pass(case.inputs[index]):
             z = call(case.student, case.inputs[index])
         losses.append(loss_of(case, z, index))
-        recorder.complete(z, case.target[index], case.teacher_logits[index], case.alpha[index], losses[-1])
+        recorder.complete(z, terms_of(case, index), case.alpha[index], losses[-1])
     case.optimizer.zero_grad()
     (sum(losses) / 3).backward()
     clip_gradients(case, bound)
@@ -259,7 +260,7 @@ def test_clip_norm_needs_the_backward_pass_of_the_recorded_loss():
     recorder = recorder_of(case, clip_norm=1.0)
     with recorder.forward_pass(case.inputs):
         logits = case.student(case.inputs)
-    recorder.complete(logits, case.target, case.teacher_logits, case.alpha, logits.square().mean())
+    recorder.complete(logits, terms_of(case), case.alpha, logits.square().mean())
     gt_loss(logits, case.target).mean().backward()  # another loss
     with pytest.raises(InputError, match="clip_norm"):
         recorder.finish()

@@ -80,9 +80,9 @@ def same_rate(student):
 def context(student, optimizer, batch, validation, *, first=True):
     """What the method is given before the forward pass of a batch."""
     microbatch = MicroBatch.begin(student, batch.inputs)
-    microbatch.target, microbatch.teacher_logits = batch.target, batch.teacher_logits
     outer = (validation.inputs, validation.target, validation.teacher_logits)
-    return ForwardContext(student, optimizer, TAU, microbatch, lambda: outer, first)
+    known = (batch.target, batch.teacher_logits)
+    return ForwardContext(student, optimizer, TAU, microbatch, *known, lambda: outer, first)
 
 
 def ratios(method, student, optimizer, batches, validation):

@@ -80,7 +80,7 @@ def on_meta(monkeypatch):
     means = torch.full((C, C), 1 / C, device=META)
     monkeypatch.setattr("tgeokd.training.step.survey", lambda *_: Survey(C, means))
     monkeypatch.setattr("tgeokd.training.step.validate_labels", lambda *_: None)
-    monkeypatch.setattr("tgeokd.bilevel.estimators.last_layer._find_head", lambda student, _: student[-1])
+    monkeypatch.setattr("tgeokd.bilevel.estimators.last_layer.find_head", lambda student, _: student[-1])
 
 
 class Done(Exception):

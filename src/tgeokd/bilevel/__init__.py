@@ -4,11 +4,14 @@ from tgeokd.bilevel.estimators import ESTIMATORS, DirectionalEstimator, Estimato
 from tgeokd.bilevel.outer_direction import OuterDirection
 from tgeokd.bilevel.ratio_gradient import ratio_gradient
 from tgeokd.bilevel.record import MicroBatch, StepRecord
+from tgeokd.bilevel.terms import FusedTerms, LossTerms
 
 __all__ = [
     "ESTIMATORS",
     "DirectionalEstimator",
     "Estimator",
+    "FusedTerms",
+    "LossTerms",
     "MicroBatch",
     "OuterDirection",
     "StepRecord",

@@ -18,7 +18,8 @@ from tgeokd.bilevel.functional import functional_logits, trainable
 from tgeokd.bilevel.record import MicroBatch, StepRecord
 from tgeokd.bilevel.recorder import recorded_pass
 from tgeokd.bilevel.step_vjp import Clip, StepVJP, functional_step, step_diagonal, student_slots
-from tgeokd.core.losses import check_ratios, fuse, gt_loss, kd_loss
+from tgeokd.bilevel.terms import FusedTerms
+from tgeokd.core.losses import check_ratios
 from tgeokd.core.model_call import module_device, random_state, replayed, sliced
 from tgeokd.core.validation import check_positive
 from tgeokd.utils.errors import InputError
@@ -86,10 +87,9 @@ def ratio_gradient(
         for rows in slices:
             with recorded_pass(estimator, student, sliced(inputs, rows), buffers) as microbatch:
                 logits = functional_logits(student, values, buffers, sliced(inputs, rows))
-            microbatch.target, microbatch.teacher_logits = target[rows], teacher_logits[rows]
-            microbatch.student_logits = logits.detach()
-            kd, gt = kd_loss(logits, microbatch.teacher_logits, temperature), gt_loss(logits, microbatch.target)
-            losses.append(fuse(kd, gt, alpha[rows].detach()))
+            terms = FusedTerms(teacher_logits[rows], target[rows], temperature)
+            microbatch.student_logits, microbatch.loss_terms = logits.detach(), terms
+            losses.append(terms.loss(logits, alpha[rows].detach()))
             microbatches.append(microbatch)
         found = torch.autograd.grad(torch.cat(losses).mean(), list(values.values()), allow_unused=True)
     gradients = {name: g for name, g in zip(values, found, strict=True) if g is not None}
@@ -101,7 +101,7 @@ def ratio_gradient(
     with torch.no_grad():
         vjp = StepVJP(step_diagonal(slots, values, gradients), clip, gradients)
         after = functional_step(slots, before, gradients)
-    record = StepRecord(student, temperature, microbatches, before, after, vjp, gradients, slots, alpha, buffers)
+    record = StepRecord(student, microbatches, before, after, vjp, gradients, slots, alpha, buffers)
     return estimator.estimate(record, (val_inputs, val_target))
 
 

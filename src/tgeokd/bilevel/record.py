@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tgeokd.bilevel.functional import Tensors, current_buffers, functional_logits, modes, trainable
 from tgeokd.bilevel.outer_direction import OuterDirection
 from tgeokd.bilevel.step_vjp import OptimizerSlot, StepVJP
-from tgeokd.core.losses import gt_grad, kd_grad
+from tgeokd.bilevel.terms import LossTerms
 from tgeokd.core.model_call import (
     Modes,
     RandomState,
@@ -64,12 +64,11 @@ class MicroBatch:
     buffers: Tensors  # the student's, before the pass, by name
     modes: Modes  # which of the student's modules were in training mode
     context: PassContext  # precision and attention kernel of the pass
-    target: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # class indices, shape (n,)
-    teacher_logits: Tensor = field(default_factory=lambda: torch.empty(0))  # shape (n, C)
     student_logits: Tensor = field(default_factory=lambda: torch.empty(0))  # of the pass, detached, shape (n, C)
     features: Tensor | None = None  # inputs of the classifier head, shape (n, H), where the estimator uses them
     weight: Tensor | None = None  # factor of this microbatch's mean loss in the backward pass, shape (); None before
-    alpha: Tensor | None = None  # fusion ratios, shape (n,); None before the loss is known
+    alpha: Tensor | None = None  # learned weights, shape (n,); None before the loss is known
+    loss_terms: LossTerms | None = None  # how the loss depends on them; None before it is known
 
     @classmethod
     def begin(
@@ -96,8 +95,8 @@ class MicroBatch:
 
     def first(self, count: int) -> MicroBatch:
         """The first samples alone, not yet run."""
-        cut = {"inputs": sliced(self.inputs, slice(count)), "target": self.target[:count]}
-        return replace(self, **cut, teacher_logits=self.teacher_logits[:count], student_logits=torch.empty(0))
+        terms = self.terms.first(count)
+        return replace(self, inputs=sliced(self.inputs, slice(count)), student_logits=torch.empty(0), loss_terms=terms)
 
     def replay(self, student: nn.Module, params: Tensors) -> Tensor:
         """Student logits of this pass at other parameters: same mode, dropout mask, buffers and precision."""
@@ -105,12 +104,14 @@ class MicroBatch:
         with replayed(self.random_state), in_modes(self.modes), self.context():
             return functional_logits(student, params, buffers, self.inputs)
 
-    def difference_grad(self, logits: Tensor, temperature: float) -> Tensor:
-        """Gradient of ``kd_i - gt_i``, the factor of ``alpha_i``, with respect to the student's logits, shape (n, C)."""
-        return kd_grad(logits, self.teacher_logits, temperature) - gt_grad(logits, self.target)
+    @property
+    def terms(self) -> LossTerms:
+        """How the loss depends on the learned weights, of a pass whose loss is known."""
+        assert self.loss_terms is not None
+        return self.loss_terms
 
     def __len__(self) -> int:
-        return len(self.target)
+        return len(self.student_logits)
 
 
 @dataclass
@@ -118,14 +119,13 @@ class StepRecord:
     """One finished training step."""
 
     student: nn.Module  # in training mode as it was in the step
-    temperature: float  # ``tau`` of the teacher term
     microbatches: list[MicroBatch]
     params: Tensors  # trainable parameters before the step, by name; empty where the estimator does not need them
     after: Tensors | None  # the same after the step; None where the student itself holds them
     vjp: StepVJP  # transposed Jacobian of the step
     gradient: Tensors  # of the training loss in the step, by name, of the parameters that the estimator uses
     slots: list[OptimizerSlot]  # the optimizer's view of the parameters before the step; only for ``unrolled``
-    alpha: Tensor  # the fusion ratios that the step used, shape (N,)
+    alpha: Tensor  # the learned weights that the step used, shape (N,)
     buffers: Tensors = field(default_factory=dict)  # the student's after the step, by name, where it does not hold them
 
     @property

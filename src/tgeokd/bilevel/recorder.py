@@ -14,6 +14,7 @@ from tgeokd.bilevel.estimators.last_layer import capture
 from tgeokd.bilevel.functional import Tensors, trainable
 from tgeokd.bilevel.record import MicroBatch, StepRecord
 from tgeokd.bilevel.step_vjp import Clip, StepVJP, optimizer_slots, step_diagonal
+from tgeokd.bilevel.terms import LossTerms
 from tgeokd.utils.errors import InputError
 
 
@@ -43,7 +44,6 @@ class StepRecorder:
     student: nn.Module
     optimizer: Optimizer
     estimator: Estimator  # what the record is for; resolved with the first recorded pass
-    temperature: float  # ``tau`` of the teacher term
     clip_norm: float | None  # the caller clips the gradient to this norm before the step
     assume_sgd: bool  # treat the step of an unknown optimizer as plain SGD's
     microbatches: list[MicroBatch] = field(default_factory=list)  # of the running step
@@ -67,13 +67,11 @@ class StepRecorder:
             yield
         self.microbatches.append(microbatch)
 
-    def complete(
-        self, student_logits: Tensor, target: Tensor, teacher_logits: Tensor, alpha: Tensor, loss: Tensor
-    ) -> None:
-        """Add to the last forward pass its logits (n, C), labels and ratios (n,) and the mean loss, to be backpropagated."""
+    def complete(self, student_logits: Tensor, terms: LossTerms, alpha: Tensor, loss: Tensor) -> None:
+        """Add to the last forward pass its logits (n, C), loss terms and weights (n,), and the mean loss."""
         microbatch = self.microbatches[-1]
         microbatch.student_logits = student_logits.detach()
-        microbatch.target, microbatch.teacher_logits, microbatch.alpha = target, teacher_logits, alpha
+        microbatch.loss_terms, microbatch.alpha = terms, alpha
 
         def note(weight: Tensor) -> None:
             self._drop_skipped()
@@ -101,7 +99,7 @@ class StepRecorder:
         slots = [slot.snapshot() for slot in slots] if self.estimator.needs_slots else []
         alphas = [m.alpha for m in microbatches if m.alpha is not None]
         alpha = torch.cat(alphas) if len(alphas) > 1 else alphas[0]
-        return StepRecord(self.student, self.temperature, microbatches, before, None, vjp, gradients, slots, alpha)
+        return StepRecord(self.student, microbatches, before, None, vjp, gradients, slots, alpha)
 
     def forget(self) -> None:
         """Drop the microbatches of a step that was not taken."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tgeokd.bilevel import Estimator, MicroBatch
+from tgeokd.bilevel import Estimator, FusedTerms, LossTerms, MicroBatch
 from tgeokd.core.losses import fuse, gt_loss, kd_loss
 from tgeokd.core.validation import check_at_least, check_choice
 from tgeokd.methods.registry import METHODS
@@ -65,7 +65,9 @@ class ForwardContext:
     student: nn.Module
     optimizer: Optimizer
     temperature: float  # ``tau`` of the teacher term
-    microbatch: MicroBatch  # the state before the pass, with labels and teacher logits; it can be run
+    microbatch: MicroBatch  # the state before the pass; it can be run
+    target: Tensor  # class indices, shape (N,)
+    teacher_logits: Tensor  # shape (N, C)
     outer: Callable[[], tuple[Any, Tensor, Tensor]]  # next outer batch: inputs, labels (M,), teacher logits (M, C)
     first: bool  # whether it is the first batch of an optimizer step
 
@@ -103,6 +105,10 @@ class Method:
         alpha = self.alpha(inputs)
         # Whether alpha lies in [0, 1] is checked where the ratios are recorded, for many batches at once.
         return SampleLoss(fuse(inputs.kd, inputs.gt, alpha.detach(), check=False), alpha)
+
+    def loss_terms(self, inputs: LossInputs) -> LossTerms:
+        """How the loss of :meth:`loss` depends on alpha, for a method that learns; by default the fused loss."""
+        return FusedTerms(inputs.teacher, inputs.target, inputs.temperature)
 
     def needs_hypergradient(self, step: int) -> bool:
         """Whether :meth:`learn` is to be called after a step, given by its index from 0."""

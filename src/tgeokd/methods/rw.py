@@ -65,8 +65,8 @@ class ReweightingKD(Method):
         microbatch = context.microbatch
         params = {name: param.detach() for name, param in trainable(context.student).items()}
         ((logits, tangent),) = self.estimator.logit_derivatives(context.student, [microbatch], params, self._direction)
-        kd_gain = (kd_grad(logits, microbatch.teacher_logits, context.temperature) * tangent).sum(dim=-1)
-        gt_gain = (gt_grad(logits, microbatch.target) * tangent).sum(dim=-1)
+        kd_gain = (kd_grad(logits, context.teacher_logits, context.temperature) * tangent).sum(dim=-1)
+        gt_gain = (gt_grad(logits, context.target) * tangent).sum(dim=-1)
         u_kd, u_gt = ((self.beta * gain).clamp(min=self.delta) for gain in (kd_gain, gt_gain))
         self._ratios.append(u_kd / (u_kd + u_gt))
 

@@ -249,7 +249,8 @@ class DistillationStep:
             raise InputError("the student's forward pass must run inside `with step.forward_pass(inputs):`")
         device = student_logits.device.type
         with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
-            result = self.method.loss(self.loss_inputs(student_logits, teacher_logits, target, ids, learn=due))
+            inputs = self.loss_inputs(student_logits, teacher_logits, target, ids, learn=due)
+            result = self.method.loss(inputs)
             loss = result.loss.mean()
         if not torch.is_grad_enabled():  # a loss that is only looked at
             return loss
@@ -257,8 +258,7 @@ class DistillationStep:
         if due:
             assert self._recorder is not None
             assert result.alpha is not None
-            assert teacher_logits is not None
-            self._recorder.complete(student_logits, target, teacher_logits, result.alpha, loss)
+            self._recorder.complete(student_logits, self.method.loss_terms(inputs), result.alpha, loss)
         if due or self.method.looks_before_forward:
             loss.register_hook(self._note_backward)
         return loss
@@ -317,7 +317,6 @@ class DistillationStep:
             raise InputError(f"method {self.method.name!r} learns from hypergradients and has no estimator")
         self._recorder = StepRecorder(
             *(self.student, self.optimizer, self.method.estimator),
-            temperature=self.temperature,
             clip_norm=self.clip_norm,
             assume_sgd=self.assume_sgd,
         )
@@ -327,9 +326,8 @@ class DistillationStep:
             raise InputError(f"method {self.method.name!r} needs labels and teacher logits before the forward pass")
         math_attention = self.method.estimator is not None and self.method.estimator.math_attention
         microbatch = MicroBatch.begin(self.student, inputs, math_attention=math_attention)
-        microbatch.target, microbatch.teacher_logits = target, teacher_logits
-        context = (self.student, self.optimizer, self.temperature, microbatch, self._next_outer)
-        self.method.before_forward(ForwardContext(*context, first=not self._begun))
+        context = (self.student, self.optimizer, self.temperature, microbatch, target, teacher_logits)
+        self.method.before_forward(ForwardContext(*context, self._next_outer, first=not self._begun))
 
     def _next_outer(self) -> tuple[Any, Tensor, Tensor]:
         """Inputs and labels of the next outer batch, and the teacher's logits where the method needs them."""

@@ -79,7 +79,8 @@ ESTIMATORS: Registry[type[Estimator]] = Registry("estimator", "tgeokd.bilevel.es
 class DirectionalEstimator(Estimator):
     """The exact hypergradient as a directional derivative of the student's logits at the parameters before the step.
 
-    ``d L_val / d alpha_i = -w_i < d (kd_i - gt_i) / d z_i , (d z_i / d theta) J^T v >``: all samples share one direction.
+    ``d L_val / d alpha_i = -w_i < d (d loss_i / d alpha_i) / d z_i , (d z_i / d theta) J^T v >``: all samples share one
+    direction. For a fused loss, ``d loss_i / d alpha_i`` is ``kd_i - gt_i``.
     """
 
     @abstractmethod
@@ -100,7 +101,7 @@ class DirectionalEstimator(Estimator):
         direction = record.direction(record.outer_gradient(*outer_batch), self.direction)
         moved = self.logit_derivatives(record.student, microbatches, record.params, direction)
         along = [
-            (m.difference_grad(logits, record.temperature) * tangent).sum(dim=-1)
+            (m.terms.weight_grad(logits) * tangent).sum(dim=-1)
             for m, (logits, tangent) in zip(microbatches, moved, strict=True)
         ]
         if self.inner_samples is not None:

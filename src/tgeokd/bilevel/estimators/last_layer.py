@@ -46,7 +46,7 @@ class LastLayerEstimator(Estimator):
 
     def resolve(self, student: nn.Module, optimizer: Optimizer, microbatch: MicroBatch) -> Estimator:
         """This estimator with the student's head; a NoHeadError without an ``nn.Linear`` that is trained and used once."""
-        self.head = _find_head(student, microbatch)
+        self.head = find_head(student, microbatch)
         return self
 
     def parameters(self, student: nn.Module) -> Tensors:
@@ -84,7 +84,7 @@ class LastLayerEstimator(Estimator):
             products = []
             for microbatch in record.microbatches:
                 assert microbatch.features is not None
-                grad = microbatch.difference_grad(microbatch.student_logits, record.temperature)
+                grad = microbatch.terms.weight_grad(microbatch.student_logits)
                 difference = _of_head(grad, head).to(dtype)
                 # A parameter that the optimizer does not hold has no direction: it does not move, whatever alpha is.
                 moved = torch.zeros_like(difference)
@@ -104,7 +104,7 @@ def capture(head: nn.Linear) -> Iterator[list[Tensor]]:
         yield features
 
 
-def _find_head(student: nn.Module, microbatch: MicroBatch) -> nn.Linear:
+def find_head(student: nn.Module, microbatch: MicroBatch) -> nn.Linear:
     """The linear layer whose outputs are the student's logits, found by running one microbatch."""
     outputs: list[tuple[nn.Linear, Tensor]] = []
     with ExitStack() as hooks, torch.no_grad():

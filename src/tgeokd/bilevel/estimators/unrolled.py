@@ -12,7 +12,6 @@ from torch import Tensor
 from tgeokd.bilevel.estimators.base import ESTIMATORS, Estimator, OuterBatch
 from tgeokd.bilevel.record import StepRecord
 from tgeokd.bilevel.step_vjp import Clip, functional_step
-from tgeokd.core.losses import fuse, gt_loss, kd_loss
 from tgeokd.utils.errors import InputError
 
 
@@ -41,8 +40,7 @@ class UnrolledEstimator(Estimator):
             ratios = alpha.split([len(m) for m in record.microbatches])
             for microbatch, weight, ratio in zip(record.microbatches, record.weights(), ratios, strict=True):
                 logits = microbatch.replay(record.student, params)
-                kd = kd_loss(logits, microbatch.teacher_logits, record.temperature)
-                losses.append(weight * fuse(kd, gt_loss(logits, microbatch.target), ratio).mean())
+                losses.append(weight * microbatch.terms.loss(logits, ratio).mean())
             total = torch.stack(losses).sum()
             found = torch.autograd.grad(total, list(params.values()), create_graph=True, allow_unused=True)
             gradients = {name: g for name, g in zip(params, found, strict=True) if g is not None}
