@@ -17,7 +17,7 @@ from tgeokd.data.arrays import ArrayDataset
 from tgeokd.runs.build import build_teacher_network, load_data, teacher_seed
 from tgeokd.runs.results import RunResults
 from tgeokd.runs.single import check, run
-from tgeokd.runs.teacher import build_teacher, load_teacher
+from tgeokd.runs.teacher import _predict_all, build_teacher, is_network, load_teacher
 from tgeokd.teachers import StoredPredictions
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.validation import replace
@@ -261,3 +261,55 @@ def test_a_model_and_predictions_together_are_refused(predictions):
     for extra in ("model: {name: mlp}", "weights: x.pth"):
         with pytest.raises(InputError, match=r"teacher\.predictions"):
             short(f"teacher={{predictions: {predictions}, {extra}}}")
+
+
+# ---- networks on other inputs than the student's
+
+
+def test_a_network_on_data_of_its_own_gives_stored_predictions(tmp_path, monkeypatch):
+    """Each sample's prediction is that of the network on the same sample as the teacher's options present it."""
+    from tgeokd.data import TASKS
+    from tgeokd.data.tasks.digits import digits
+
+    def scaled(*, seed: int = 0, noise: float = 0.0, train: int = 100, held_out: int = 50, scale: float = 1.0):
+        data = digits(seed=seed, noise=noise, train=train, held_out=held_out)
+        sets = (ArrayDataset(s.inputs * scale, s.target, s.ids) for s in (data.train, data.held_out, data.test))
+        return dataclasses.replace(data, **dict(zip(("train", "held_out", "test"), sets, strict=True)))
+
+    monkeypatch.setattr(TASKS, "_entries", {**TASKS._entries, "digits": scaled}, raising=False)
+    config = short("teacher.epochs=2", "teacher.data.scale=3.0", "method=kd")
+    data = load_data(config)
+    assert not is_network(config)
+    check(config, data)
+    metrics = build_teacher(config, data, tmp_path / "teacher.safetensors")
+    stored = load_teacher(config, data, tmp_path / "teacher.safetensors")
+    assert isinstance(stored, StoredPredictions)
+    own = replace(config, data=config.data | {"scale": 3.0}, teacher=replace(config.teacher, data={}))
+    own_data = load_data(own)
+    build_teacher(own, own_data, tmp_path / "own.safetensors")
+    network = load_teacher(own, own_data, tmp_path / "own.safetensors").eval()
+    with torch.no_grad():
+        expected = network(data.test.inputs * 3.0)
+    torch.testing.assert_close(stored.lookup(data.test.ids), expected)
+    assert metrics["accuracy"] == pytest.approx(float((expected.argmax(1) == data.test.target).double().mean()))
+    run(config, tmp_path / "teacher.safetensors", tmp_path / "run")
+
+
+def test_predictions_are_those_of_images_without_augmentation(tmp_path):
+    images, target, ids = torch.rand(20, 3), torch.arange(20) % 2, torch.arange(20)
+
+    class Shift:
+        random = True
+
+        def __call__(self, inputs):
+            return inputs + torch.rand(len(inputs), 1)
+
+    noisy, plain = (ArrayDataset(images, target, ids, transform) for transform in (Shift(), None))
+    data = dataclasses.replace(load_data(short()), train=noisy, held_out=plain, test=plain)
+    stored = _predict_all(lambda inputs: inputs * 2, data)
+    assert torch.equal(stored.lookup(ids), images * 2)
+
+
+def test_data_and_features_are_for_networks():
+    with pytest.raises(InputError, match=r"teacher\.data"):
+        check(short(FOREST, "teacher.data.noise=0.1"))

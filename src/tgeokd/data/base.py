@@ -28,11 +28,13 @@ class InputSpec:
             (N, K); M or K may be 0.
         shape: shape of one sample; ``(M,)`` for a table.
         categories: number of codes of each categorical column of a table, K numbers. Code 0 is missing, 1 unknown or rare.
+        normalisation: mean and standard deviation per channel that normalised images, of pixels in [0, 1]; None for others.
     """
 
     kind: Literal["array", "table"]
     shape: tuple[int, ...]
     categories: tuple[int, ...] = ()
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 class Encoder(Protocol):

@@ -3,6 +3,7 @@
 Every protocol is optional: a data set that does not implement one is handled in the general, slower or more restricted way.
 """
 
+import copy
 from collections.abc import Iterable
 from typing import Any, Protocol, runtime_checkable
 
@@ -70,6 +71,15 @@ def joined(first: Dataset[Any], second: Dataset[Any]) -> Dataset[Any]:
 def subset(dataset: Dataset[Any], rows: list[int]) -> Dataset[Any]:
     """The samples of some row numbers, by the data set's own ``subset`` where it has one."""
     return dataset.subset(rows) if isinstance(dataset, Subsettable) else Subset(dataset, rows)
+
+
+def with_transform_of(dataset: Dataset[Any], other: Dataset[Any]) -> Dataset[Any]:
+    """The samples of a data set with the transform of another one, where both have one; otherwise the data set as it is."""
+    if not hasattr(dataset, "transform") or not hasattr(other, "transform"):
+        return dataset
+    changed = copy.copy(dataset)
+    changed.transform = other.transform
+    return changed
 
 
 def views_of(loader: Iterable[Any]) -> int | None:

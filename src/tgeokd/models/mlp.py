@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from tgeokd.data.base import InputSpec
 from tgeokd.models.registry import MODELS
 from tgeokd.models.table import CategoryEmbedding, check_options, check_table, hidden_layers
+from tgeokd.utils.errors import InputError
 
 
 class TableMLP(nn.Module):
@@ -31,9 +32,26 @@ class TableMLP(nn.Module):
         return logits
 
 
+class _First(nn.Module):
+    """The first numbers of each sample."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs[:, : self.count]
+
+
 @MODELS.register("mlp")
 def mlp(
-    *, inputs: InputSpec, num_classes: int, hidden: tuple[int, ...] = (16,), dropout: float = 0.0, embedding: int = 8
+    *,
+    inputs: InputSpec,
+    num_classes: int,
+    hidden: tuple[int, ...] = (16,),
+    dropout: float = 0.0,
+    embedding: int = 8,
+    components: int | None = None,
 ) -> nn.Module:
     """Linear layers with ReLU and dropout between them.
 
@@ -43,10 +61,16 @@ def mlp(
         hidden: widths of the hidden layers.
         dropout: probability after each hidden layer.
         embedding: length of the vector of a category; only used with a table.
+        components: read only this many of an array's numbers, the first (of a config with ``features`` these are the principal
+            components with the largest variance); by default all.
     """
     check_options(hidden=list(hidden), embedding=embedding, dropout=dropout)
     if inputs.kind == "table":
         check_table("mlp", inputs)
         return TableMLP(inputs, num_classes, hidden, embedding, dropout)
-    widths = (math.prod(inputs.shape), *hidden)
-    return nn.Sequential(nn.Flatten(), *hidden_layers(widths, dropout), nn.Linear(widths[-1], num_classes))
+    size = math.prod(inputs.shape)
+    if components is not None and not 1 <= components <= size:
+        raise InputError(f"components must lie in [1, {size}], the numbers of a sample, not {components}")
+    widths = (components or size, *hidden)
+    first = [] if components is None else [_First(components)]
+    return nn.Sequential(nn.Flatten(), *first, *hidden_layers(widths, dropout), nn.Linear(widths[-1], num_classes))

@@ -16,6 +16,7 @@ from tgeokd.data import TASKS, InputSpec, TaskData
 from tgeokd.methods import Method, build_method
 from tgeokd.models import build_model
 from tgeokd.runs.config import Recipe, RunConfig
+from tgeokd.runs.features import featurised
 from tgeokd.training.distiller import Distiller
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.validation import call_validated
@@ -25,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 def load_data(config: RunConfig) -> TaskData:
     """The task's data under the run's seed. The last result is kept, because consecutive runs often share it."""
-    data = _load_data(config.task, json.dumps(config.data, sort_keys=True), config.data_dir, config.seed)
+    features = None if config.features is None else json.dumps(config.features.model_dump(), sort_keys=True)
+    data = _load_data(config.task, json.dumps(config.data, sort_keys=True), config.data_dir, config.seed, features)
     if config.metrics:
         names = tuple(dict.fromkeys((*data.metrics.names, *config.metrics)))
         data = dataclasses.replace(data, metrics=dataclasses.replace(data.metrics, names=names))
@@ -33,7 +35,7 @@ def load_data(config: RunConfig) -> TaskData:
 
 
 @lru_cache(maxsize=1)
-def _load_data(name: str, options: str, data_dir: str | None, seed: int) -> TaskData:
+def _load_data(name: str, options: str, data_dir: str | None, seed: int, features: str | None) -> TaskData:
     task = TASKS[name]
     fixed: dict[str, Any] = {"seed": seed}
     folder = inspect.signature(task).parameters.get("data_dir")
@@ -44,6 +46,10 @@ def _load_data(name: str, options: str, data_dir: str | None, seed: int) -> Task
             raise InputError(f"the data folder {data_dir} does not exist")
         fixed["data_dir"] = None if data_dir is None else Path(data_dir)
     data: TaskData = call_validated(f"task {name!r}", task, json.loads(options), **fixed)
+    if features is not None:
+        chosen = json.loads(features)
+        network = _network(chosen.pop("model"), data.inputs, data.num_classes, seed=0)
+        data = featurised(data, network, seed=seed, **chosen)
     return data
 
 
@@ -126,7 +132,11 @@ def use_threads(config: RunConfig) -> None:
 
 def build_network(recipe: Recipe, inputs: InputSpec, num_classes: int, *, seed: int) -> nn.Module:
     """A recipe's model before training."""
-    options = dict(recipe.model)
+    return _network(recipe.model, inputs, num_classes, seed=seed)
+
+
+def _network(model: dict[str, Any], inputs: InputSpec, num_classes: int, *, seed: int) -> nn.Module:
+    options = dict(model)
     if "name" not in options:
         raise InputError("a model needs a name: model.name")
     for fixed in ("inputs", "num_classes"):

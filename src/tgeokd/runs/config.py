@@ -66,15 +66,28 @@ class Recipe(Config):
     held_out_batch_size: Positive = 1024  # of the validation set, and so of the outer problem of a bilevel method
 
 
+class FeaturesConfig(Config):
+    """Images replaced by features of a frozen pretrained network, see :mod:`tgeokd.runs.features`."""
+
+    model: dict[str, Any]  # ``name`` and the model's own options
+    components: Positive = 256  # principal components kept
+    mirrored: StrictBool = True  # train on the mirrored images too
+
+
 class TeacherRecipe(Recipe):
     """How to obtain the teacher: by training a model, or from a file.
 
     The model is a network, or a classifier of :data:`tgeokd.teachers.CLASSIFIERS`, which uses none of the other settings.
+
+    With ``data`` or ``features`` a network sees other inputs of the same samples than the student: larger images, or features
+    of a frozen pretrained network. Its predictions are then stored by sample id, for samples without augmentation.
     """
 
     model: dict[str, Any] = Field(default_factory=dict)
     epochs: Annotated[StrictInt, Field(ge=0)] = 0  # of training; 0 takes the network as it is built (pretrained)
     weights: str | None = None  # ``.safetensors``, or a checkpoint with the weights under ``model``; not trained
+    data: dict[str, Any] = Field(default_factory=dict)  # options of the task's data that differ from the student's
+    features: FeaturesConfig | None = None  # train a network on features of the images that the student sees
     predictions: str | None = None  # file of class probabilities or logits with sample ids, instead of a model
 
     @model_validator(mode="after")
@@ -100,6 +113,7 @@ class RunConfig(Config):
     student: Recipe
     data: dict[str, Any] = Field(default_factory=dict)  # options of the task's data
     data_dir: str | None = None  # folder of the user's data
+    features: FeaturesConfig | None = None  # train teacher and student on features of the images
     metrics: tuple[str, ...] = ()  # to report besides those of the task
     method: str = "tgeo"
     options: dict[str, Any] = Field(default_factory=dict)  # of the method

@@ -10,12 +10,22 @@ from safetensors.torch import load_model
 from torch import nn
 
 from tgeokd.data import TaskData
+from tgeokd.data.datasets import with_transform_of
 from tgeokd.methods import build_method
 from tgeokd.models.weights import load_weights
-from tgeokd.runs.build import build_distiller, build_student, build_teacher_network, fit, teacher_seed, use_threads
+from tgeokd.runs.build import (
+    build_distiller,
+    build_student,
+    build_teacher_network,
+    fit,
+    load_data,
+    teacher_seed,
+    use_threads,
+)
 from tgeokd.runs.config import RunConfig, replace
 from tgeokd.teachers import CLASSIFIERS, StoredPredictions, TeacherCache, TeacherCacheOptions, fit_classifier
 from tgeokd.training.checkpoint import write_weights
+from tgeokd.training.distiller import Distiller
 from tgeokd.utils.errors import DivergenceError, InputError, one_line
 from tgeokd.utils.validation import call_validated
 
@@ -24,21 +34,30 @@ _BATCH = 256
 Evaluate = Callable[[Iterable[Any]], dict[str, float]]
 
 
-def _kind(config: RunConfig) -> Literal["network", "classifier", "predictions"]:
+def _kind(config: RunConfig) -> Literal["network", "network on other inputs", "classifier", "predictions"]:
     recipe = config.teacher
+    others = bool(recipe.data) or recipe.features is not None
     if recipe.predictions is not None:
         return "predictions"
     name = recipe.model.get("name")
     if name not in CLASSIFIERS:
-        return "network"
+        return "network on other inputs" if others else "network"
+    if others:
+        raise InputError(f"teacher.data and teacher.features are for networks, and {name} is not a network")
     if recipe.weights is not None:
         raise InputError(f"teacher.weights takes the weights of a network, and {name} is not a network")
     return "classifier"
 
 
 def is_network(config: RunConfig) -> bool:
-    """Whether the teacher is a network, which can predict any inputs."""
+    """Whether the teacher is a network that can predict any inputs of the student."""
     return _kind(config) == "network"
+
+
+def _as_the_teacher_sees_it(config: RunConfig) -> RunConfig:
+    """The config with the teacher's own data options and features for everything."""
+    recipe = config.teacher
+    return replace(config, data=config.data | recipe.data, features=recipe.features or config.features)
 
 
 def check_teacher(config: RunConfig, data: TaskData) -> None:
@@ -51,6 +70,9 @@ def check_teacher(config: RunConfig, data: TaskData) -> None:
         fixed = {"inputs": data.inputs, "num_classes": data.num_classes, "seed": 0}
         call_validated(f"classifier {name!r}", CLASSIFIERS[name], options, **fixed)
     else:
+        if not is_network(config):
+            config = _as_the_teacher_sees_it(config)
+            data = load_data(config)
         network = build_teacher_network(config, data)
         build_distiller(network, None, build_method("ce"), config, config.teacher, data, progress=False)
         if config.teacher.weights is not None:
@@ -73,7 +95,7 @@ def _check_pretrained(network: nn.Module, config: RunConfig, data: TaskData) -> 
 
 
 def build_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: bool = False) -> dict[str, float]:
-    """Train or read the teacher, and save it: a network's weights, otherwise the predictions for all samples.
+    """Train or read the teacher, and save it: the weights of a network that sees the student's inputs, otherwise predictions.
 
     A network is trained on the training labels, its epoch chosen on the validation set where the recipe has a patience.
 
@@ -83,9 +105,22 @@ def build_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: bo
     use_threads(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not is_network(config):
-        stored = _read_predictions(config, data) if _kind(config) == "predictions" else _fit_classifier(config, data)
+        if _kind(config) == "predictions":
+            stored = _read_predictions(config, data)
+        elif _kind(config) == "classifier":
+            stored = _fit_classifier(config, data)
+        else:
+            own = _as_the_teacher_sees_it(config)
+            stored = _predict_all(_train_network(own, load_data(own), progress).student, load_data(own))
         stored.save(path)
         return _stored_metrics(stored, data)
+    distiller = _train_network(config, data, progress)
+    write_weights(path, distiller.student)
+    return both_metrics(distiller.evaluate, data)
+
+
+def _train_network(config: RunConfig, data: TaskData, progress: bool) -> Distiller:
+    """A network with its weights read or trained, and what evaluates it."""
     network = build_teacher_network(config, data)
     distiller = build_distiller(network, None, build_method("ce"), config, config.teacher, data, progress=progress)
     if config.teacher.weights is not None:
@@ -95,8 +130,7 @@ def build_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: bo
             fit(distiller, config.teacher, data, seed=teacher_seed(config))
         except DivergenceError as error:
             raise DivergenceError(f"the teacher's training: {error}") from error
-    write_weights(path, network)
-    return both_metrics(distiller.evaluate, data)
+    return distiller
 
 
 def load_teacher(config: RunConfig, data: TaskData, path: Path) -> nn.Module | StoredPredictions:
@@ -134,8 +168,13 @@ def cache_teacher_logits(config: RunConfig, data: TaskData, path: Path, folder: 
 
 def _fit_classifier(config: RunConfig, data: TaskData) -> StoredPredictions:
     options = dict(config.teacher.model)
-    classifier = fit_classifier(options.pop("name"), options, data, seed=teacher_seed(config))
-    return StoredPredictions.from_teacher(classifier, *map(data.ordered_loader, (data.train, data.held_out, data.test)))
+    return _predict_all(fit_classifier(options.pop("name"), options, data, seed=teacher_seed(config)), data)
+
+
+def _predict_all(teacher: Any, data: TaskData) -> StoredPredictions:
+    """A teacher's predictions for all samples, of images without augmentation."""
+    train = with_transform_of(data.train, data.held_out)
+    return StoredPredictions.from_teacher(teacher, *map(data.ordered_loader, (train, data.held_out, data.test)))
 
 
 def _read_predictions(config: RunConfig, data: TaskData) -> StoredPredictions:

