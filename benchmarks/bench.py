@@ -21,7 +21,6 @@ import grid
 import loader
 import memory
 import peers
-import ratio_optimizer
 import scale
 import startup
 import steps
@@ -44,7 +43,6 @@ def parts(runs: int, data_dir: Path | None) -> dict[str, Callable[[], list[Figur
         "startup": lambda: startup.figures(runs),
         "steps": lambda: steps.figures(runs),
         "peers": lambda: peers.figures(runs),
-        "ratio_optimizer": ratio_optimizer.figures,
         "memory": lambda: memory.figures(min(runs, 3)),
         "cached_epoch": lambda: cached_epoch.figures(min(runs, 3)),
         "scale": lambda: scale.figures(runs),

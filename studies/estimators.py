@@ -65,7 +65,10 @@ class ChangedDifference(LastLayerEstimator):
 
     def estimate(self, record: StepRecord, outer_batch: OuterBatch) -> Tensor:
         for microbatch in record.microbatches:
-            microbatch.loss_terms = ChangedTerms(**vars(microbatch.terms), difference=self.difference)
+            terms = microbatch.terms
+            assert isinstance(terms, FusedTerms)
+            fields = (terms.teacher_logits, terms.target, terms.temperature)
+            microbatch.loss_terms = ChangedTerms(*fields, difference=self.difference)
         return super().estimate(record, outer_batch)
 
     def difference(self, kd: Tensor, gt: Tensor) -> Tensor:

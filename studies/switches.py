@@ -20,10 +20,12 @@ from tgeokd import LossInputs, Method, TGeoKD
 from tgeokd.bilevel import OuterDirection
 from tgeokd.core.losses import gt_grad, kd_grad
 from tgeokd.methods import SampleLoss
-from tgeokd.methods.ratio_network import Adam, RatioNetwork
+from tgeokd.methods.ratio_network import RatioNetwork
 
 __all__ = ["METHODS", "EqualNorms", "Oracle", "Variant", "with_mean"]
 
+# The default at the time of the study, without what later evidence added.
+STUDIED: dict[str, Any] = {"encoding": "scalar", "label": "given", "prior": False, "penalty": 0.0}
 FEATURES = ("progress", "softened", "standardised", "logs", "history")
 
 
@@ -79,7 +81,8 @@ class Variant(Diagnosed, TGeoKD):
             direction = OuterDirection(ema_decay, project_out_step_length=project_out_step_length)
             further = {"delay": delay} if delay else {}
             options["hypergradient"] = ESTIMATORS[estimator](direction=direction, **further)
-        super().__init__(ema_decay=ema_decay, project_out_step_length=project_out_step_length, **options)
+        own = {"ema_decay": ema_decay, "project_out_step_length": project_out_step_length}
+        super().__init__(**(STUDIED | own | options))
         self.delay, self.ratio, self.mean, self.start = delay, ratio, mean, start
         self.inputs = Inputs(self.features, **features)
         self._waiting: deque[tuple[Tensor, float]] = (
@@ -91,24 +94,25 @@ class Variant(Diagnosed, TGeoKD):
             super().prepare(num_classes, class_means, device)
         self.network = RatioNetwork(self.inputs.count, self.hidden).to(device)
         self.network.layers[-1][1].fill_(self.start)
-        self.optimizer = Adam(self.network.omega, self.lr, self.weight_decay)
+        self.optimizer = torch.optim.Adam([self.network.omega], self.lr, weight_decay=self.weight_decay)
 
-    def alpha(self, inputs: LossInputs) -> Tensor:
+    def _weight(self, inputs: LossInputs, *, learn: bool) -> Tensor:
         with torch.no_grad():
             features = self.inputs(inputs, self.class_means)
         first, last = self.mean
         mean = first + (last - first) * progress_of(inputs)
-        if self.delay and inputs.learn:
+        if self.delay and learn:
             self._waiting.append((features, mean))
-        return self._ratios(features, mean, learn=inputs.learn)
+        return self._ratios(features, mean, learn=learn)
 
     def _ratios(self, features: Tensor, mean: float, *, learn: bool) -> Tensor:
-        ratios: Tensor = self.network(features, learn=learn)
-        if self.ratio == "kept_mean":
-            return with_mean(ratios.logit(eps=1e-6), mean)
-        if self.ratio == "around":
-            return (ratios.logit(eps=1e-6) + math.log(mean / (1 - mean))).sigmoid()
-        return ratios
+        with torch.set_grad_enabled(learn):
+            log_odds: Tensor = self.network(features, learn=learn)
+            if self.ratio == "kept_mean":
+                return with_mean(log_odds, mean)
+            if self.ratio == "around":
+                log_odds = log_odds + math.log(mean / (1 - mean))
+            return log_odds.sigmoid()
 
     def learn(self, alpha: Tensor, gradient: Tensor) -> None:
         if self.delay:

@@ -213,3 +213,12 @@ def by_layer(network: RatioNetwork, vector: Tensor) -> dict[str, Tensor]:
             start += like.numel()
     assert start == len(vector)
     return parts
+
+
+RATIO_ALONE: dict[str, Any] = {"encoding": "scalar", "label": "given", "prior": False, "penalty": 0.0}
+"""Options of a TGeoKD that starts at one half and learns from the labels as they are given."""
+
+
+def ratio_alone(**options: Any) -> TGeoKD:
+    """A TGeoKD without a model of wrong labels and without a penalty: what it learns is the hypergradient's doing alone."""
+    return TGeoKD(**(RATIO_ALONE | options))

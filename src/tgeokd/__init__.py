@@ -13,10 +13,15 @@ _PLACES = {
     "DecoupledKD": "tgeokd.methods.dkd",
     "DistillationStep": "tgeokd.training.step",
     "Distiller": "tgeokd.training.distiller",
+    "EntropyAdaptiveKD": "tgeokd.methods.eakd",
+    "GeneralizedCrossEntropy": "tgeokd.methods.gce",
     "History": "tgeokd.training.distiller",
     "LossInputs": "tgeokd.methods.base",
     "LogitStandardizationKD": "tgeokd.methods.lskd",
+    "MetaWeightNet": "tgeokd.methods.mwnet",
     "Method": "tgeokd.methods.base",
+    "PosteriorKD": "tgeokd.methods.posterior",
+    "RefinedLogitKD": "tgeokd.methods.rld",
     "ReweightingKD": "tgeokd.methods.rw",
     "TGeoKD": "tgeokd.methods.tgeo",
     "VanillaKD": "tgeokd.methods.kd",
@@ -38,8 +43,13 @@ if TYPE_CHECKING:
     from tgeokd.methods.base import Method as Method
     from tgeokd.methods.ce import CrossEntropy as CrossEntropy
     from tgeokd.methods.dkd import DecoupledKD as DecoupledKD
+    from tgeokd.methods.eakd import EntropyAdaptiveKD as EntropyAdaptiveKD
+    from tgeokd.methods.gce import GeneralizedCrossEntropy as GeneralizedCrossEntropy
     from tgeokd.methods.kd import VanillaKD as VanillaKD
     from tgeokd.methods.lskd import LogitStandardizationKD as LogitStandardizationKD
+    from tgeokd.methods.mwnet import MetaWeightNet as MetaWeightNet
+    from tgeokd.methods.posterior import PosteriorKD as PosteriorKD
+    from tgeokd.methods.rld import RefinedLogitKD as RefinedLogitKD
     from tgeokd.methods.rw import ReweightingKD as ReweightingKD
     from tgeokd.methods.tgeo import TGeoKD as TGeoKD
     from tgeokd.methods.wls import WeightedSoftLabelKD as WeightedSoftLabelKD

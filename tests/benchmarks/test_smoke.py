@@ -15,7 +15,6 @@ import loader
 import memory
 import peers
 import pytest
-import ratio_optimizer
 import scale
 import startup
 import steps
@@ -90,17 +89,6 @@ def test_peers_compute_the_hypergradient():
 def test_peers_agree(peer):
     pytest.importorskip(peer)
     assert peers.check_agreement(TINY)
-
-
-@pytest.mark.parametrize("name", ["torch", "torch foreach", "torch fused"])
-def test_the_optimizers_of_omega_agree_to_rounding(name):
-    assert ratio_optimizer.agreement(name) < 1e-5
-
-
-def test_ratio_optimizer():
-    found = ratio_optimizer.figures(2, 2, TINY)
-    assert len(found) == len(ratio_optimizer.OPTIMIZERS) + 1
-    assert all(figure.value > 0 for figure in found[:-1])
 
 
 @pytest.mark.slow
@@ -188,5 +176,5 @@ def test_bench_runs_the_chosen_parts(monkeypatch, capsys):
 
 
 def test_bench_has_all_parts():
-    names = {"startup", "steps", "peers", "ratio_optimizer", "memory", "cached_epoch", "scale", "loader", "grid"}
+    names = {"startup", "steps", "peers", "memory", "cached_epoch", "scale", "loader", "grid"}
     assert set(bench.parts(1, None)) == names

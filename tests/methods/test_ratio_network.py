@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 import torch.nn.functional as F
 from small_training import by_layer
 from torch import nn
 
-from tgeokd.methods.ratio_network import Adam, RatioNetwork
+from tgeokd.methods.ratio_network import RatioNetwork
 
 
 def test_ratios_and_their_gradient_are_those_of_autograd_through_the_layers():
@@ -24,7 +23,7 @@ def test_ratios_and_their_gradient_are_those_of_autograd_through_the_layers():
             parts = list(by_layer(network, omega).values())
             for weight, bias in zip(parts[:-2:2], parts[1:-2:2], strict=True):
                 features = F.leaky_relu(features @ weight.T + bias)
-            return (features @ parts[-2].T + parts[-1]).sigmoid().squeeze(-1)
+            return (features @ parts[-2].T + parts[-1]).squeeze(-1)
 
         ratios = network(features)
         torch.testing.assert_close(ratios, by_autograd(network.omega))
@@ -40,7 +39,7 @@ def test_a_moved_or_copied_network_still_reads_its_own_omega():
     for other in (copy.deepcopy(network), copy.deepcopy(network).double().float()):
         nn.init.normal_(other.omega)
         assert not torch.equal(other(features), network(features))
-        assert torch.equal(network(features), torch.full((5,), 0.5))
+        assert torch.equal(network(features), torch.zeros(5))
         assert torch.equal(torch.cat([part.flatten() for layer in other.layers for part in layer]), other.omega)
 
 
@@ -54,14 +53,27 @@ def test_omega_starts_as_linear_layers_do():
     assert not network.layers[1][0].any()
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.5])
-def test_many_steps_of_omega_are_those_of_torchs_adam(weight_decay):
+def test_features_are_standardised_by_what_was_observed():
     torch.manual_seed(0)
-    ours = nn.Parameter(torch.randn(20, dtype=torch.float64))
-    theirs = nn.Parameter(ours.detach().clone())
-    adam, reference = Adam(ours, 0.03, weight_decay), torch.optim.Adam([theirs], lr=0.03, weight_decay=weight_decay)
-    for _ in range(50):
-        theirs.grad = torch.randn(20, dtype=torch.float64) * 10.0 ** float(torch.randint(-9, 3, ()))
-        adam.step(theirs.grad)
-        reference.step()
-        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+    network = RatioNetwork(3, (4,), standardise=True)
+    nn.init.normal_(network.omega)
+    plain = RatioNetwork(3, (4,))
+    plain.load_state_dict({"omega": network.omega})
+    location, spread = torch.tensor([5.0, -2.0, 100.0]), torch.tensor([0.1, 3.0, 20.0])
+    for _ in range(300):
+        network.observe(location + spread * torch.randn(64, 3))
+    features = location + spread * torch.randn(40, 3)
+    before = copy.deepcopy(network.state_dict())
+    found = network(features)
+    torch.testing.assert_close(found, plain((features - location) / spread, learn=False), rtol=0.1, atol=0.1)
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+    assert not torch.equal(network(features), plain(features))
+
+
+def test_an_outlier_and_a_constant_feature_stay_finite():
+    network = RatioNetwork(2, (), standardise=True)
+    nn.init.ones_(network.omega)
+    constant = torch.tensor([[1.0, 7.0]] * 8)
+    for _ in range(5):
+        network.observe(constant)
+    assert float(network(torch.tensor([[1e30, 7.0]]), learn=False).abs().max()) < 20

@@ -18,6 +18,11 @@ CLASSES = {
     "rw": tgeokd.ReweightingKD,
     "dkd": tgeokd.DecoupledKD,
     "lskd": tgeokd.LogitStandardizationKD,
+    "posterior": tgeokd.PosteriorKD,
+    "gce": tgeokd.GeneralizedCrossEntropy,
+    "mwnet": tgeokd.MetaWeightNet,
+    "rld": tgeokd.RefinedLogitKD,
+    "eakd": tgeokd.EntropyAdaptiveKD,
     "tgeo": tgeokd.TGeoKD,
 }
 

@@ -11,7 +11,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from small_training import Samples, TableTeacher, by_layer
+from small_training import Samples, TableTeacher, by_layer, ratio_alone
 from torch import nn
 
 from tgeokd import DistillationStep, LossInputs, TGeoKD, VanillaKD
@@ -78,7 +78,7 @@ def train(
 
 
 def prepared(**options):
-    tgeo = TGeoKD(**options)
+    tgeo = TGeoKD(**options) if options.get("paper") else ratio_alone(**options)
     tgeo.prepare(C, means() if tgeo.needs_class_means else None)
     return tgeo
 
@@ -102,7 +102,7 @@ def test_omega_moves_and_learns_whom_to_trust(encoding):
             centres[truth] + 0.3 * torch.randn(n, WIDTH), label, 4.0 * F.one_hot(believed, C)
         ), teacher_is_wrong
 
-    tgeo = TGeoKD(encoding=encoding, lr=0.02, update_interval=1)
+    tgeo = ratio_alone(encoding=encoding, lr=0.02, update_interval=1)
     tgeo.prepare(C, torch.full((C, C), 1 / C))
     first = copy.deepcopy(tgeo.network.layers)
     check, teacher_is_wrong = samples(64, clean=False)
@@ -274,17 +274,10 @@ def test_no_gradient_reaches_the_student_through_alpha_nor_omega_through_the_los
     torch.testing.assert_close(logits.grad, expected)
 
     # and alpha itself does not lead back to the student
-    (through_alpha,) = torch.autograd.grad(result.alpha.sum(), logits, allow_unused=True)
+    (through_alpha,) = torch.autograd.grad(result.weight.sum(), logits, allow_unused=True)
     assert through_alpha is None
-    result.alpha.sum().backward()
+    result.weight.sum().backward()
     assert all(p.grad is not None for p in tgeo.network.parameters())
-
-
-def test_alpha_reaches_omega_even_in_a_block_without_gradients():
-    tgeo, b = prepared(), batch(N)
-    with torch.no_grad():
-        alpha = tgeo.alpha(LossInputs(torch.randn(N, C), b.teacher_logits, b.target, TAU))
-    assert alpha.requires_grad
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
@@ -344,7 +337,7 @@ def test_omega_moves_in_each_kth_step_only(interval):
 
     def watched(inputs):
         result = loss_of(inputs)
-        attached.append(result.alpha.requires_grad)
+        attached.append(result.weight.requires_grad)
         return result
 
     tgeo.loss = watched
@@ -369,11 +362,6 @@ def test_validation_batches_are_drawn_only_where_omega_moves():
         optimizer.step()
         optimizer.zero_grad()
     assert held.drawn_at == [0, 3]
-
-
-def test_alpha_outside_of_a_step_leads_to_omega():
-    b = batch(N)
-    assert prepared().alpha(LossInputs(torch.randn(N, C), b.teacher_logits, b.target, TAU)).requires_grad
 
 
 # ---- state, and learning from a given gradient
@@ -408,10 +396,10 @@ def test_learn_is_one_step_of_adam_on_the_given_gradient(weight_decay):
     b, gradient = batch(N), torch.randn(N)
     logits = torch.randn(N, C)
     mine = copy.deepcopy(tgeo)
-    tgeo.learn(tgeo.alpha(LossInputs(logits, b.teacher_logits, b.target, TAU)), gradient.double())
+    tgeo.learn(tgeo.loss(LossInputs(logits, b.teacher_logits, b.target, TAU)).weight, gradient.double())
 
     reference = torch.optim.Adam(mine.network.parameters(), lr=0.03, weight_decay=weight_decay)
-    (mine.alpha(LossInputs(logits, b.teacher_logits, b.target, TAU)) * gradient).sum().backward()
+    (mine.loss(LossInputs(logits, b.teacher_logits, b.target, TAU)).weight * gradient).sum().backward()
     reference.step()
     for found, expected in zip(tgeo.network.parameters(), mine.network.parameters(), strict=True):
         torch.testing.assert_close(found, expected)

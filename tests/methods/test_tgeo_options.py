@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from small_training import Samples, refused
+from small_training import Samples, ratio_alone, refused
 from torch import nn
 
 from tgeokd import LossInputs, TGeoKD
@@ -26,7 +26,7 @@ def means():
 
 
 def prepared(**options):
-    tgeo = TGeoKD(**options)
+    tgeo = ratio_alone(**options)
     tgeo.prepare(C, means() if tgeo.needs_class_means else None)
     return tgeo
 
@@ -34,13 +34,13 @@ def prepared(**options):
 @pytest.mark.parametrize(("given", "named"), [(None, "none"), (torch.rand(C, 3), (4, 3)), (torch.rand(C), (4,))])
 def test_class_means_of_the_wrong_shape(given, named):
     with refused("class_means", (4, 4), named):
-        TGeoKD().prepare(C, given)
+        ratio_alone().prepare(C, given)
 
 
 def test_class_means_are_not_needed_without_the_inter_sample_triangle():
-    tgeo, b = TGeoKD(inter_sample=False), batch(N)
+    tgeo, b = ratio_alone(inter_sample=False), batch(N)
     assert not tgeo.needs_class_means
-    assert TGeoKD().needs_class_means
+    assert ratio_alone().needs_class_means
     tgeo.prepare(C, None)
     assert tgeo.alpha(LossInputs(torch.randn(N, C), b.teacher_logits, b.target, TAU)).shape == (N,)
 
@@ -77,13 +77,13 @@ def test_the_class_means_matter():
 )
 def test_impossible_settings_are_refused_at_construction(options, values):
     with refused(*values):
-        TGeoKD(**options)
+        ratio_alone(**options)
 
 
 def test_alpha_before_prepare():
     b = batch(N)
     with pytest.raises(RuntimeError, match="prepare"):
-        TGeoKD().alpha(LossInputs(torch.randn(N, C), b.teacher_logits, b.target, TAU))
+        ratio_alone().alpha(LossInputs(torch.randn(N, C), b.teacher_logits, b.target, TAU))
 
 
 def test_a_teacher_is_needed():
@@ -114,7 +114,7 @@ def many(c=40, kept=5, n=200):
 def test_sparse_class_means_are_used_as_the_coarsened_geometry(caplog):
     torch.manual_seed(0)
     table = many()
-    tgeo = TGeoKD()
+    tgeo = ratio_alone()
     with caplog.at_level("INFO", logger="tgeokd"):
         tgeo.prepare(40, table)
     (message,) = caplog.messages
@@ -123,11 +123,11 @@ def test_sparse_class_means_are_used_as_the_coarsened_geometry(caplog):
     nn.init.normal_(tgeo.network.layers[-1][0])
     z, t, y = torch.randn(N, 40), torch.randn(N, 40), torch.randint(40, (N,))
     delta = trilateral(z.softmax(-1), t.softmax(-1), y, table, encoding="scalar")
-    torch.testing.assert_close(tgeo.alpha(LossInputs(z, t, y, TAU)), tgeo.network(delta))
+    torch.testing.assert_close(tgeo.alpha(LossInputs(z, t, y, TAU)), tgeo.network(delta, learn=False).sigmoid())
 
 
 def test_omegas_size_and_features_do_not_depend_on_the_number_of_classes():
-    small, large = TGeoKD(), TGeoKD()
+    small, large = ratio_alone(), ratio_alone()
     small.prepare(C, means())
     large.prepare(40, many())
     assert small.network.omega.shape == large.network.omega.shape
@@ -136,7 +136,7 @@ def test_omegas_size_and_features_do_not_depend_on_the_number_of_classes():
 @pytest.mark.parametrize("inter_sample", [True, False])
 def test_a_hundred_thousand_classes(inter_sample):
     c = 100_000
-    tgeo = TGeoKD(inter_sample=inter_sample)
+    tgeo = ratio_alone(inter_sample=inter_sample)
     table = None
     if inter_sample:
         gathered = ClassMeans(c)
@@ -144,9 +144,9 @@ def test_a_hundred_thousand_classes(inter_sample):
         with pytest.warns(UserWarning, match="no training sample"):
             table = gathered.compute()
     tgeo.prepare(c, table)
-    alpha = tgeo.alpha(LossInputs(torch.randn(3, c), torch.randn(3, c), torch.tensor([0, 5, c - 1]), TAU))
-    assert torch.equal(alpha, torch.full((3,), 0.5))
-    tgeo.learn(alpha, torch.ones(3))
+    result = tgeo.loss(LossInputs(torch.randn(3, c), torch.randn(3, c), torch.tensor([0, 5, c - 1]), TAU))
+    assert torch.equal(result.alpha, torch.full((3,), 0.5))
+    tgeo.learn(result.weight, torch.ones(3))
     assert tgeo.network.omega.isfinite().all()
 
 
@@ -154,16 +154,16 @@ def test_a_hundred_thousand_classes(inter_sample):
 def test_the_vector_encoding_is_refused_for_very_many_classes(options, monkeypatch):
     monkeypatch.setattr(tgeo_module, "DENSE_CLASSES", 20)
     with refused("40", "encoding='scalar'"):
-        TGeoKD(encoding="vector", **options).prepare(40, None if options else many())
+        ratio_alone(encoding="vector", **options).prepare(40, None if options else many())
 
 
 def test_state_with_sparse_class_means_goes_round_through_a_file(tmp_path):
     torch.manual_seed(0)
-    first, second = TGeoKD(), TGeoKD()
+    first, second = ratio_alone(), ratio_alone()
     first.prepare(40, many())
     second.prepare(40, many())
     inputs = LossInputs(torch.randn(N, 40), torch.randn(N, 40), torch.randint(40, (N,)), TAU)
-    first.learn(first.alpha(inputs), torch.randn(N))
+    first.learn(first.loss(inputs).weight, torch.randn(N))
     nn.init.normal_(first.network.layers[-1][0])
     torch.save(first.state_dict(), tmp_path / "state.pt")
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
@@ -185,7 +185,8 @@ def test_logits_in_another_precision_than_omegas(dtype):
 def test_the_papers_method_has_no_extension():
     paper = TGeoKD(paper=True, lr=0.01, hidden=(8,))
     assert (paper.outer, paper.update_interval, paper.hypergradient) == ("holdout", 1, "exact")
-    assert (paper.switches["encoding"], paper.estimator.direction) == ("vector", None)
+    assert (paper.corrects_labels, paper.prior, paper.penalty) == (False, False, 0.0)
+    assert (paper.encoding, paper.estimator.direction) == ("vector", None)
     assert TGeoKD(paper=True, hypergradient="unrolled").hypergradient == "unrolled"  # exact as well
 
 
@@ -193,7 +194,8 @@ def test_the_papers_method_has_no_extension():
     "option",
     [
         {"outer": "union"}, {"update_interval": 2}, {"ema_decay": 0.9}, {"project_out_step_length": True},
-        {"encoding": "scalar"}, {"hypergradient": "last_layer"}, {"hypergradient": "auto"},
+        {"encoding": "scalar"}, {"encoding": "log"}, {"label": "posterior"}, {"prior": True}, {"penalty": 0.1},
+        {"hypergradient": "last_layer"}, {"hypergradient": "auto"},
     ],
 )  # fmt: skip
 def test_what_is_not_in_the_paper_is_refused_with_it(option):

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from diagnosis import Diagnosed
 from estimators import ESTIMATORS
 from rows import CAUSES, ROWS
+from small_training import ratio_alone
 from switches import EqualNorms, Variant, with_mean
 from tasks import TASKS
 from torch import nn
 from training import build, run_all
 
-from tgeokd import DistillationStep, LossInputs, TGeoKD
+from tgeokd import DistillationStep, LossInputs
 from tgeokd.bilevel import Estimator, OuterDirection
 from tgeokd.bilevel.estimators.last_layer import LastLayerEstimator
 from tgeokd.core.losses import kd_loss
@@ -79,7 +80,7 @@ def test_a_row_trains(label):
 def test_without_switches_the_variant_is_the_package_method():
     options = {"update_interval": 1, "lr": 0.03}
     found = []
-    for method in (TGeoKD(**options), Variant(**options)):
+    for method in (ratio_alone(**options), Variant(**options)):
         torch.manual_seed(1)
         setup = Setup()
         torch.manual_seed(1)
@@ -103,7 +104,7 @@ class Keeping(LastLayerEstimator):
 def recorded():
     """The recorded steps of a short training, the estimator and the set-up."""
     setup, estimator = Setup(steps=4), Keeping()
-    setup.run(TGeoKD(hypergradient=estimator, update_interval=1))
+    setup.run(ratio_alone(hypergradient=estimator, update_interval=1))
     return setup, estimator
 
 

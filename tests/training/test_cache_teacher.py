@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from sklearn.naive_bayes import GaussianNB
+from small_training import ratio_alone
 from torch import nn
 from torch.optim import SGD
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, random_split
@@ -343,7 +344,7 @@ def test_logits_that_a_later_run_cannot_recognise_are_stored_for_one_run(tmp_pat
     teacher = (lambda x: module(x)) if kind == "teacher" else network(1)
 
     def go(cache, **options):
-        distiller = distiller_of(TGeoKD(outer="holdout"), cache, teacher)
+        distiller = distiller_of(ratio_alone(outer="holdout"), cache, teacher)
         if kind != "list":
             return fit(distiller, dataset, epochs=2, **options)
         batches = list(DataLoader(dataset, 8))

@@ -78,7 +78,8 @@ def on_meta(monkeypatch):
         build = optimizer.__init__
         monkeypatch.setattr(optimizer, "__init__", lambda self, *a, b=build, **k: b(self, *a, **(k | {"fused": False})))
     means = torch.full((C, C), 1 / C, device=META)
-    monkeypatch.setattr("tgeokd.training.step.survey", lambda *_: Survey(C, means))
+    noise = {"scale": torch.ones((), device=META), "bias": means[0], "log_rates": means}
+    monkeypatch.setattr("tgeokd.training.step.survey", lambda *_, **__: Survey(C, means, noise))
     monkeypatch.setattr("tgeokd.training.step.validate_labels", lambda *_: None)
     monkeypatch.setattr("tgeokd.bilevel.estimators.last_layer.find_head", lambda student, _: student[-1])
 
@@ -117,7 +118,8 @@ def batch():
 
 
 OPTIONS = [
-    *((name, {}) for name in METHODS if name != "tgeo"),
+    *((name, {}) for name in METHODS if name not in ("tgeo", "posterior")),
+    ("posterior", {"outer": "holdout"}),
     *(
         ("tgeo", {"hypergradient": name, "outer": "holdout", "update_interval": 2})
         for name in ("forward", "finite_difference", "last_layer")

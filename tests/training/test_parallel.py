@@ -36,13 +36,16 @@ def count(context, batches):
     reader = BatchReader(CPU)
     reader.num_classes = 3
     method = distiller_of("tgeo").method
-    found = survey(method, 3, batches, [data(12, 7)], teacher, reader, context)
+    x, y = data(12, 7)
+    rows = slice(None) if context.world_size == 1 else slice(6 * context.rank, 6 * context.rank + 6)
+    validation = [(x[rows], y[rows])]
+    found = survey(method, 3, batches, validation, teacher, reader, context, validation_teacher=teacher)
     statistics = EpochStatistics(CPU, context)
     for batch in reader.read_all(batches, "loader"):
         student_logits, teacher_logits = 2 * batch.inputs[:, :3], teacher.logits(batch)
         result = VanillaKD(alpha=0.25).loss(LossInputs(student_logits, teacher_logits, batch.target, 2.0))
         statistics.update(result, student_logits, teacher_logits, batch.target, 0)
-    return found.class_means, statistics.summary()
+    return found.class_means, found.label_noise, statistics.summary()
 
 
 def batches_of(rank):
@@ -71,10 +74,11 @@ def run(rank, folder):
 @pytest.mark.slow
 def test_class_means_and_statistics_are_those_of_all_samples(tmp_path):
     mp.spawn(run, (str(tmp_path),), nprocs=PROCESSES)
-    means, statistics = count(ParallelContext(), batches_of(0) + batches_of(1))
+    means, noise, statistics = count(ParallelContext(), batches_of(0) + batches_of(1))
     for rank in range(PROCESSES):
-        found_means, found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        found_means, found_noise, found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(found_means, means)
+        torch.testing.assert_close(found_noise, noise)
         assert found["train_loss"] == pytest.approx(statistics["train_loss"])
         assert found["alpha_mean"] == pytest.approx(0.25)
         assert found["alpha"] == statistics["alpha"]
@@ -82,7 +86,7 @@ def test_class_means_and_statistics_are_those_of_all_samples(tmp_path):
 
 
 def test_class_means_and_counts_by_hand():
-    means, statistics = count(ParallelContext(), batches_of(0) + batches_of(1))
+    means, _, statistics = count(ParallelContext(), batches_of(0) + batches_of(1))
     x, y = data(30)
     with torch.no_grad():
         probs = mlp(2)(x).softmax(dim=-1)

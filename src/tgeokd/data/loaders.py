@@ -90,7 +90,40 @@ def union_loader(train: Iterable[Any], held_out: Iterable[Any]) -> DataLoader[An
     if len(set(forms)) > 1:
         raise InputError(f"outer='union' cannot mix samples of {forms[0]} and of {forms[1]} values; {advice}")
     dataset = joined(train.dataset, held_out.dataset)
+    if forms[:1] == [2] and train.collate_fn is default_collate:
+        dataset = NumberedUnion(dataset, first_validation=len(train.dataset))  # type: ignore[arg-type]
     return _like(train, dataset, train.batch_size or 1, drop_last=train.drop_last, generator=train.generator)
+
+
+class NumberedUnion(Dataset[Any], FetchesBatches):
+    """Training and validation samples without ids of their own, numbered: a batch is ``(inputs, target, ids)``.
+
+    Attributes:
+        validation_ids: numbers of the validation samples, int64.
+    """
+
+    def __init__(self, dataset: Dataset[Any], first_validation: int) -> None:
+        self.dataset = dataset
+        self.validation_ids = torch.arange(first_validation, len(dataset))  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        return (*self.dataset[index], index)
+
+    def fetch(self, rows: Tensor) -> tuple[Any, ...]:
+        """The samples of some row numbers as one batch."""
+        if isinstance(self.dataset, FetchesBatches):
+            return (*self.dataset.fetch(rows), rows)
+        samples = default_collate([self.dataset[int(row)] for row in rows])
+        return (*samples, rows)
+
+
+def numbered_ids(loader: Iterable[Any]) -> Tensor | None:
+    """Ids of the validation samples in a loader made by :func:`union_loader`, where the samples have none of their own."""
+    found: Tensor | None = getattr(getattr(loader, "dataset", None), "validation_ids", None)
+    return found
 
 
 def resident(dataset: Dataset[Any], device: torch.device) -> Dataset[Any]:

@@ -32,6 +32,9 @@ class LossInputs:
     epochs: int = 1  # how many there will be
     learn: bool = True  # whether ``Method.learn`` will be called for these samples
     ids: Tensor | None = None  # sample ids, integers on the CPU, shape (N,), where the loader yields them
+    known: Tensor | None = None  # which are validation samples, whose labels are correct, bool, shape (N,); None: none
+
+    log_q: Tensor | None = None  # corrected labels, in logs, shape (N, C), kept here by a method that uses them
 
     @cached_property
     def kd(self) -> Tensor:
@@ -55,7 +58,10 @@ class SampleLoss(NamedTuple):
     """A batch's loss before reduction."""
 
     loss: Tensor  # shape (N,)
-    alpha: Tensor | None  # weight of the teacher term as a share of both, shape (N,), where a method has one
+    alpha: (
+        Tensor | None
+    )  # how much the loss trusts the teacher rather than the label, in [0, 1], (N,); None: no such number
+    weight: Tensor | None = None  # the learned weight of each sample, (N,), where it is another number than alpha
 
 
 @dataclass
@@ -79,6 +85,7 @@ class Method:
     search_space: ClassVar[dict[str, tuple[Any, ...]]] = {}  # options worth searching, each with the values to try
     needs_teacher: bool = True  # whether a teacher must be given
     needs_class_means: bool = False  # whether :meth:`prepare` must be given the teacher's class means
+    needs_label_noise: bool = False  # whether :meth:`prepare` must be given a model of wrong labels
     needs_epochs: bool = False  # whether the loss depends on the running epoch
     needs_outer_teacher: bool = False  # whether outer batches must come with the teacher's logits
     looks_before_forward: bool = False  # whether :meth:`before_forward` must be called
@@ -89,6 +96,9 @@ class Method:
 
     def prepare(self, num_classes: int, class_means: Tensor | None, device: torch.device | None = None) -> None:
         """Called once before training.
+
+        A method with ``needs_label_noise`` is given one more argument, ``label_noise``, a
+        :class:`~tgeokd.core.label_noise.LabelNoise`.
 
         Args:
             num_classes: C.
@@ -107,7 +117,7 @@ class Method:
         return SampleLoss(fuse(inputs.kd, inputs.gt, alpha.detach(), check=False), alpha)
 
     def loss_terms(self, inputs: LossInputs) -> LossTerms:
-        """How the loss of :meth:`loss` depends on alpha, for a method that learns; by default the fused loss."""
+        """How the loss of :meth:`loss` depends on the learned weight, for a method that learns; by default the fused loss."""
         return FusedTerms(inputs.teacher, inputs.target, inputs.temperature)
 
     def needs_hypergradient(self, step: int) -> bool:
@@ -115,7 +125,11 @@ class Method:
         return False
 
     def learn(self, alpha: Tensor, gradient: Tensor) -> None:
-        """Learn from a finished step, from the ratios that :meth:`loss` returned and ``d L_val / d alpha_i``, both (N,)."""
+        """Learn from a finished step, from the weights that :meth:`loss` returned and ``d L_val / d alpha_i``, both (N,).
+
+        Of several microbatches, the weights of all are given, in order. :meth:`loss` may have run for others that were dropped
+        with a skipped step.
+        """
 
     def set_outer(self, outer: Outer, outer_batch_size: int | None) -> None:
         """Set where outer batches come from; an InputError for an unknown source or an impossible size."""

@@ -1,4 +1,4 @@
-"""f_omega and its Adam in few operations: omega is tiny, and what a step costs is the number of operations, not their size."""
+"""f_omega in few operations: omega is tiny, and what a step costs is the number of operations, not their size."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,21 +9,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SLOPE = 0.01  # of the leaky ReLU
+WINDOW = 100  # steps that the running statistics average over
+CLIP = 5.0  # deviations
+EPS = 1e-4  # added to a variance, for features that are (almost) constant
 
 
 class RatioNetwork(nn.Module):
-    """f_omega: a small MLP from geometry to the fusion ratio, all its weights in one parameter, ``omega``.
+    """f_omega: a small MLP from geometry to log odds of the fusion ratio, all its weights in one parameter, ``omega``.
 
-    The last layer starts at zero, so every ratio starts at 0.5 and training starts as plain distillation. The others start
-    as ``nn.Linear`` does.
+    The last layer starts at zero, so the network changes nothing before it has learned something. The others start as
+    ``nn.Linear`` does.
 
     Args:
         in_features: numbers a sample, F.
         hidden: widths of the hidden layers.
+        standardise: give the features mean 0 and deviation 1 by running statistics (:meth:`observe`), and clip them at
+            :data:`CLIP` deviations.
     """
 
-    def __init__(self, in_features: int, hidden: tuple[int, ...] = (32, 16)) -> None:
+    mean: Tensor
+    variance: Tensor
+    batches: Tensor
+
+    def __init__(self, in_features: int, hidden: tuple[int, ...] = (32, 16), *, standardise: bool = False) -> None:
         super().__init__()
+        self.standardise = standardise
+        if standardise:
+            self.register_buffer("mean", torch.zeros(in_features))
+            self.register_buffer("variance", torch.ones(in_features))
+            self.register_buffer("batches", torch.zeros(()))
         linear = [nn.Linear(n_in, n_out) for n_in, n_out in pairwise((in_features, *hidden, 1))]
         nn.init.zeros_(linear[-1].weight)
         nn.init.zeros_(linear[-1].bias)
@@ -32,16 +46,28 @@ class RatioNetwork(nn.Module):
         self.omega = nn.Parameter(torch.cat([weight.flatten() for weight in self._weights]))
 
     def forward(self, features: Tensor, *, learn: bool = True) -> Tensor:
-        """Fusion ratios, shape (N,), from features (N, F) without a gradient.
+        """Log odds, shape (N,), from features (N, F) without a gradient.
 
         With ``learn`` they are attached to omega's graph, in any gradient mode.
         """
         features = features.to(self.omega.dtype)
+        if self.standardise:
+            features = ((features - self.mean) / (self.variance + EPS).sqrt()).clamp_(-CLIP, CLIP)
         if not learn:
             return _values(features, self._cut())[-1].squeeze(-1)
         with torch.enable_grad():
-            ratios: Tensor = _Ratios.apply(features, self.omega, self._cut())
-        return ratios
+            log_odds: Tensor = _LogOdds.apply(features, self.omega, self._cut())
+        return log_odds
+
+    @torch.no_grad()
+    def observe(self, features: Tensor) -> None:
+        """Update the running statistics by the features (N, F) of all samples of a step."""
+        if self.standardise:
+            features = features.to(self.mean.dtype)
+            self.batches += 1
+            share = self.batches.clamp(max=WINDOW).reciprocal()
+            self.mean.lerp_(features.mean(dim=0), share)
+            self.variance.lerp_((features - self.mean).square().mean(dim=0), share)
 
     @property
     def layers(self) -> list[tuple[Tensor, Tensor]]:
@@ -57,72 +83,33 @@ class RatioNetwork(nn.Module):
 
 
 def _values(features: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """What goes into each layer, and the ratios, shape (N, 1)."""
+    """What goes into each layer, and the output, shape (N, 1)."""
     values = [features]
     for weight, bias in zip(weights[:-2:2], weights[1:-2:2], strict=True):
         values.append(F.leaky_relu_(F.linear(values[-1], weight, bias), SLOPE))
-    values.append(F.linear(values[-1], weights[-2], weights[-1]).sigmoid_())
+    values.append(F.linear(values[-1], weights[-2], weights[-1]))
     return values
 
 
-class _Ratios(torch.autograd.Function):
-    """The ratios with their derivative by hand: half the time of autograd's own graph of the layers."""
+class _LogOdds(torch.autograd.Function):
+    """The output with its derivative by hand: half the time of autograd's own graph of the layers."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, omega: Tensor, weights: Sequence[Tensor]) -> Tensor:
         values = _values(features, weights)
-        ctx.save_for_backward(*values, *weights)
+        ctx.save_for_backward(*values[:-1], *weights)
         return values[-1].squeeze(-1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
         saved = ctx.saved_tensors
-        depth = len(saved) // 3  # of L layers: L inputs, the ratios, 2L weights
-        values, ratios, weights = saved[:depth], saved[depth], saved[depth + 1 :]
-        below = torch.ops.aten.sigmoid_backward(gradient.unsqueeze(-1), ratios)
+        depth = len(saved) // 3  # of L layers: L inputs, 2L weights
+        values, weights = saved[:depth], saved[depth:]
+        below = gradient.unsqueeze(-1)
         grads: list[Tensor] = []
         for layer in reversed(range(depth)):
             grads += [below.sum(dim=0), below.t().mm(values[layer]).view(-1)]
             if layer:
                 below = torch.ops.aten.leaky_relu_backward(below.mm(weights[2 * layer]), values[layer], SLOPE, True)
         return None, torch.cat(grads[::-1]), None
-
-
-class Adam:
-    """Adam of one parameter, with the numbers of ``torch.optim.Adam``, on any device and without waiting for it.
-
-    Reference:
-        Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, with its constants.
-    """
-
-    MEAN_DECAY, SQUARE_DECAY, EPS = 0.9, 0.999, 1e-8
-
-    def __init__(self, parameter: nn.Parameter, lr: float, weight_decay: float = 0.0) -> None:
-        self.lr, self.weight_decay = lr, weight_decay
-        self.steps = 0
-        self._parameter = parameter
-        self._mean, self._square = torch.zeros_like(parameter.detach()), torch.zeros_like(parameter.detach())
-
-    def step(self, gradient: Tensor) -> None:
-        """Move the parameter down the gradient."""
-        values = self._parameter.detach()  # the same memory, without a graph
-        if self.weight_decay:
-            gradient = gradient.add(values, alpha=self.weight_decay)
-        self.steps += 1
-        self._mean.lerp_(gradient, 1 - self.MEAN_DECAY)
-        self._square.mul_(self.SQUARE_DECAY).addcmul_(gradient, gradient, value=1 - self.SQUARE_DECAY)
-        # lr / (1 - b1^t) * mean / (sqrt(square) / scale + eps), both sides of the fraction multiplied by the scale
-        scale = (1 - self.SQUARE_DECAY**self.steps) ** 0.5
-        rate = self.lr * scale / (1 - self.MEAN_DECAY**self.steps)
-        values.addcdiv_(self._mean, self._square.sqrt().add_(self.EPS * scale), value=-rate)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Steps taken and the two averages."""
-        return {"steps": self.steps, "mean": self._mean, "square": self._square}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        self.steps = state["steps"]
-        self._mean.copy_(state["mean"])
-        self._square.copy_(state["square"])

@@ -392,7 +392,8 @@ class Distiller:
             return None
         assert self._reader.num_classes is not None
         cached.store("train", train_loader, self._reader.num_classes)
-        if self.method.needs_outer_teacher and self.method.outer in ("holdout", "union"):
+        queries_validation = self.method.needs_outer_teacher or self.method.needs_label_noise
+        if queries_validation and self.method.outer in ("holdout", "union"):
             assert val_loader is not None
             cached.store("held-out", val_loader, self._reader.num_classes)
         return cached.of(train_loader)

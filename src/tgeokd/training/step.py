@@ -25,7 +25,7 @@ from tgeokd.training.batches import BatchReader
 from tgeokd.training.hooks import add_step_hooks
 from tgeokd.training.parallel import ParallelContext, current_context
 from tgeokd.training.statistics import EpochStatistics
-from tgeokd.training.survey import Survey, survey
+from tgeokd.training.survey import Survey, is_among, survey
 from tgeokd.utils.errors import InputError
 
 
@@ -99,6 +99,7 @@ class DistillationStep:
         self._outer_teacher: Teacher | None = None
         self._recorder: StepRecorder | None = None
         self._record: StepRecord | None = None
+        self._validation_ids: Tensor | None = None
         self._begun = 0  # microbatches since the last update
         self._ran_backward = False
         self._handles = add_step_hooks(self.optimizer, self)
@@ -139,15 +140,21 @@ class DistillationStep:
                 if before_survey is not None:
                     self._set_teacher(before_survey())
                 assert self.reader.num_classes is not None
+                on_validation = (
+                    self.teacher.of(self.validation) if self.teacher and self.validation is not None else None
+                )
                 survey_result = survey(
                     *(method, self.reader.num_classes, train_loader, self.validation),
                     *(self.teacher, self.reader, self.parallel),
+                    validation_teacher=on_validation,
                 )
             else:
                 self.reader.num_classes = survey_result.num_classes
                 if before_survey is not None:
                     self._set_teacher(before_survey())
-            method.prepare(survey_result.num_classes, survey_result.class_means, self.reader.device)
+            further = {"label_noise": survey_result.noise} if method.needs_label_noise else {}
+            method.prepare(survey_result.num_classes, survey_result.class_means, self.reader.device, **further)
+        self._validation_ids = survey_result.validation_ids
         if generator is not None and order is not None:
             generator.set_state(order)
         self._new_recorder()
@@ -257,8 +264,9 @@ class DistillationStep:
         self.statistics.update(result, student_logits, teacher_logits, target, self.index)
         if due:
             assert self._recorder is not None
-            assert result.alpha is not None
-            self._recorder.complete(student_logits, self.method.loss_terms(inputs), result.alpha, loss)
+            weight = result.alpha if result.weight is None else result.weight
+            assert weight is not None
+            self._recorder.complete(student_logits, self.method.loss_terms(inputs), weight, loss)
         if due or self.method.looks_before_forward:
             loss.register_hook(self._note_backward)
         return loss
@@ -274,7 +282,12 @@ class DistillationStep:
     ) -> LossInputs:
         """What the method is given for a batch in the running epoch."""
         epoch = min(self.epoch, self.epochs - 1)  # a finished run stays in its last epoch
-        return LossInputs(student_logits, teacher_logits, target, self.temperature, epoch, self.epochs, learn, ids)
+        known = None
+        if self._validation_ids is not None and ids is not None:
+            known = is_among(ids, self._validation_ids).to(target.device, non_blocking=True)
+        return LossInputs(
+            student_logits, teacher_logits, target, self.temperature, epoch, self.epochs, learn, ids, known
+        )
 
     def before_update(self) -> None:
         """Record the coming step, after backward, unscaling and clipping. Called by a hook of the optimizer."""

@@ -1,5 +1,6 @@
-"""One look at the data before training: class counts and the teacher's class means."""
+"""Reading the data once before training: class counts, class means, wrong labels, and which samples are validation samples."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -7,13 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgeokd.core.geometry import ClassMeans
+from tgeokd.core.geometry.class_means import ClassMeans
+from tgeokd.core.label_noise import LabelNoise, LabelNoiseFit
 from tgeokd.core.validation import check_validation_classes
+from tgeokd.data.loaders import numbered_ids
 from tgeokd.methods import Method
 from tgeokd.teachers.base import Teacher
 from tgeokd.training.batches import BatchReader
 from tgeokd.training.parallel import ParallelContext
 from tgeokd.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,15 @@ class Survey:
 
     num_classes: int
     class_means: Tensor | None = None  # the teacher's mean prediction for each class, shape (C, C), where needed
+    label_noise: dict[str, Tensor] | None = None  # the fields of a LabelNoise, where needed
+    validation_ids: Tensor | None = (
+        None  # sorted, int64, of the validation samples among the training samples, where known
+    )
+
+    @property
+    def noise(self) -> LabelNoise | None:
+        """The model of wrong labels."""
+        return None if self.label_noise is None else LabelNoise(**self.label_noise)
 
 
 def survey(
@@ -32,6 +46,8 @@ def survey(
     teacher: Teacher | None,
     reader: BatchReader,
     parallel: ParallelContext,
+    *,
+    validation_teacher: Teacher | None = None,
 ) -> Survey:
     """Read the data once, as far as a method needs it.
 
@@ -40,25 +56,72 @@ def survey(
             are not finite.
     """
     uses_validation = method.outer in ("holdout", "union")
-    if not (uses_validation or method.needs_class_means):
+    if not (uses_validation or method.needs_class_means or method.needs_label_noise):
         return Survey(num_classes)
-    means = ClassMeans(num_classes)
-    counts = torch.zeros(num_classes, dtype=torch.int64)
-    for batch in reader.read_all(train_loader, "training loader"):
-        if method.needs_class_means:
-            assert teacher is not None
-            logits = teacher.logits(batch)
-            if not bool(torch.isfinite(logits).all()):
-                raise InputError("the teacher's logits are NaN or infinite on the training set (before step 0)")
-            means.update(logits.softmax(dim=-1), batch.target)
-        counts += batch.target.bincount(minlength=num_classes).cpu()
+    fit = LabelNoiseFit(num_classes) if method.needs_label_noise else None
+    validation_counts, validation_ids = torch.zeros(num_classes, dtype=torch.int64), None
     if uses_validation:
         assert validation is not None
-        validation_counts = torch.zeros_like(counts)
+        logits, targets, ids = [], [], []
         for batch in reader.read_all(validation, "validation loader"):
             validation_counts += batch.target.bincount(minlength=num_classes).cpu()
+            ids.append(batch.ids)
+            if fit is not None:
+                assert validation_teacher is not None
+                logits.append(validation_teacher.logits(batch).float())
+                targets.append(batch.target)
+        if fit is not None:
+            shares = parallel.gather_objects((logits, targets))  # the same calibration in every process
+            fit.calibrate([z for share, _ in shares for z in share], [y for _, share in shares for y in share])
+        known = [each.cpu() for each in ids if each is not None]
+        validation_ids = torch.cat(known).sort().values if len(known) == len(ids) else numbered_ids(train_loader)
+    means = ClassMeans(num_classes)
+    counts, recognised = torch.zeros(num_classes, dtype=torch.int64), 0
+    for batch in reader.read_all(train_loader, "training loader"):
+        if method.needs_class_means or fit is not None:
+            assert teacher is not None
+            logits_ = teacher.logits(batch)
+            if not bool(torch.isfinite(logits_).all()):
+                raise InputError("the teacher's logits are NaN or infinite on the training set (before step 0)")
+            if method.needs_class_means:
+                means.update(logits_.softmax(dim=-1), batch.target)
+            if fit is not None:
+                fit.update(logits_, batch.target)
+        counts += batch.target.bincount(minlength=num_classes).cpu()
+        if validation_ids is not None and batch.ids is not None:
+            recognised += int(is_among(batch.ids, validation_ids).sum())
+    if uses_validation:
         check_validation_classes(parallel.all_reduce(counts), parallel.all_reduce(validation_counts))
-    if not method.needs_class_means:
-        return Survey(num_classes)
-    means.reduce(parallel.all_reduce)
-    return Survey(num_classes, means.compute())
+        validation_ids = _usable(validation_ids, recognised, method)
+    if method.needs_class_means:
+        means.reduce(parallel.all_reduce)
+    if fit is not None:
+        fit.reduce(parallel.all_reduce)
+    return Survey(
+        num_classes,
+        means.compute() if method.needs_class_means else None,
+        None if fit is None else dict(vars(fit.compute())),
+        validation_ids,
+    )
+
+
+def is_among(ids: Tensor, sorted_ids: Tensor) -> Tensor:
+    """Which ids, int64, shape (N,), are among others, sorted, shape (M,), M >= 1: bool, shape (N,)."""
+    places = torch.searchsorted(sorted_ids, ids).clamp_(max=len(sorted_ids) - 1)
+    return sorted_ids.index_select(0, places) == ids
+
+
+def _usable(validation_ids: Tensor | None, recognised: int, method: Method) -> Tensor | None:
+    """The validation ids where each stands for one training sample; otherwise None, with a line that says why."""
+    if method.outer != "union" or not method.needs_label_noise:
+        return None
+    if validation_ids is None:
+        logger.info("validation samples are not recognised among the training samples: batches have no sample ids")
+    elif recognised not in (0, len(validation_ids)):
+        logger.warning(
+            "%d training samples have the %d ids of validation samples, so these are not recognised; give each its own id",
+            *(recognised, len(validation_ids)),
+        )
+    elif recognised:
+        return validation_ids
+    return None

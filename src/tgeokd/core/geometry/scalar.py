@@ -52,6 +52,11 @@ class SparseClassMeans(NamedTuple):
         return ids.long(), probs.view(self.dtype)
 
     @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.rows)
+
+    @property
     def kept(self) -> int:
         """K, how many classes beside its own a row has."""
         return (self.rows.shape[-1] - 3) // 2
