@@ -12,7 +12,7 @@ from tgeokd import LossInputs, TGeoKD
 from tgeokd.bilevel import FusedTerms, LossTerms
 from tgeokd.methods.corrected import CorrectedTerms
 
-__all__ = ["RATIO_METHODS", "Constant", "Ratio"]
+__all__ = ["RATIO_METHODS", "Constant", "KnownWrong", "Ratio"]
 
 
 class Ratio(Diagnosed, TGeoKD):
@@ -74,3 +74,21 @@ class Constant(Ratio):
 
 
 RATIO_METHODS = {"ratio": Ratio, "constant": Constant}
+
+
+class KnownWrong(Diagnosed):
+    """Knows which labels are wrong: the teacher alone there, a constant ratio elsewhere.
+
+    Args:
+        right: alpha where the label is correct; it is 1 where the label is wrong.
+    """
+
+    name: ClassVar[str] = "known"
+    outer = "union"  # uses no outer batch, but trains on the same samples as the others
+
+    def __init__(self, *, right: float) -> None:
+        super().__init__()
+        self.right = right
+
+    def alpha(self, inputs: LossInputs) -> Tensor:
+        return torch.where(self.wrong(inputs), 1.0, self.right).to(inputs.student_logits.dtype)

@@ -136,8 +136,6 @@ def test_a_view_depends_on_sample_and_number_alone():
 
 def test_refused():
     data = task()
-    with pytest.raises(InputError, match="components"):
-        featurised(data, network(), components=WIDTH + 1, mirrored=False, seed=0)
     table = dataclasses.replace(data, train=ArrayDataset(torch.randn(5, 3), torch.zeros(5, dtype=torch.int64)))
     with pytest.raises(InputError, match="images"):
         featurised(table, network(), components=2, mirrored=False, seed=0)

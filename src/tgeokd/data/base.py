@@ -25,13 +25,14 @@ class InputSpec:
 
     Attributes:
         kind: ``array``: one tensor of shape (N, *shape). ``table``: the pair (numeric, categorical), float32 (N, M) and int64
-            (N, K); M or K may be 0.
+            (N, K); M or K may be 0. ``tokens``: word pieces of texts, int64 (N, L), padded with 0.
         shape: shape of one sample; ``(M,)`` for a table.
-        categories: number of codes of each categorical column of a table, K numbers. Code 0 is missing, 1 unknown or rare.
+        categories: number of codes of each categorical column of a table, K numbers. Code 0 is missing, 1 unknown or rare. Of
+            tokens, the size of the vocabulary, one number.
         normalisation: mean and standard deviation per channel that normalised images, of pixels in [0, 1]; None for others.
     """
 
-    kind: Literal["array", "table"]
+    kind: Literal["array", "table", "tokens"]
     shape: tuple[int, ...]
     categories: tuple[int, ...] = ()
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None

@@ -15,6 +15,7 @@ from torch import nn
 from tgeokd.data import TASKS, InputSpec, TaskData
 from tgeokd.methods import Method, build_method
 from tgeokd.models import build_model
+from tgeokd.models.weights import load_weights
 from tgeokd.runs.config import Recipe, RunConfig
 from tgeokd.runs.features import featurised
 from tgeokd.training.distiller import Distiller
@@ -49,6 +50,9 @@ def _load_data(name: str, options: str, data_dir: str | None, seed: int, feature
     if features is not None:
         chosen = json.loads(features)
         network = _network(chosen.pop("model"), data.inputs, data.num_classes, seed=0)
+        weights = chosen.pop("weights")
+        if weights is not None:
+            load_weights(network, Path(weights))
         data = featurised(data, network, seed=seed, **chosen)
     return data
 

@@ -67,11 +67,12 @@ class Recipe(Config):
 
 
 class FeaturesConfig(Config):
-    """Images replaced by features of a frozen pretrained network, see :mod:`tgeokd.runs.features`."""
+    """Images or texts replaced by features of a frozen pretrained network, see :mod:`tgeokd.runs.features`."""
 
     model: dict[str, Any]  # ``name`` and the model's own options
-    components: Positive = 256  # principal components kept
-    mirrored: StrictBool = True  # train on the mirrored images too
+    weights: str | None = None  # of the model, a file as teacher.weights
+    components: Positive = 256  # principal components kept, at most
+    mirrored: StrictBool = True  # of images, train on the mirrored ones too
 
 
 class TeacherRecipe(Recipe):
@@ -79,15 +80,16 @@ class TeacherRecipe(Recipe):
 
     The model is a network, or a classifier of :data:`tgeokd.teachers.CLASSIFIERS`, which uses none of the other settings.
 
-    With ``data`` or ``features`` a network sees other inputs of the same samples than the student: larger images, or features
-    of a frozen pretrained network. Its predictions are then stored by sample id, for samples without augmentation.
+    With ``train=head`` the model is a (pretrained) network of which only a new last layer is trained, on features that are
+    computed once. With ``data`` a network sees other inputs of the same samples than the student, for example larger images.
+    In both cases its predictions are stored by sample id, for samples without augmentation.
     """
 
     model: dict[str, Any] = Field(default_factory=dict)
     epochs: Annotated[StrictInt, Field(ge=0)] = 0  # of training; 0 takes the network as it is built (pretrained)
     weights: str | None = None  # ``.safetensors``, or a checkpoint with the weights under ``model``; not trained
     data: dict[str, Any] = Field(default_factory=dict)  # options of the task's data that differ from the student's
-    features: FeaturesConfig | None = None  # train a network on features of the images that the student sees
+    train: Literal["all", "head"] = "all"  # the whole network, or a linear layer on features of the frozen network
     predictions: str | None = None  # file of class probabilities or logits with sample ids, instead of a model
 
     @model_validator(mode="after")
@@ -98,6 +100,10 @@ class TeacherRecipe(Recipe):
             )
         if self.predictions is None and not self.model:
             raise InputError("the teacher needs teacher.model, or teacher.predictions")
+        if self.train == "head" and (self.predictions is not None or not self.epochs):
+            raise InputError(
+                "teacher.train=head trains a layer on the features of teacher.model: give teacher.epochs >= 1"
+            )
         return self
 
 

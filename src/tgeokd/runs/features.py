@@ -1,4 +1,4 @@
-"""Images replaced by features of a frozen pretrained network, each image's computed once and kept on disk."""
+"""Images or texts replaced by features of a frozen pretrained network, each sample's computed once and kept on disk."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ class FirstView:
 
 
 def featurised(data: TaskData, network: nn.Module, *, components: int, mirrored: bool, seed: int) -> TaskData:
-    """The same task on principal components of the features of its images, in decreasing order of variance.
+    """The same task on principal components of the features of its samples, in decreasing order of variance.
 
     Features are what goes into the last ``nn.Linear`` of the network, in eval mode. Mean and components are those of the
-    training images; one common factor gives the components a mean variance of 1.
+    training samples; one common factor gives the components a mean variance of 1.
 
     Args:
-        data: a task whose samples are images held in memory.
-        network: takes these images; it is not trained.
-        components: features a sample, K.
-        mirrored: train on the features of the mirrored images too: in each epoch on one of the two, chosen at random.
+        data: a task whose samples are images or texts held in memory.
+        network: takes these samples; it is not trained.
+        components: features per sample, K; fewer where the network or the training set has fewer.
+        mirrored: of images, train on the features of the mirrored ones too: in each epoch on one of the two, at random.
         seed: of this choice as views.
 
     Returns:
@@ -77,10 +77,11 @@ def featurised(data: TaskData, network: nn.Module, *, components: int, mirrored:
     """
     splits = {"training set": data.train, "validation set": data.held_out, "test set": data.test}
     for name, split in splits.items():
-        if not isinstance(split, ArrayDataset) or not isinstance(split.inputs, Tensor) or split.inputs.ndim != 4:
-            raise InputError(f"features need images held in memory, which the {name} of this task is not")
+        if data.inputs.kind == "table" or not isinstance(split, ArrayDataset) or not isinstance(split.inputs, Tensor):
+            raise InputError(f"features need images or texts held in memory, which the {name} of this task is not")
     train, held_out, test = (split for split in splits.values() if isinstance(split, ArrayDataset))
     plain = held_out.transform
+    mirrored = mirrored and len(data.inputs.shape) == 3
     store = FeatureStore(network, plain, train.inputs[:2])  # type: ignore[arg-type]
     raw = [store.features(split.inputs, mirrored and split is not test) for split in (train, held_out, test)]  # type: ignore[arg-type]
     basis = _principal_components(raw[0][:, 0], components)
@@ -108,8 +109,6 @@ class _Basis:
 
 def _principal_components(features: Tensor, components: int) -> _Basis:
     features = features.double()
-    if components > min(features.shape):
-        raise InputError(f"features.components must be at most {min(features.shape)} here, not {components}")
     mean = features.mean(dim=0)
     variances, directions = torch.linalg.eigh((features - mean).T @ (features - mean) / len(features))
     variances, directions = variances.flip(0)[:components], directions.flip(1)[:, :components]
@@ -119,21 +118,21 @@ def _principal_components(features: Tensor, components: int) -> _Basis:
 
 
 class FeatureStore:
-    """Features of images by the images' content, in a folder of the user's cache; shared by runs, seeds and processes.
+    """Features of samples by the samples' content, in a folder of the user's cache; shared by runs, seeds and processes.
 
     The folder is ``TGEOKD_CACHE``, or ``~/.cache/tgeokd``. Features are stored in half precision.
     """
 
     def __init__(self, network: nn.Module, transform: Any, example: Tensor) -> None:
-        self.network, self.transform = network.eval(), transform
-        self.head = find_head(network, MicroBatch.begin(network, transform(example)))
+        self.network, self.transform = network.eval(), transform or torch.clone
+        self.head = find_head(network, MicroBatch.begin(network, self.transform(example)))
         nn.init.zeros_(self.head.weight)  # features do not depend on it, and so the digest must not
         nn.init.zeros_(self.head.bias)
         digest = hashlib.sha256(f"{teacher_digest(network)} {transform!r}".encode()).hexdigest()[:16]
         self.folder = cache_folder() / "features" / digest
 
     def features(self, images: Tensor, mirrored: bool = False) -> Tensor:
-        """Features of images (N, C, H, W) and, where wanted, of their mirror images: float16, shape (N, 1 or 2, F)."""
+        """Features of samples and, where wanted, of mirrored images (N, C, H, W): float16, shape (N, 1 or 2, F)."""
         both = [images, images.flip(3)] if mirrored else [images]
         return torch.stack([self._of(one) for one in both], dim=1)
 
@@ -146,7 +145,7 @@ class FeatureStore:
                 missing = (~torch.isin(digests, known)).nonzero().squeeze(1)
                 for start in range(0, len(missing), SHARD):
                     rows = missing[start : start + SHARD]
-                    logger.info("features of %d images to compute, kept in %s", len(missing) - start, self.folder)
+                    logger.info("features of %d samples to compute, kept in %s", len(missing) - start, self.folder)
                     self._write(digests[rows], self._compute(images[rows]))
                 if len(missing):
                     known, stored = self._read()

@@ -22,7 +22,7 @@ from tgeokd.runs.build import (
     teacher_seed,
     use_threads,
 )
-from tgeokd.runs.config import RunConfig, replace
+from tgeokd.runs.config import FeaturesConfig, RunConfig, replace
 from tgeokd.teachers import CLASSIFIERS, StoredPredictions, TeacherCache, TeacherCacheOptions, fit_classifier
 from tgeokd.training.checkpoint import write_weights
 from tgeokd.training.distiller import Distiller
@@ -36,14 +36,14 @@ Evaluate = Callable[[Iterable[Any]], dict[str, float]]
 
 def _kind(config: RunConfig) -> Literal["network", "network on other inputs", "classifier", "predictions"]:
     recipe = config.teacher
-    others = bool(recipe.data) or recipe.features is not None
+    others = bool(recipe.data) or recipe.train == "head"
     if recipe.predictions is not None:
         return "predictions"
     name = recipe.model.get("name")
     if name not in CLASSIFIERS:
         return "network on other inputs" if others else "network"
     if others:
-        raise InputError(f"teacher.data and teacher.features are for networks, and {name} is not a network")
+        raise InputError(f"teacher.data and teacher.train=head are for networks, and {name} is not a network")
     if recipe.weights is not None:
         raise InputError(f"teacher.weights takes the weights of a network, and {name} is not a network")
     return "classifier"
@@ -55,9 +55,13 @@ def is_network(config: RunConfig) -> bool:
 
 
 def _as_the_teacher_sees_it(config: RunConfig) -> RunConfig:
-    """The config with the teacher's own data options and features for everything."""
-    recipe = config.teacher
-    return replace(config, data=config.data | recipe.data, features=recipe.features or config.features)
+    """The config with the teacher's own data options, and with features and a linear teacher where only a head is trained."""
+    recipe, data = config.teacher, config.data | config.teacher.data
+    if recipe.train == "all":
+        return replace(config, data=data)
+    features = FeaturesConfig(model=recipe.model, weights=recipe.weights)
+    linear = replace(recipe, model={"name": "mlp", "hidden": []}, weights=None, train="all")
+    return replace(config, data=data, features=features, teacher=linear)
 
 
 def check_teacher(config: RunConfig, data: TaskData) -> None:

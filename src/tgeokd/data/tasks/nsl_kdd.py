@@ -20,7 +20,7 @@ from tgeokd.utils.errors import InputError, check_names
 
 _FOLDERS = ("nsl-kdd", "NSL-KDD", "nsl_kdd")
 _FILES = {
-    "full": ("KDDTrain+.txt", "KDDTrain+.csv", "train.parquet"),
+    "full": ("KDDTrain+.txt", "KDDTrain+.csv", "train.parquet", "train_full.parquet"),
     "20percent": ("KDDTrain+_20Percent.txt", "KDDTrain+_20Percent.csv", "train_20percent.parquet"),
     "test": ("KDDTest+.txt", "KDDTest+.csv", "test.parquet"),
 }
@@ -79,7 +79,7 @@ def nsl_kdd(
     Source: Tavallaee, Bagheri, Lu, Ghorbani, "A Detailed Analysis of the KDD CUP 99 Data Set", CISDA 2009. Files, in
     ``data_dir/nsl-kdd``, ``data_dir/NSL-KDD`` or ``data_dir``: ``KDDTrain+.txt`` or ``KDDTrain+_20Percent.txt``, and
     ``KDDTest+.txt``, as published (CSV without a header, 41 features, kind, difficulty); or Parquet with named columns:
-    ``train.parquet``, ``train_20percent.parquet``, ``test.parquet``.
+    ``train.parquet`` (or ``train_full.parquet``), ``train_20percent.parquet``, ``test.parquet``.
 
     The test file has kinds of attack that the training file does not have, so ``test_groups`` divides it into ``normal``,
     ``seen attack`` and ``unseen attack``; a kind is seen if a row of the training or validation set has it. The validation set
