@@ -52,7 +52,9 @@ class Agreement:
         batch = context.microbatch
         with torch.no_grad():
             logits = batch.replay(context.student, {})
-            alpha = method.alpha(LossInputs(logits, batch.teacher_logits, batch.target, context.temperature)).detach()
+            alpha = method.alpha(
+                LossInputs(logits, context.teacher_logits, context.target, context.temperature)
+            ).detach()
         val_inputs, val_target, _ = context.outer()
 
         def gradient(estimator: str) -> Tensor:
@@ -60,8 +62,8 @@ class Agreement:
                 context.student,
                 context.optimizer,
                 inputs=batch.inputs,
-                target=batch.target,
-                teacher_logits=batch.teacher_logits,
+                target=context.target,
+                teacher_logits=context.teacher_logits,
                 alpha=alpha,
                 val_inputs=val_inputs,
                 val_target=val_target,

@@ -29,7 +29,8 @@ LOSS, GEOMETRY = "ratios and loss", "f_omega and geometry"
 CALLS: list[tuple[str, Any, str]] = [
     ("teacher", NetworkTeacher, "logits"),
     (LOSS, Method, "loss"),
-    (GEOMETRY, TGeoKD, "alpha"),
+    (LOSS, TGeoKD, "loss"),
+    (GEOMETRY, TGeoKD, "_weight"),
     ("backward", torch.Tensor, "backward"),
     ("optimizer step", SGD, "step"),  # with the record of the step
     ("optimizer step", AdamW, "step"),

@@ -65,7 +65,8 @@ class Workload:
         """Loader of a validation set in which every class occurs."""
         torch.manual_seed(1)
         target = torch.arange(size) % self.num_classes
-        return torch.utils.data.DataLoader(ArrayDataset(self.inputs(size), target), self.batch_size)
+        ids = torch.arange(size) + 10**6  # none of a training batch
+        return torch.utils.data.DataLoader(ArrayDataset(self.inputs(size), target, ids), self.batch_size)
 
     def build(self) -> tuple[nn.Module, nn.Module, Optimizer]:
         """Teacher in eval mode, student and optimizer, the same on every call."""
@@ -154,7 +155,7 @@ def distilled(
 
     def measure() -> float:
         teacher, student, optimizer = work.build()
-        source: Any = StoredPredictions.from_teacher(teacher, batches) if cached else teacher
+        source: Any = StoredPredictions.from_teacher(teacher, batches, held_out) if cached else teacher
         clock = _Clock(time_of)
         options = {"temperature": work.temperature, "accelerator": "cpu", "progress": False}
         distiller = Distiller(

@@ -119,7 +119,8 @@ def run_row(row: Row, entry: Set, config: RunConfig, data: TaskData, teacher: Pa
     student = build_student(config, data)
     loaded = load_teacher(config, data, teacher)
     distiller = build_distiller(student, loaded, method, config, config.student, data, progress=False)
-    fit(distiller, config.student, data, seed=config.seed, with_held_out=row.train_on == "train+val")
+    both = row.train_on == "train+val" and method.outer is None  # others add the validation samples themselves
+    fit(distiller, config.student, data, seed=config.seed, with_held_out=both)
     seconds = round(time.perf_counter() - started, 2)
     metrics = {key: float(value) for key, value in distiller.evaluate(data.ordered_loader(data.test)).items()}
     return {"metrics": metrics, "seconds": seconds, "searched": searched, **_ratios(distiller, data, loaded)}

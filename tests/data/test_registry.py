@@ -19,7 +19,9 @@ from tgeokd.data.tasks.criteo import criteo
 from tgeokd.data.tasks.registry import same_options
 from tgeokd.data.tasks.tabular import tabular
 
-NAMES = ["adult", "cifar10", "cifar100", "criteo", "digits", "hil", "imagenet", "nsl_kdd", "tabular"]
+NAMES = [
+    *("adult", "cifar10", "cifar100", "cifar10n", "criteo", "digits", "hil", "imagenet", "nsl_kdd", "tabular", "text"),
+]
 
 
 def test_the_tasks_of_the_package():

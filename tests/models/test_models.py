@@ -52,6 +52,8 @@ def test_every_model_is_built_by_its_name():
     for name in MODELS:
         if name in ("mlp", "wide_deep", "bert"):
             assert build_model(name, inputs=table, num_classes=3).eval()(*row).shape == (2, 3), name
+        elif name in ("embedding_bag", "text_encoder", "sentence_encoder"):
+            continue  # tests/models/test_text_models.py
         else:
             with torch.device("meta"):
                 model = build_model(name, inputs=image, num_classes=3).eval()

@@ -14,6 +14,7 @@ from tgeokd.paper import ANALYSES
 from tgeokd.paper.base import KD, TGEO, run_analysis
 from tgeokd.paper.cost import COSTS
 from tgeokd.paper.fig1 import ALPHAS
+from tgeokd.paper.fig3 import Fig3
 from tgeokd.paper.fig5 import DistanceCallback
 from tgeokd.paper.predictions import discrepancy, new_teacher, probs, sample, teacher_probs, trained
 from tgeokd.report.analyses import FIGURES, draw_analysis
@@ -112,10 +113,12 @@ def test_fig1_adds_up_to_the_runs(noisy, teacher, inline, tmp_path):
 
 
 def test_fig3_and_alpha_over_epochs_are_the_runs_records(noisy, teacher, inline, tmp_path):
+    run(Fig3.rows["with"].apply(noisy), teacher[0], tmp_path / "alone")
+    last = json.loads((tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()[-1])
     run(TGEO.apply(noisy), teacher[0], tmp_path / "run")
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     alpha = found_by("fig3", noisy, [0], tmp_path / "3")["alpha"]
-    assert alpha["with"] == [records[-1]["alpha"]]
+    assert alpha["with"] == [last["alpha"]]
     assert alpha["without"] != alpha["with"]
     (seed,) = found_by("alpha-over-epochs", noisy, [0], tmp_path / "over")["seeds"]
     assert [epoch["all"] for epoch in seed] == [record["alpha_mean"] for record in records]

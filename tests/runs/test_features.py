@@ -136,7 +136,7 @@ def test_a_view_depends_on_sample_and_number_alone():
 
 def test_refused():
     data = task()
-    table = dataclasses.replace(data, train=ArrayDataset(torch.randn(5, 3), torch.zeros(5, dtype=torch.int64)))
+    table = dataclasses.replace(data, inputs=InputSpec("table", (3,)))
     with pytest.raises(InputError, match="images"):
         featurised(table, network(), components=2, mirrored=False, seed=0)
 

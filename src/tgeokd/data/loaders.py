@@ -76,8 +76,11 @@ def shuffling(dataset: Dataset[Any], generator: torch.Generator | None = None) -
     return {"sampler": BlockShuffle(len(dataset), dataset.block_size, generator), "generator": generator}  # type: ignore[arg-type]
 
 
-def union_loader(train: Iterable[Any], held_out: Iterable[Any]) -> DataLoader[Any]:
-    """A shuffled loader over the training and the validation samples, otherwise like ``train``; both map-style."""
+def union_loader(train: Iterable[Any], held_out: Iterable[Any], *, numbered: bool = False) -> DataLoader[Any]:
+    """A shuffled loader over the training and the validation samples, otherwise like ``train``; both map-style.
+
+    With ``numbered``, samples without ids get numbers as ids where the loader collates them as torch does by default.
+    """
     advice = "pass a training loader over both sets yourself and use outer='holdout'"
     if not (_rebatchable(train) and _rebatchable(held_out)):
         raise InputError(f"outer='union' must mix two torch DataLoaders over map-style data sets; for others {advice}")
@@ -90,7 +93,7 @@ def union_loader(train: Iterable[Any], held_out: Iterable[Any]) -> DataLoader[An
     if len(set(forms)) > 1:
         raise InputError(f"outer='union' cannot mix samples of {forms[0]} and of {forms[1]} values; {advice}")
     dataset = joined(train.dataset, held_out.dataset)
-    if forms[:1] == [2] and train.collate_fn is default_collate:
+    if numbered and forms[:1] == [2] and train.collate_fn is default_collate:
         dataset = NumberedUnion(dataset, first_validation=len(train.dataset))  # type: ignore[arg-type]
     return _like(train, dataset, train.batch_size or 1, drop_last=train.drop_last, generator=train.generator)
 

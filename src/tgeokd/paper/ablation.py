@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from tgeokd.core.metrics import formatted
 from tgeokd.paper import ANALYSES
-from tgeokd.paper.base import KD, Differences
+from tgeokd.paper.base import KD, RATIO_ALONE, Differences
 from tgeokd.paper.comparison import ComparisonAnalysis, gain, gain_text
 from tgeokd.paper.formatting import mean
 from tgeokd.runs.results import MethodSpec
@@ -13,7 +13,7 @@ __all__ = ["FULL", "KINDS", "STEPS", "VECTOR", "Ablation"]
 
 
 def _scalar(**options: Any) -> MethodSpec:
-    return MethodSpec("tgeo", {"encoding": "scalar", **options})
+    return MethodSpec("tgeo", RATIO_ALONE | options)
 
 
 FULL, VECTOR = "SG + TG + ST + inter-sample", "vector encoding"
@@ -38,7 +38,7 @@ class Ablation(ComparisonAnalysis):
     kinds of features in all triangles, and the vector encoding of 9C numbers.
     """
 
-    rows: ClassVar = {"kd": KD, **STEPS, **KINDS, VECTOR: MethodSpec("tgeo", {"encoding": "vector"})}
+    rows: ClassVar = {"kd": KD, **STEPS, **KINDS, VECTOR: _scalar(encoding="vector")}
 
     def differences(self, data: dict[str, Any]) -> Differences:
         """Each step over the one before; each kind of features and the vector encoding over the full set; that over kd."""

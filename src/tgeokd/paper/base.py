@@ -25,6 +25,8 @@ Differences = dict[str, PairedTest | None]
 KD = MethodSpec("kd", {"alpha": 0.5})
 """The baseline: the constant ratio that ``tgeo`` starts from."""
 TGEO = MethodSpec("tgeo")
+# The ratio alone, from the labels as they are: what an analysis of the geometry is about.
+RATIO_ALONE = {"encoding": "scalar", "label": "given", "prior": False, "penalty": 0.0}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from tgeokd.core.ratio_statistics import GROUPS
 from tgeokd.paper import ANALYSES
-from tgeokd.paper.base import Differences
+from tgeokd.paper.base import RATIO_ALONE, Differences
 from tgeokd.paper.comparison import ComparisonAnalysis, gain, group_gap, group_mean, histories
 from tgeokd.paper.formatting import difference, interval, mean_text, subtract, verdict
 from tgeokd.runs.results import MethodSpec, RunRecord
@@ -28,7 +28,9 @@ class Fig3(ComparisonAnalysis):
     The groups are those of :mod:`tgeokd.core.ratio_statistics`.
     """
 
-    rows: ClassVar = {e: MethodSpec("tgeo", {"student_teacher_edge": e == "with"}) for e in ("with", "without")}
+    rows: ClassVar = {
+        e: MethodSpec("tgeo", RATIO_ALONE | {"student_teacher_edge": e == "with"}) for e in ("with", "without")
+    }
 
     def collect(self, runs: Mapping[str, Sequence[RunRecord]], folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
         """The groups of the last epoch, by row and seed."""

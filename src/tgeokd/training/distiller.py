@@ -374,7 +374,7 @@ class Distiller:
             "outer='union': the student trains on the validation samples too, so its metrics on them do not measure how good "
             "it is"
         )
-        return union_loader(train_loader, val_loader)
+        return union_loader(train_loader, val_loader, numbered=self.method.needs_label_noise)
 
     @property
     def _uses_teacher(self) -> bool:

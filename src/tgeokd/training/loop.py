@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import suppress
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
     from tgeokd.training.distiller import Distiller
 
 
+logger = logging.getLogger(__name__)
+
 Loader = Iterable[Any]
+DISAGREEMENT = 0.02  # share of samples on which teacher and label disagree from which one ratio for all is a collapse
 
 
 class History(list[dict[str, Any]]):
@@ -62,6 +66,7 @@ class TrainingLoop:
     callbacks: Sequence[Callback]
     checkpoint_every: int
     survey: Survey | None = None
+    _warned: bool = False  # that the ratios have become one number
     folder: RunFolder | None = None
     history: History = field(default_factory=History)
     epoch: int = 0
@@ -152,6 +157,7 @@ class TrainingLoop:
 
     def _finish_epoch(self, started: float) -> dict[str, Any]:
         statistics = self.step.statistics.summary()
+        self._watch_ratios(statistics["alpha_saturated"])
         metrics = self.distiller.evaluate(self.validation) if self.validation is not None else {}
         optimizer = self.distiller.optimizer
         rate = optimizer.param_groups[0]["lr"]
@@ -164,6 +170,19 @@ class TrainingLoop:
             record |= {"val_loss": metrics["nll"], "val_accuracy": metrics["accuracy"]}
             record[f"val_{primary}"] = metrics[primary]
         return record | statistics | {"seconds": round(time.perf_counter() - started, 4)}
+
+    def _watch_ratios(self, saturated: float | None) -> None:
+        """Warn, once, where a learned ratio has become the same end of [0, 1] for all samples."""
+        disagreement = self.step.statistics.ratios.disagreement()
+        if self._warned or not self.step.learns or saturated != 1.0 or disagreement < DISAGREEMENT:
+            return
+        self._warned = True
+        end = "0 (labels alone)" if (self.step.statistics.ratios.mean() or 0) < 0.5 else "1 (teacher alone)"
+        logger.warning(
+            "epoch %d: every fusion ratio is within 0.02 of %s, although teacher and label disagree on %.0f %% of the "
+            "samples: the ratio no longer learns. A penalty > 0 or a smaller lr of the method prevents this",
+            *(self.epoch + 1, end, 100 * disagreement),
+        )
 
     # ---- checkpoints
 

@@ -42,12 +42,20 @@ class EpochStatistics:
             self.ratios.add(result.alpha, student_logits, teacher_logits, target)
 
     def summary(self) -> dict[str, Any]:
-        """``train_loss`` (mean over the samples), ``alpha_mean`` and ``alpha`` by group (None for methods without ratios)."""
+        """``train_loss`` (mean over the samples) and what the ratios are like, None for methods without ratios.
+
+        ``alpha_mean``, ``alpha`` by group, and ``alpha_saturated``, the larger share of ratios within 0.02 of 0 or of 1.
+        """
         self._guard.read()
         counted = torch.tensor([float(self._loss_sum), self.count], dtype=torch.float64)
         loss_sum, count = self._parallel.all_reduce(counted).tolist()
         self.ratios.reduce(self._parallel.all_reduce)
-        return {"train_loss": loss_sum / count, "alpha_mean": self.ratios.mean(), "alpha": self.ratios.summary()}
+        return {
+            "train_loss": loss_sum / count,
+            "alpha_mean": self.ratios.mean(),
+            "alpha_saturated": self.ratios.saturated(),
+            "alpha": self.ratios.summary(),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """What was gathered so far."""

@@ -87,7 +87,7 @@ class DistillationStep:
         self.temperature, self.clip_norm, self.assume_sgd = temperature, clip_norm, assume_sgd
         self.validation, self.seed = validation, seed
         # A method that does not learn from hypergradients works with any optimizer.
-        student_slots(self.student, self.optimizer, assume_sgd=assume_sgd or not self._learns)
+        student_slots(self.student, self.optimizer, assume_sgd=assume_sgd or not self.learns)
         self.parallel: ParallelContext = current_context()
         self.reader = reader or BatchReader(module_device(self.student))
         self.teacher: Teacher | None = None
@@ -313,16 +313,17 @@ class DistillationStep:
             self._recorder.forget()
 
     @property
-    def _learns(self) -> bool:
+    def learns(self) -> bool:
+        """Whether the method learns from hypergradients."""
         return type(self.method).needs_hypergradient is not Method.needs_hypergradient
 
     @property
     def _due(self) -> bool:
         """Whether the running step must be recorded."""
-        return self._learns and torch.is_grad_enabled() and self.method.needs_hypergradient(self.index)
+        return self.learns and torch.is_grad_enabled() and self.method.needs_hypergradient(self.index)
 
     def _new_recorder(self) -> None:
-        if not self._learns:
+        if not self.learns:
             return
         if self.parallel.world_size > 1:
             raise InputError(f"method {self.method.name!r} does not learn in several processes yet: start one process")

