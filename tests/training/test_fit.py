@@ -160,7 +160,9 @@ def test_running_statistics_move_once_per_batch():
 # ---- randomness
 
 
-@pytest.mark.parametrize("method", ["ce", "kd", "anl", "ada", "wls", "rw", "tgeo", "dkd", "lskd"])
+@pytest.mark.parametrize(
+    "method", ["ce", "kd", "anl", "ada", "wls", "rw", "tgeo", "dkd", "lskd", "gce", "rld", "eakd", "mwnet"]
+)
 def test_one_seed_gives_one_result_and_another_seed_another(method):
     runs, histories = [], []
     for noise, seed in ((0, 3), (1, 3), (0, 4)):

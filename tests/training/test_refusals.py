@@ -116,6 +116,7 @@ BAD = {
     "validation that can be read only once": ("tgeo", {}, loader, lambda: iter([*validation_loader()]), []),
     "no validation": ("tgeo", {}, loader, lambda: None, ["tgeo", "outer='union'", "val_loader"]),
     "validation lacks a class": ("tgeo", {}, loader, lambda: without_class(1), ["class 1,"]),
+    "no validation, mwnet": ("mwnet", {}, loader, lambda: None, ["mwnet", "outer='holdout'", "val_loader"]),
     "validation lacks a class, rw": ("rw", {}, loader, lambda: without_class(2), ["class 2,"]),
     "temperature 0": ("kd", {"temperature": lambda: 0.0}, loader, validation_loader, ["temperature", 0.0]),
     "temperature < 0, ce": ("ce", {"temperature": lambda: -2.0}, loader, validation_loader, ["temperature", -2.0]),
@@ -161,7 +162,7 @@ def test_impossible_arguments_of_fit(options, name, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("method", ["kd", "ce", "tgeo", "rw", "lskd"])
+@pytest.mark.parametrize("method", ["kd", "ce", "tgeo", "rw", "lskd", "gce", "rld", "eakd", "mwnet"])
 def test_a_student_with_nan_weights_is_named_before_anything_is_written(method, tmp_path):
     with refused("student", "step 0", error=DivergenceError):
         distiller_of(method, student=nan_weights()).fit(loader(), validation_loader(), epochs=1, out=tmp_path / "run")

@@ -26,7 +26,7 @@ from small_training import Unsized, data, refused
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
-from tgeokd import AdaptiveKD, AnnealingKD, TGeoKD
+from tgeokd import AdaptiveKD, AnnealingKD, MetaWeightNet, TGeoKD
 from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.loaders import shuffling
 from tgeokd.teachers import StoredPredictions
@@ -42,6 +42,8 @@ METHODS = {
     "wls": lambda: "wls",
     "rw": lambda: "rw",
     "dkd": lambda: "dkd",
+    "rld": lambda: "rld",
+    "mwnet": lambda: MetaWeightNet(update_interval=2),
     "tgeo": lambda: "tgeo",
     "tgeo train": lambda: TGeoKD(outer="train", encoding="vector", hypergradient="last_layer", update_interval=3),
 }

@@ -30,7 +30,7 @@ from small_training import CountedTeacher, Recorder, data, refused
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from torch.utils.data import DataLoader, Dataset
 
-from tgeokd import TGeoKD
+from tgeokd import MetaWeightNet, TGeoKD
 from tgeokd.data.arrays import ArrayDataset
 from tgeokd.teachers import TeacherCacheOptions
 from tgeokd.training.callbacks import Callback
@@ -64,6 +64,8 @@ METHODS = {
     "tgeo holdout": lambda: TGeoKD(outer="holdout", hypergradient="forward", update_interval=1, outer_batch_size=5),
     "tgeo train": lambda: TGeoKD(outer="train", encoding="vector", update_interval=1),
     "rw": lambda: "rw",
+    "mwnet": lambda: "mwnet",
+    "mwnet union": lambda: MetaWeightNet(outer="union"),
     "anl": lambda: "anl",
 }
 

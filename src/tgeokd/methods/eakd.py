@@ -3,6 +3,7 @@
 import math
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from tgeokd.core.validation import check_at_least, check_positive
@@ -11,40 +12,54 @@ from tgeokd.methods.base import METHODS, LossInputs, Method, SampleLoss
 
 @METHODS.register("eakd")
 class EntropyAdaptiveKD(Method):
-    """``gt_i + scale w_i kd_i`` with ``w_i = (H_T + H_T H_S / log C) / 2`` and the entropies of teacher and student.
+    """EA-KD: ``ce_weight gt_i + kd_weight w_i kd_i``, where samples that teacher and student find hard count more.
 
-    The entropies are those of the predictions at the temperature ``entropy_temperature``, without a gradient: samples that the
-    teacher finds hard, and that the student has not learned yet, count more.
+    ``w_i = H^T_i (1 + H^S_i / log C) / 2`` with the entropies, in nats, of the predictions of teacher and student at a
+    temperature of their own; ``0 <= w_i <= log C``. No gradient flows through ``w_i``. The ratio is the teacher's share of
+    both weights, ``kd_weight w_i / (ce_weight + kd_weight w_i)``.
+
+    The authors' code for CIFAR-100 divides by 100 in place of log 100, so that the student hardly counts; that for ImageNet
+    divides by the log, as the paper does, and so does this class.
 
     Args:
-        scale: weight of the teacher term; the authors use 0.9 for it and 0.1 for the label on CIFAR-100, here 9 to 1.
-        entropy_temperature: of the entropies; 3 in the authors' code.
+        ce_weight: weight of the label term. The authors' pairs of weights are 0.1, 0.9 on CIFAR-100 and 1, 0.5 on ImageNet.
+        kd_weight: weight of the teacher term.
+        entropy_temperature: temperature of the entropies; the authors use 3 on CIFAR-100 and 2 on ImageNet. That of ``kd_i``
+            is the run's.
+
+    Raises:
+        InputError: for a negative weight or a temperature that is not positive.
 
     Reference:
-        Su, Chen, Chiu, Tsai and Hwang, "EA-KD: Entropy-based Adaptive Knowledge Distillation", 2023 (arXiv 2311.13621); the
-        weight as in the authors' code.
+        Su, Tseng, Pu, Zhao, Yang, Chen and Lee, "EA-KD: Entropy-based Adaptive Knowledge Distillation", ICCV 2025 (arXiv
+        2311.13621), ``w_EA``, and the code of the authors (github.com/cpsu00/EA-KD).
     """
 
-    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {"scale": (0.5, 1.0, 3.0, 9.0)}
+    search_space: ClassVar[dict[str, tuple[Any, ...]]] = {"kd_weight": (0.1, 0.3, 0.9)}
 
-    def __init__(self, *, scale: float = 1.0, entropy_temperature: float = 3.0) -> None:
-        check_at_least(0, scale=scale)
+    def __init__(self, *, ce_weight: float = 0.1, kd_weight: float = 0.9, entropy_temperature: float = 3.0) -> None:
+        check_at_least(0, ce_weight=ce_weight, kd_weight=kd_weight)
         check_positive("entropy_temperature", entropy_temperature)
-        self.scale, self.entropy_temperature = scale, entropy_temperature
+        self.ce_weight, self.kd_weight, self.entropy_temperature = ce_weight, kd_weight, entropy_temperature
 
-    def weight(self, inputs: LossInputs) -> Tensor:
+    def sample_weight(self, inputs: LossInputs) -> Tensor:
         """``w_i``, shape (N,), without a gradient."""
-        teacher, student = (
-            _entropy(z.detach() / self.entropy_temperature) for z in (inputs.teacher, inputs.student_logits)
-        )
-        return (teacher + teacher * student / math.log(inputs.student_logits.shape[-1])) / 2
+        with torch.no_grad():
+            teacher, student = (self._entropy(logits) for logits in (inputs.teacher, inputs.student_logits))
+            return teacher * (1 + student / math.log(inputs.student_logits.shape[-1])) / 2
+
+    def alpha(self, inputs: LossInputs) -> Tensor:
+        """The teacher's share of both weights, shape (N,); 0 where both are 0."""
+        return self._share(self.kd_weight * self.sample_weight(inputs))
 
     def loss(self, inputs: LossInputs) -> SampleLoss:
-        """The sum of both terms; the ratio is the teacher's share of the weights."""
-        weight = self.scale * self.weight(inputs)
-        return SampleLoss(inputs.gt + weight * inputs.kd, weight / (1 + weight))
+        """The weighted sum of both terms."""
+        weight = self.kd_weight * self.sample_weight(inputs)
+        return SampleLoss(self.ce_weight * inputs.gt + weight * inputs.kd, self._share(weight))
 
+    def _share(self, weight: Tensor) -> Tensor:
+        return weight / (self.ce_weight + weight).clamp_min(torch.finfo(weight.dtype).tiny)
 
-def _entropy(logits: Tensor) -> Tensor:
-    log_probs = logits.log_softmax(dim=-1)
-    return -(log_probs.exp() * log_probs).sum(dim=-1)
+    def _entropy(self, logits: Tensor) -> Tensor:
+        entropy: Tensor = torch.special.entr((logits / self.entropy_temperature).softmax(dim=-1)).sum(dim=-1)
+        return entropy
