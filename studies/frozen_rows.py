@@ -75,6 +75,7 @@ ROWS: dict[str, Row] = {
     "gce": Row("gce", rate=1 / 3),
     "mwnet": Row("mwnet", {"outer": "union"}, rate=1 / 3),
     "posterior": Row("posterior", kind="own"),
+    "tgeo, nothing learned": Row("tgeo", {"lr": 0.0}, kind="own"),
     "tgeo before": Row("tgeo", OLD, kind="own"),
     "tgeo holdout": Row("tgeo", {"outer": "holdout"}, kind="own"),
     "tgeo": Row("tgeo", kind="own"),
