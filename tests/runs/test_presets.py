@@ -31,11 +31,12 @@ SMALL = {
     "criteo": ["data.generated=4000"],
     "tabular": ["data.file=small.csv", "data.label=income"],
     "adult": ["data.train=64"],
-    "text": ["data.max_length=16", "data.held_out=40"],
+    "text": ["data.file=texts.csv", "data.max_length=16", "data.held_out=40"],
 }
 SMALL_PRESETS = {
     ("tabular", "cic-ids2017-web"): [],
     ("text", "banking77"): ["data.max_length=16", "data.held_out=77"],
+    **{("text", f"noisy-ag-news{end}"): ["data.max_length=16", "data.held_out=40"] for end in ("", "-encoder")},
 }
 
 

@@ -134,10 +134,16 @@ class SentenceEncoder(nn.Module):
 
         path = encoder_folder(folder)
         transformers = optional_import("transformers", "model 'sentence_encoder'")
+        bars = transformers.utils.logging
+        shown = bars.is_progress_bar_enabled()
+        bars.disable_progress_bar()  # loading takes a moment
         try:
             self.encoder: Any = transformers.AutoModel.from_pretrained(str(path), local_files_only=True)
         except (OSError, ValueError) as error:
             raise InputError(f"no encoder of transformers in {path}") from error
+        finally:
+            if shown:
+                bars.enable_progress_bar()
         if self.encoder.config.vocab_size < inputs.categories[0]:
             raise InputError(
                 f"the encoder in {path} knows {self.encoder.config.vocab_size} word pieces and the task has "

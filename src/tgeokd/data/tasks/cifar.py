@@ -260,7 +260,10 @@ def _source(archive: Archive, data_dir: Path, download: bool) -> Path:
         found = find_archive(archive, data_dir)
     if found is None:
         names = f"{archive.file}, {archive.folder}/{archive.file} and {archive.folder}/{archive.train[0][0]}"
-        raise InputError(f"no {archive.name} in {data_dir}: looked for {names} (download=true downloads it)")
+        advice = "download=true downloads it"
+        if archive.name == "CIFAR-10" and find_parquet(data_dir) is not None:
+            advice = f"checksum=any reads the compressed images of {FOLDER}/train.parquet instead"
+        raise InputError(f"no {archive.name} in {data_dir}: looked for {names} ({advice})")
     return found
 
 
