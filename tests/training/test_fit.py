@@ -277,6 +277,7 @@ def test_history_and_metrics_file_hold_the_same(tmp_path):
         "val_loss",
         "val_accuracy",
         "alpha_mean",
+        "alpha_saturated",
         "alpha",
         "seconds",
     ]
