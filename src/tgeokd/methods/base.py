@@ -34,7 +34,9 @@ class LossInputs:
     ids: Tensor | None = None  # sample ids, integers on the CPU, shape (N,), where the loader yields them
     known: Tensor | None = None  # which are validation samples, whose labels are correct, bool, shape (N,); None: none
 
-    log_q: Tensor | None = None  # corrected labels, in logs, shape (N, C), kept here by a method that uses them
+    # Kept here by a method that uses corrected labels: these, in logs, shape (N, C), and their probability of the label, (N,).
+    log_q: Tensor | None = None
+    label_prob: Tensor | None = None
 
     @cached_property
     def kd(self) -> Tensor:

@@ -254,8 +254,8 @@ class TGeoKD(Method):
         """``alpha_i``, shape (N,): detached from the student, attached to omega with ``learn``."""
         network, _ = self._built()
         with torch.no_grad():  # faster than building a graph and detaching from it
-            evidence, start = self._evidence(inputs), self._start(inputs)
-            features = self._geometry(inputs, evidence)
+            start = self._start(inputs)
+            features = self._geometry(inputs, start if self.prior else self._evidence(inputs))
         with torch.set_grad_enabled(learn):
             learned: Tensor = network(features, learn=learn)
             weight = (learned + start.to(learned.dtype)).sigmoid()
@@ -276,7 +276,9 @@ class TGeoKD(Method):
     def _label_prob(self, inputs: LossInputs) -> Tensor | None:
         """``q_i[y_i]``, shape (N,)."""
         log_q = self._log_q(inputs)
-        return None if log_q is None else log_q.gather(-1, inputs.target.unsqueeze(-1)).squeeze(-1).exp()
+        if log_q is not None and inputs.label_prob is None:
+            inputs.label_prob = log_q.gather(-1, inputs.target.unsqueeze(-1)).squeeze(-1).exp()
+        return inputs.label_prob
 
     def _reported(self, weight: Tensor, inputs: LossInputs) -> Tensor:
         label = self._label_prob(inputs) if self.corrects_labels else None
