@@ -76,6 +76,17 @@ def test_calibration_is_the_minimum_that_scipy_finds(seed):
     assert F.cross_entropy(z * scale + bias, y) < F.cross_entropy(z, y)
 
 
+def test_a_large_validation_set_is_drawn_from(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(C, (4000,), generator=generator)
+    z = 3 * torch.randn(4000, C, generator=generator) + 2 * F.one_hot(y, C)
+    whole = calibration(z, y)
+    monkeypatch.setattr(label_noise, "CALIBRATED_ON", 2000 * C)
+    part = calibration(z, y)
+    assert not torch.equal(part[0], whole[0])
+    torch.testing.assert_close(part[0], whole[0], rtol=0.1, atol=0.05)
+
+
 def test_very_many_classes_have_one_rate_each(monkeypatch):
     """Labels other than the class itself are taken to be equally likely."""
     generator = torch.Generator().manual_seed(0)

@@ -22,6 +22,7 @@ from tgeokd.core.geometry.class_means import DENSE_CLASSES
 from tgeokd.utils.errors import InputError
 
 SHRINKAGE = 1e-3  # of the class biases, so that a class with few validation samples keeps its own
+CALIBRATED_ON = 20_000_000  # entries of the validation logits at most; more samples are drawn from
 SMALLEST = 1e-9  # rate; no label is impossible
 CERTAIN = 1e-4  # probability left to the other classes of a sample whose label is known to be correct
 
@@ -125,6 +126,10 @@ def calibration(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not bool(torch.isfinite(logits).all()):
         raise InputError("the teacher's logits are NaN or infinite on the validation set")
+    most = max(CALIBRATED_ON // logits.shape[-1], 1)
+    if len(logits) > most:
+        rows = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))[:most].to(logits.device)
+        logits, target = logits[rows], target[rows]
     z = logits.detach().double()
     log_scale = torch.zeros((), dtype=z.dtype, device=z.device, requires_grad=True)
     bias = torch.zeros(z.shape[-1], dtype=z.dtype, device=z.device, requires_grad=True)

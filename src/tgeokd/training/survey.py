@@ -74,19 +74,19 @@ def survey(
             shares = parallel.gather_objects((logits, targets))  # the same calibration in every process
             fit.calibrate([z for share, _ in shares for z in share], [y for _, share in shares for y in share])
         known = [each.cpu() for each in ids if each is not None]
-        validation_ids = torch.cat(known).sort().values if len(known) == len(ids) else numbered_ids(train_loader)
+        validation_ids = torch.cat(known).long().sort().values if len(known) == len(ids) else numbered_ids(train_loader)
     means = ClassMeans(num_classes)
     counts, recognised = torch.zeros(num_classes, dtype=torch.int64), 0
     for batch in reader.read_all(train_loader, "training loader"):
         if method.needs_class_means or fit is not None:
             assert teacher is not None
-            logits_ = teacher.logits(batch)
-            if not bool(torch.isfinite(logits_).all()):
+            predicted = teacher.logits(batch)
+            if not bool(torch.isfinite(predicted).all()):
                 raise InputError("the teacher's logits are NaN or infinite on the training set (before step 0)")
             if method.needs_class_means:
-                means.update(logits_.softmax(dim=-1), batch.target)
+                means.update(predicted.softmax(dim=-1), batch.target)
             if fit is not None:
-                fit.update(logits_, batch.target)
+                fit.update(predicted, batch.target)
         counts += batch.target.bincount(minlength=num_classes).cpu()
         if validation_ids is not None and batch.ids is not None:
             recognised += int(is_among(batch.ids, validation_ids).sum())
@@ -106,7 +106,8 @@ def survey(
 
 
 def is_among(ids: Tensor, sorted_ids: Tensor) -> Tensor:
-    """Which ids, int64, shape (N,), are among others, sorted, shape (M,), M >= 1: bool, shape (N,)."""
+    """Which ids, integers, shape (N,), are among others, sorted, shape (M,), M >= 1: bool, shape (N,)."""
+    ids = ids.to(sorted_ids.dtype)
     places = torch.searchsorted(sorted_ids, ids).clamp_(max=len(sorted_ids) - 1)
     return sorted_ids.index_select(0, places) == ids
 
