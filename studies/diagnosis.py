@@ -32,7 +32,7 @@ class Diagnosed(Method):
         """Which samples have a wrong label, bool, shape (N,)."""
         assert self.wrong_ids is not None
         assert inputs.ids is not None
-        return torch.isin(inputs.ids, self.wrong_ids)
+        return torch.isin(inputs.ids, self.wrong_ids.to(inputs.ids.device))
 
     def loss(self, inputs: LossInputs) -> SampleLoss:
         result = super().loss(inputs)

@@ -21,6 +21,7 @@ from frozen_tables import tables
 from ratio_variants import KnownWrong
 from sklearn.metrics import roc_auc_score
 
+from tgeokd.core.model_call import module_device
 from tgeokd.data import TaskData
 from tgeokd.methods import Method, build_method
 from tgeokd.runs.build import build_distiller, build_student, fit, load_data, use_threads
@@ -105,7 +106,7 @@ def config_of(entry: Set, seed: int, data_dir: str | None) -> RunConfig:
 def run_row(row: Row, entry: Set, config: RunConfig, data: TaskData, teacher: Path) -> dict[str, Any]:
     """Train a row: its test metrics, its seconds (those of a search included), and what its ratios are like at the end."""
     started = time.perf_counter()
-    if row.rate != 1.0:
+    if entry.rates and row.rate != 1.0:
         config = override(config, [f"student.optimizer.lr={config.student.optimizer.lr * row.rate}"])
     options, searched = dict(row.options), None
     if row.search:
@@ -160,7 +161,10 @@ def _label_log_probs(teacher: Any, data: TaskData) -> torch.Tensor:
     found = []
     with torch.no_grad():
         for inputs, target, ids in data.ordered_loader(data.train):
-            logits = teacher.lookup(ids) if isinstance(teacher, StoredPredictions) else teacher.eval()(inputs)
+            if isinstance(teacher, StoredPredictions):
+                logits = teacher.lookup(ids)
+            else:
+                logits = teacher.eval()(inputs.to(module_device(teacher))).float().cpu()
             found.append(logits.log_softmax(-1).gather(-1, target[:, None]).squeeze(-1))
     return torch.cat(found)
 

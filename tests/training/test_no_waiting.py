@@ -79,7 +79,7 @@ def on_meta(monkeypatch):
         monkeypatch.setattr(optimizer, "__init__", lambda self, *a, b=build, **k: b(self, *a, **(k | {"fused": False})))
     means = torch.full((C, C), 1 / C, device=META)
     noise = {"scale": torch.ones((), device=META), "bias": means[0], "log_rates": means}
-    monkeypatch.setattr("tgeokd.training.step.survey", lambda *_, **__: Survey(C, means, noise))
+    monkeypatch.setattr("tgeokd.training.step.survey", lambda *_, **__: Survey(C, means, noise, torch.arange(3)))
     monkeypatch.setattr("tgeokd.training.step.validate_labels", lambda *_: None)
     monkeypatch.setattr("tgeokd.bilevel.estimators.last_layer.find_head", lambda student, _: student[-1])
 
@@ -114,7 +114,8 @@ def network():
 
 
 def batch():
-    return torch.empty(N, 2, 4, 4, device=META), torch.zeros(N, dtype=torch.int64, device=META)
+    zeros = torch.zeros(N, dtype=torch.int64, device=META)
+    return torch.empty(N, 2, 4, 4, device=META), zeros, zeros.clone()  # the ids are on the device too
 
 
 OPTIONS = [

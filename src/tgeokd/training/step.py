@@ -284,6 +284,7 @@ class DistillationStep:
         epoch = min(self.epoch, self.epochs - 1)  # a finished run stays in its last epoch
         known = None
         if self._validation_ids is not None and ids is not None:
+            self._validation_ids = self._validation_ids.to(ids.device)  # a copy in the first step alone
             known = is_among(ids, self._validation_ids).to(target.device, non_blocking=True)
         return LossInputs(
             student_logits, teacher_logits, target, self.temperature, epoch, self.epochs, learn, ids, known

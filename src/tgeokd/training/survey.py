@@ -89,7 +89,7 @@ def survey(
                 fit.update(predicted, batch.target)
         counts += batch.target.bincount(minlength=num_classes).cpu()
         if validation_ids is not None and batch.ids is not None:
-            recognised += int(is_among(batch.ids, validation_ids).sum())
+            recognised += int(is_among(batch.ids.cpu(), validation_ids).sum())
     if uses_validation:
         check_validation_classes(parallel.all_reduce(counts), parallel.all_reduce(validation_counts))
         validation_ids = _usable(validation_ids, recognised, method)
@@ -106,7 +106,7 @@ def survey(
 
 
 def is_among(ids: Tensor, sorted_ids: Tensor) -> Tensor:
-    """Which ids, integers, shape (N,), are among others, sorted, shape (M,), M >= 1: bool, shape (N,)."""
+    """Which ids, integers, shape (N,), are among others, sorted, on the same device, shape (M,), M >= 1: bool, shape (N,)."""
     ids = ids.to(sorted_ids.dtype)
     places = torch.searchsorted(sorted_ids, ids).clamp_(max=len(sorted_ids) - 1)
     return sorted_ids.index_select(0, places) == ids
