@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tgeokd.core.geometry.class_means import DENSE_CLASSES
+from tgeokd.core.softmax import log_softmax, softmax
 from tgeokd.utils.errors import InputError
 
 SHRINKAGE = 1e-3  # of the class biases, so that a class with few validation samples keeps its own
@@ -44,13 +45,13 @@ class LabelNoise:
 
     def calibrated(self, teacher_logits: Tensor) -> Tensor:
         """``log p(c | x)``, shape (N, C)."""
-        return torch.addcmul(self.bias, teacher_logits, self.scale).log_softmax(dim=-1)
+        return log_softmax(torch.addcmul(self.bias, teacher_logits, self.scale))
 
     def posterior(self, teacher_logits: Tensor, target: Tensor) -> Tensor:
         """``log p(c | x, y)``, shape (N, C), from logits (N, C) and labels (N,)."""
         scores = torch.addcmul(self.bias, teacher_logits, self.scale)
         if self.log_rates.ndim == 2:
-            return (scores + self.log_rates.index_select(0, target)).log_softmax(dim=-1)
+            return log_softmax(scores + self.log_rates.index_select(0, target))
         same = self.log_rates
         other = torch.log((1 - same.exp()).clamp_min(SMALLEST) / (len(same) - 1))
         own = (same - other).index_select(0, target).unsqueeze(-1)
@@ -90,7 +91,7 @@ class LabelNoiseFit:
         """Add training samples: logits (N, C), labels (N,)."""
         device = teacher_logits.device
         scale, bias = self._scale.to(device), self._bias.to(device)
-        probs = torch.addcmul(bias, teacher_logits.float(), scale).softmax(dim=-1).double()
+        probs = softmax(torch.addcmul(bias, teacher_logits.float(), scale)).double()
         self._joint, self._classes = self._joint.to(device), self._classes.to(device)
         if self._dense:
             self._joint.index_add_(0, target, probs)

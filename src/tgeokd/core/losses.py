@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tgeokd.core.softmax import log_softmax, softmax
 from tgeokd.core.validation import check_positive
 from tgeokd.utils.errors import InputError
 
@@ -35,7 +36,7 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     Reference:
         Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015.
     """
-    log_s, log_t = (z.log_softmax(dim=-1) for z in _softened(student_logits, teacher_logits, temperature))
+    log_s, log_t = (log_softmax(z) for z in _softened(student_logits, teacher_logits, temperature))
     return temperature**2 * F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=-1)
 
 
@@ -85,24 +86,24 @@ def soft_ce_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: fl
 
     ``tau^2`` times this is :func:`kd_loss` plus ``tau^2`` times the teacher's entropy: the same gradient, another value.
     """
-    log_s, log_t = (z.log_softmax(dim=-1) for z in _softened(student_logits, teacher_logits, temperature))
+    log_s, log_t = (log_softmax(z) for z in _softened(student_logits, teacher_logits, temperature))
     return -(log_t.exp() * log_s).sum(dim=-1)
 
 
 def gt_loss(student_logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of each sample with its label, from logits (N, C) and class indices (N,); shape (N,), in nats."""
-    return F.cross_entropy(student_logits, target, reduction="none")
+    return F.nll_loss(log_softmax(student_logits), target, reduction="none")
 
 
 def kd_grad(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Derivative of :func:`kd_loss` by the student logits, ``tau (softmax(z_s / tau) - softmax(z_t / tau))``, shape (N, C)."""
-    softened = (student_logits / temperature).softmax(dim=-1) - (teacher_logits / temperature).softmax(dim=-1)
+    softened = softmax(student_logits / temperature) - softmax(teacher_logits / temperature)
     return temperature * softened
 
 
 def gt_grad(student_logits: Tensor, target: Tensor) -> Tensor:
     """Derivative of :func:`gt_loss` by the student's logits, ``softmax(z_s)`` minus the one-hot label, shape (N, C)."""
-    probs = student_logits.softmax(dim=-1)
+    probs = softmax(student_logits)
     return probs.scatter_add(-1, target.unsqueeze(-1), torch.full_like(probs[:, :1], -1.0))
 
 

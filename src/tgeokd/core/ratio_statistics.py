@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgeokd.core.geometry.scalar import SHORT
 from tgeokd.core.losses import check_ratios
+from tgeokd.core.softmax import softmax
 
 GROUPS = ("teacher_right_agree", "teacher_right_disagree", "teacher_wrong_agree", "teacher_wrong_disagree")
 BINS = 10
@@ -19,11 +19,6 @@ FLUSH_AT_LOGITS = 1 << 20  # entries of both logits
 def agreement(student_probs: Tensor, teacher_probs: Tensor) -> Tensor:
     """Overlap of two predictions, ``sum_c min(S_c, T_c)``, shape (N,): 1 for equal, 0 for disjoint distributions."""
     return torch.minimum(student_probs, teacher_probs).sum(dim=-1)
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    """Softmax over the last dimension; over few classes it is vectorised on the CPU only along another dimension."""
-    return logits.mT.softmax(dim=0).mT if logits.shape[-1] < SHORT else logits.softmax(dim=-1)
 
 
 class RatioStatistics:
@@ -73,7 +68,7 @@ class RatioStatistics:
         )
         if alpha.device.type == "cpu":  # elsewhere the reading would wait for the device
             check_ratios(alpha)
-        agree = agreement(_softmax(student), _softmax(teacher)) >= 0.5
+        agree = agreement(softmax(student), softmax(teacher)) >= 0.5
         right = teacher.gather(-1, target.unsqueeze(-1)).squeeze(-1) == teacher.amax(dim=-1)
         group = 2 * (~right).long() + (~agree).long()
         bin_ = (alpha * BINS).long().clamp(0, BINS - 1)

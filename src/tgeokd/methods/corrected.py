@@ -9,6 +9,7 @@ from torch import Tensor
 from tgeokd.bilevel import LossTerms
 from tgeokd.core.label_noise import LabelNoise, known_labels
 from tgeokd.core.losses import fuse, kd_grad, kd_loss
+from tgeokd.core.softmax import log_softmax, softmax
 from tgeokd.methods.base import LossInputs
 
 
@@ -28,12 +29,12 @@ class CorrectedTerms(LossTerms):
     def weight_grad(self, logits: Tensor) -> Tensor:
         """Gradient of the difference of both terms, shape (n, C)."""
         teacher = kd_grad(logits, self.teacher_logits, self.temperature)
-        return teacher - (logits.softmax(dim=-1) - self.label_probs)
+        return teacher - (softmax(logits) - self.label_probs)
 
 
 def soft_label_loss(student_logits: Tensor, label_probs: Tensor) -> Tensor:
     """Cross-entropy of the student's prediction with class probabilities (N, C), shape (N,), in nats."""
-    return -(label_probs * student_logits.log_softmax(dim=-1)).sum(dim=-1)
+    return -(label_probs * log_softmax(student_logits)).sum(dim=-1)
 
 
 def corrected_labels(noise: LabelNoise, inputs: LossInputs) -> Tensor:

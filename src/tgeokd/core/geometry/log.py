@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tgeokd.core.geometry.scalar import SHORT, SparseClassMeans
+from tgeokd.core.geometry.scalar import SparseClassMeans
+from tgeokd.core.softmax import log_softmax
 
 SMALLEST = 1e-9  # probability that stands for less
 
@@ -38,7 +39,7 @@ def log_features(
         class_means: shape (C, C), or sparse for very many classes, or None.
         evidence: any further number of each sample, shape (N,).
     """
-    log_s, log_t = (_log_softmax(z.detach()) for z in (student_logits, teacher_logits))
+    log_s, log_t = (log_softmax(z.detach()) for z in (student_logits, teacher_logits))
     S, T = log_s.exp(), log_t.exp()
     best, top = log_t.max(dim=-1)
     label = target.unsqueeze(-1)
@@ -49,17 +50,13 @@ def log_features(
         best,
         (S * log_s).sum(dim=-1),
         (T * log_t).sum(dim=-1),
-        torch.linalg.vector_norm(S - T, dim=-1),
+        (S - T).square_().sum(dim=-1).sqrt_(),
         evidence,
     ]
     if class_means is not None:
         pairs = ((target, target), (target, top), (top, target))
         columns += [_mean_of(class_means, row, column).clamp_min(SMALLEST).log() for row, column in pairs]
     return torch.stack(columns, dim=-1)
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    return logits.mT.log_softmax(0).mT if logits.shape[-1] < SHORT else logits.log_softmax(-1)
 
 
 def _mean_of(class_means: Tensor | SparseClassMeans, rows: Tensor, columns: Tensor) -> Tensor:

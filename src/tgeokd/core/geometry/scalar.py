@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from tgeokd.core.geometry.class_means import DENSE_CLASSES, KEPT
+from tgeokd.core.softmax import log_softmax
 from tgeokd.utils.errors import InputError
-
-# torch's softmax over a last dimension shorter than this is not vectorised on the CPU; over another dimension it is.
-SHORT = 16
 
 # The angle at a vertex: its two edges, and the sign that makes both point away from it. M stands for Tbar.
 ANGLES_STG = (("ST", "SG", 1.0), ("ST", "TG", -1.0), ("SG", "TG", 1.0))  # at S, T, G
@@ -114,8 +112,7 @@ def scalar_from_logits(
     S, T = student_logits.detach(), teacher_logits.detach()  # nothing below has a graph
     class_means = class_means if features.inter_sample else None
     if isinstance(class_means, Tensor) or (class_means is None and S.shape[-1] <= DENSE_CLASSES):
-        Z = torch.stack((T, S))
-        log = Z.mT.log_softmax(1).mT if Z.shape[-1] < SHORT else Z.log_softmax(-1)
+        log = log_softmax(torch.stack((T, S)))
         points = log.exp()
         return _full(points, log.mul_(points).sum(dim=-1, keepdim=True), target, class_means, features)
     return _coarse(S.log_softmax(-1), T.log_softmax(-1), *_classes(T, target, class_means), features)
