@@ -114,6 +114,12 @@ SETS: dict[str, Set] = {
     "cic-ids2017-web": Set("tabular", "cic-ids2017-web", metric="macro_f1", needs_truth=False),
     "adult": Set("adult", "lite", metric="auc", needs_truth=False),
     "hil": Set("hil", "lite", metric="macro_f1", needs_truth=False),
+    "cifar100-symmetric-folds": Set(
+        "cifar100", "pretrained", (_ANY, "data.noise=symmetric", "data.noise_rate=0.4", "teacher.folds=5")
+    ),
+    "cifar100-human-folds": Set("cifar100", "pretrained", (_ANY, "data.noise=human", "teacher.folds=5")),
+    "cifar10n-worst-folds": Set("cifar10n", "pretrained", (_ANY, "teacher.folds=5")),
+    "noisy-ag-news-folds": Set("text", "noisy-ag-news", ("teacher.folds=5",)),
     "digits-noise": Set("digits", "lite", ("data.noise=0.3",), development=True),
     "cifar10n-worst-resnet8": Set("cifar10n", "lite", (_ANY,), seeds=5, slow=True, rates=False),
     "cifar100-symmetric-resnet8x4": Set(

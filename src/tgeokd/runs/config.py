@@ -82,7 +82,8 @@ class TeacherRecipe(Recipe):
 
     With ``train=head`` the model is a (pretrained) network of which only a new last layer is trained, on features that are
     computed once. With ``data`` a network sees other inputs of the same samples than the student, for example larger images.
-    In both cases its predictions are stored by sample id, for samples without augmentation.
+    With ``folds`` training samples get out-of-fold predictions. In these cases the predictions are stored by sample id, for
+    samples without augmentation.
     """
 
     model: dict[str, Any] = Field(default_factory=dict)
@@ -90,6 +91,7 @@ class TeacherRecipe(Recipe):
     weights: str | None = None  # ``.safetensors``, or a checkpoint with the weights under ``model``; not trained
     data: dict[str, Any] = Field(default_factory=dict)  # options of the task's data that differ from the student's
     train: Literal["all", "head"] = "all"  # the whole network, or a linear layer on features of the frozen network
+    folds: Positive = 1  # more: each training sample is predicted by a teacher trained without it (tgeokd.runs.folds)
     predictions: str | None = None  # file of class probabilities or logits with sample ids, instead of a model
 
     @model_validator(mode="after")
@@ -100,6 +102,8 @@ class TeacherRecipe(Recipe):
             )
         if self.predictions is None and not self.model:
             raise InputError("the teacher needs teacher.model, or teacher.predictions")
+        if self.folds > 1 and (self.predictions is not None or (self.weights is not None and self.train == "all")):
+            raise InputError("teacher.folds is for a teacher that is trained here: without predictions or weights")
         if self.train == "head" and (self.predictions is not None or not self.epochs):
             raise InputError(
                 "teacher.train=head trains a layer on the features of teacher.model: give teacher.epochs >= 1"

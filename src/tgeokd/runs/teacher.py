@@ -23,6 +23,7 @@ from tgeokd.runs.build import (
     use_threads,
 )
 from tgeokd.runs.config import FeaturesConfig, RunConfig, replace
+from tgeokd.runs.folds import out_of_fold
 from tgeokd.teachers import CLASSIFIERS, StoredPredictions, TeacherCache, TeacherCacheOptions, fit_classifier
 from tgeokd.training.checkpoint import write_weights
 from tgeokd.training.distiller import Distiller
@@ -34,15 +35,15 @@ _BATCH = 256
 Evaluate = Callable[[Iterable[Any]], dict[str, float]]
 
 
-def _kind(config: RunConfig) -> Literal["network", "network on other inputs", "classifier", "predictions"]:
+def _kind(config: RunConfig) -> Literal["network", "network with stored predictions", "classifier", "predictions"]:
     recipe = config.teacher
-    others = bool(recipe.data) or recipe.train == "head"
+    others = bool(recipe.data) or recipe.train == "head" or recipe.folds > 1
     if recipe.predictions is not None:
         return "predictions"
     name = recipe.model.get("name")
     if name not in CLASSIFIERS:
-        return "network on other inputs" if others else "network"
-    if others:
+        return "network with stored predictions" if others else "network"
+    if recipe.data or recipe.train == "head":
         raise InputError(f"teacher.data and teacher.train=head are for networks, and {name} is not a network")
     if recipe.weights is not None:
         raise InputError(f"teacher.weights takes the weights of a network, and {name} is not a network")
@@ -112,10 +113,12 @@ def build_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: bo
         if _kind(config) == "predictions":
             stored = _read_predictions(config, data)
         elif _kind(config) == "classifier":
-            stored = _fit_classifier(config, data)
+            stored = _trained_predictions(lambda part: _fit_classifier(config, part), config, data)
         else:
             own = _as_the_teacher_sees_it(config)
-            stored = _predict_all(_train_network(own, load_data(own), progress).student, load_data(own))
+            stored = _trained_predictions(
+                lambda part: _train_network(own, part, progress).student, config, load_data(own)
+            )
         stored.save(path)
         return _stored_metrics(stored, data)
     distiller = _train_network(config, data, progress)
@@ -170,9 +173,16 @@ def cache_teacher_logits(config: RunConfig, data: TaskData, path: Path, folder: 
     return {part: TeacherCache(folder / part) for part in ("train", "held-out")}
 
 
-def _fit_classifier(config: RunConfig, data: TaskData) -> StoredPredictions:
+def _fit_classifier(config: RunConfig, data: TaskData) -> Any:
     options = dict(config.teacher.model)
-    return _predict_all(fit_classifier(options.pop("name"), options, data, seed=teacher_seed(config)), data)
+    return fit_classifier(options.pop("name"), options, data, seed=teacher_seed(config))
+
+
+def _trained_predictions(train: Callable[[TaskData], Any], config: RunConfig, data: TaskData) -> StoredPredictions:
+    """Predictions for all samples by a teacher that is trained here; out of fold where the recipe says so."""
+    if config.teacher.folds > 1:
+        return out_of_fold(train, data, config.teacher.folds, seed=teacher_seed(config))
+    return _predict_all(train(data), data)
 
 
 def _predict_all(teacher: Any, data: TaskData) -> StoredPredictions:
