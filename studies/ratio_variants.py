@@ -45,9 +45,6 @@ class Ratio(Diagnosed, TGeoKD):
     def _start(self, inputs: LossInputs) -> Tensor:
         return self.shift + self.slope * super()._start(inputs)
 
-    def _geometry(self, inputs: LossInputs, start: Tensor) -> Tensor:
-        return super()._geometry(inputs, self._evidence(inputs))
-
     def loss_terms(self, inputs: LossInputs) -> LossTerms:
         log_q = self._log_q(inputs)
         assert log_q is not None

@@ -81,7 +81,9 @@ class TGeoKD(Method):
             :func:`tgeokd.geometry.trilateral`.
         inter_sample: use the class means.
         label: the label term's target: ``"posterior"``, the corrected label ``q_i``, or ``"given"``, the label itself.
-        prior: start at the log odds of ``1 - q_i[y_i]`` rather than at 0.
+        prior: start at the log odds of ``1 - (1 - base) q_i[y_i]`` rather than at 0.
+        base: with ``prior``, the ratio that a sample with a certainly correct label starts at, in [0, 1): what the teacher is
+            worth where no label is wrong.
         penalty: weight of ``KL(alpha_i || ratio at the start)`` against the hypergradient, which is divided by its root mean
             square: the ratio has an optimum inside (0, 1) and cannot run away. 0 for none.
         hidden: widths of f_omega's hidden layers.
@@ -118,6 +120,7 @@ class TGeoKD(Method):
         inter_sample: bool = True,
         label: Literal["posterior", "given"] | None = None,
         prior: bool | None = None,
+        base: float = 0.0,
         penalty: float | None = None,
         hidden: tuple[int, ...] = (32, 16),
         outer: Outer | None = None,
@@ -144,6 +147,8 @@ class TGeoKD(Method):
         )
         self.set_outer(chosen["outer"], outer_batch_size)
         check_at_least(0, lr=lr, weight_decay=weight_decay, penalty=chosen["penalty"])
+        if not 0 <= base < 1:
+            raise InputError(f"base must lie in [0, 1), not {base}")
         check_choice("label", chosen["label"], Literal["posterior", "given"])
         check_choice("encoding", chosen["encoding"], Literal["log", "scalar", "vector"])
         check_positive("update_interval", chosen["update_interval"])
@@ -159,6 +164,7 @@ class TGeoKD(Method):
             chosen["prior"],
             chosen["penalty"],
         )
+        self.base = base
         self.needs_label_noise = self.corrects_labels or self.prior
         self.needs_class_means = inter_sample
         self.hidden = tuple(hidden)
@@ -255,7 +261,7 @@ class TGeoKD(Method):
         network, _ = self._built()
         with torch.no_grad():  # faster than building a graph and detaching from it
             start = self._start(inputs)
-            features = self._geometry(inputs, start if self.prior else self._evidence(inputs))
+            features = self._geometry(inputs, self._evidence(inputs))
         with torch.set_grad_enabled(learn):
             learned: Tensor = network(features, learn=learn)
             weight = (learned + start.to(learned.dtype)).sigmoid()
@@ -271,7 +277,10 @@ class TGeoKD(Method):
 
     def _start(self, inputs: LossInputs) -> Tensor:
         """Log odds of the ratio before anything is learned, shape (N,)."""
-        return self._evidence(inputs) if self.prior else torch.zeros_like(inputs.teacher[:, 0])
+        label = self._label_prob(inputs) if self.prior else None
+        if label is None:
+            return torch.zeros_like(inputs.teacher[:, 0])
+        return -((1 - self.base) * label).logit(eps=CERTAIN)
 
     def _label_prob(self, inputs: LossInputs) -> Tensor | None:
         """``q_i[y_i]``, shape (N,)."""
@@ -289,10 +298,10 @@ class TGeoKD(Method):
             raise RuntimeError("TGeoKD needs prepare(num_classes, class_means) before its first batch")
         return self.network, self.optimizer
 
-    def _geometry(self, inputs: LossInputs, start: Tensor) -> Tensor:
+    def _geometry(self, inputs: LossInputs, evidence: Tensor) -> Tensor:
         student, teacher, means = inputs.student_logits.detach(), inputs.teacher.detach(), self.class_means
         if self.encoding == "log":
-            return log_features(student, teacher, inputs.target, means, start)
+            return log_features(student, teacher, inputs.target, means, evidence)
         if self.encoding == "scalar":
             return scalar_from_logits(student, teacher, inputs.target, means, self.features)
         assert not isinstance(means, SparseClassMeans)
