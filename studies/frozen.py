@@ -1,7 +1,7 @@
 """The final comparison with pretrained teachers: every method on test data, with the settings frozen.
 
-python studies/frozen.py run --data-dir data --jobs 2    # one file per run; continues where it stopped
-python studies/frozen.py collect                         # studies/frozen.json of the finished runs
+python studies/frozen.py run --data-dir data --jobs 2    # one file per run; runs that studies/frozen.json has are left out
+python studies/frozen.py collect                         # adds the finished runs to studies/frozen.json
 python studies/frozen.py table                           # prints the tables of studies/frozen.md
 """
 
@@ -47,6 +47,7 @@ def main() -> None:
     run.add_argument("--seeds", type=int, help="how many; by default what the set has")
     run.add_argument("--first-seed", type=int, default=0)
     run.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
+    run.add_argument("--again", action="store_true", help="also what studies/frozen.json has")
     run.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW")
     collect = commands.add_parser("collect", help="write studies/frozen.json")
     for command in (run, collect):
@@ -64,17 +65,39 @@ def main() -> None:
             jobs, lambda job, done: print(f"{job.key[0]}, seed {job.key[1]}: {done} of {len(jobs)}", flush=True)
         )
     elif given.command == "collect":
-        found = [json.loads(path.read_text()) for path in sorted(given.out.glob("*/*.json"))]
-        write_json(
-            COLLECTED, sorted(found, key=lambda r: (list(SETS).index(r["set"]), list(ROWS).index(r["row"]), r["seed"]))
-        )
+        found = collected() | {_key(r): r for r in map(_read, sorted(given.out.glob("*/*.json")))}
+        order = {name: i for i, name in enumerate([*SETS, *ROWS])}
+        keys = sorted(found, key=lambda k: (order[k[0]], order[k[1]], k[2]))
+        lines = ",\n".join(json.dumps(_rounded(found[key])) for key in keys)  # one line per run
+        COLLECTED.write_text(f"[\n{lines}\n]\n")
     else:
         print(tables(json.loads(COLLECTED.read_text())))
 
 
 def _group(given: argparse.Namespace, name: str, seed: int) -> Any:
-    rows = [label for label in given.rows if SETS[name].uses(label)]
+    known = set() if given.again else collected().keys()
+    rows = [label for label in given.rows if SETS[name].uses(label) and (name, label, seed) not in known]
     return lambda _: (run_group, (name, seed, rows, given.out, given.data_dir))
+
+
+def collected() -> dict[tuple[str, str, int], dict[str, Any]]:
+    """The records of studies/frozen.json by set, row and seed."""
+    return {_key(record): record for record in json.loads(COLLECTED.read_text())}
+
+
+def _key(record: dict[str, Any]) -> tuple[str, str, int]:
+    return record["set"], record["row"], record["seed"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def run_group(name: str, seed: int, rows: list[str], out: Path, data_dir: str | None) -> None:
