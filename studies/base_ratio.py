@@ -41,6 +41,7 @@ SETS: dict[str, tuple[str, str, tuple[str, ...], str, int]] = {
     "digits, clean": ("digits", "lite", ("data.held_out=700",), "accuracy", 200),
     "adult": ("adult", "lite", (), "auc", 2000),
     "adult, 20 %": ("adult", "lite", ("data.noise=0.2",), "auc", 2000),
+    "banking77": ("text", "banking77", ("data.held_out=2000",), "accuracy", 1000),
     "CIFAR-100, 40 %": (
         "cifar100",
         "pretrained",

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from frozen_rows import ROWS, SETS, Row, Set
-from frozen_tables import tables
+from frozen_tables import summary, tables
 from ratio_variants import KnownWrong
 from sklearn.metrics import roc_auc_score
 
@@ -71,7 +71,8 @@ def main() -> None:
         lines = ",\n".join(json.dumps(_rounded(found[key])) for key in keys)  # one line per run
         COLLECTED.write_text(f"[\n{lines}\n]\n")
     else:
-        print(tables(json.loads(COLLECTED.read_text())))
+        records = json.loads(COLLECTED.read_text())
+        print(summary(records), tables(records), sep="\n\n")
 
 
 def _group(given: argparse.Namespace, name: str, seed: int) -> Any:

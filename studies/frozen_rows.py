@@ -110,6 +110,7 @@ SETS: dict[str, Set] = {
     "cifar100-clean": Set("cifar100", "pretrained", (_ANY,), needs_truth=False),
     "noisy-ag-news": Set("text", "noisy-ag-news"),
     "banking77": Set("text", "banking77", needs_truth=False),
+    "clinc150": Set("text", "lite", ("data.file=clinc150/clinc150.parquet",), needs_truth=False),
     "nsl_kdd-full": Set("nsl_kdd", "full", metric="macro_f1", needs_truth=False),
     "cic-ids2017-web": Set("tabular", "cic-ids2017-web", metric="macro_f1", needs_truth=False),
     "adult": Set("adult", "lite", metric="auc", needs_truth=False),

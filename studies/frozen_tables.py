@@ -10,7 +10,7 @@ import numpy as np
 from frozen_rows import ROWS, SETS
 from scipy import stats
 
-__all__ = ["difference", "tables"]
+__all__ = ["difference", "summary", "tables"]
 
 
 def difference(ours: dict[int, float], theirs: dict[int, float]) -> tuple[float, float, float] | None:
@@ -24,19 +24,76 @@ def difference(ours: dict[int, float], theirs: dict[int, float]) -> tuple[float,
     return mean, mean - half, mean + half
 
 
+Rows = dict[str, dict[int, dict[str, Any]]]
+HEADER = (
+    "| set (seeds) | `tgeo` | over the best published row | over `posterior` | over the same, nothing learned | "
+    "over the earlier default | share of what knowing the wrong labels gains | AUC: ratio / -log T_y / -log S_y |\n"
+    "| --- | ---: | --- | --- | --- | --- | ---: | --- |"
+)
+
+
 def tables(records: Sequence[dict[str, Any]]) -> str:
     """One table per set: test metric in %, difference of ``tgeo`` to each row, and what the ratios are like."""
-    by_set: dict[str, dict[str, dict[int, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
+    return "\n\n".join(_table(name, rows) for name, rows in _by_set(records).items())
+
+
+def summary(records: Sequence[dict[str, Any]]) -> str:
+    """One table of all sets: ``tgeo`` beside the best published row (on all samples, not searched) and the own rows."""
+    return "\n".join([HEADER, *(_summary_of(name, rows) for name, rows in _by_set(records).items())])
+
+
+def _by_set(records: Sequence[dict[str, Any]]) -> dict[str, Rows]:
+    by_set: dict[str, Rows] = defaultdict(lambda: defaultdict(dict))
     for record in records:
         by_set[record["set"]][record["row"]][record["seed"]] = record
-    return "\n\n".join(_table(name, by_set[name]) for name in SETS if name in by_set)
+    return {name: by_set[name] for name in SETS if "tgeo" in by_set.get(name, {})}
 
 
-def _table(name: str, rows: dict[str, dict[int, dict[str, Any]]]) -> str:
+def _scores(name: str, rows: Rows, row: str) -> dict[int, float]:
+    return {seed: 100 * record["metrics"][SETS[name].metric] for seed, record in rows.get(row, {}).items()}
+
+
+def _summary_of(name: str, rows: Rows) -> str:
+    ours = _scores(name, rows, "tgeo")
+    published = [
+        r for r in rows if ROWS[r].kind == "published" and ROWS[r].train_on == "train+val" and not ROWS[r].search
+    ]
+
+    def common(row: str) -> float:
+        values = [score for seed, score in _scores(name, rows, row).items() if seed in ours]
+        return float(np.mean(values)) if values else -np.inf
+
+    best = max(published, key=common)
+    theirs, known = _scores(name, rows, best), _scores(name, rows, "known wrong")
+    seeds = sorted(ours.keys() & theirs.keys() & known.keys())
+    share = ""
+    if seeds:
+        won, bound = (np.mean([a[s] - theirs[s] for s in seeds]) for a in (ours, known))
+        share = f"{100 * won / bound:.0f} %" if bound > 0.05 else "it gains nothing"
+    aucs = [_mean(rows["tgeo"].values(), key, ".3f") for key in ("auc", "auc_teacher", "auc_student")]
+    cells = [
+        f"{name} ({len(ours)})",
+        f"{np.mean(list(ours.values())):.2f}",
+        f"{_interval(difference(ours, theirs))} over `{best}`",
+        *(
+            _interval(difference(ours, _scores(name, rows, row)))
+            for row in ("posterior", "tgeo, nothing learned", "tgeo before")
+        ),
+        share,
+        " / ".join(aucs) if aucs[0] else "",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _interval(gap: tuple[float, float, float] | None) -> str:
+    return "" if gap is None else f"{gap[0]:+.2f} ({gap[1]:.2f} to {gap[2]:.2f})"
+
+
+def _table(name: str, rows: Rows) -> str:
     metric = SETS[name].metric
 
     def scores(row: str) -> dict[int, float]:
-        return {seed: 100 * record["metrics"][metric] for seed, record in rows[row].items()}
+        return _scores(name, rows, row)
 
     teacher = [100 * record["teacher"] for record in rows["tgeo"].values() if record["teacher"] is not None]
     lines = [
@@ -55,7 +112,7 @@ def _table(name: str, rows: dict[str, dict[int, dict[str, Any]]]) -> str:
         cells = [
             label + (" (closed form)" if label == "posterior" else ""),
             f"{np.mean(list(scores(label).values())):.2f}",
-            "" if gap is None else f"{gap[0]:+.2f} ({gap[1]:.2f} to {gap[2]:.2f})",
+            _interval(gap),
             f"{np.mean([record['metrics']['nll'] for record in found]):.3f}",
             f"{np.mean([record['seconds'] for record in found]):.1f}",
             _mean(found, "alpha", ".2f"),

@@ -212,9 +212,12 @@ def test_an_image_that_does_not_decode_is_named(folder, kind, file):
     content = path.read_bytes()
     path.unlink()
     path.write_bytes({"truncated": content[: len(content) // 2], "text": b"not an image", "empty": b""}[kind])
-    data = load(folder)
     with refused(f"val/{name(2)}/{file}"):
+        data = load(folder)  # names a file without content; the others are noticed when they are read
         list(data.ordered_loader(data.test))
+    data = load(folder, bad_files="skip")
+    assert len(data.test) == CLASSES * VAL_PER_CLASS - 1
+    assert len(list(data.ordered_loader(data.test, 1))) == len(data.test)
 
 
 @pytest.mark.process

@@ -1,9 +1,10 @@
 """`imagenet`: images in one folder per class under ``train/`` and ``val/``; ImageNet and data sets of the same layout."""
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,31 +12,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision import transforms as T  # type: ignore[import-untyped]
-from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
-from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader  # type: ignore[import-untyped]
 
 from tgeokd.data.base import InputSpec, TaskData
 from tgeokd.data.datasets import Joinable
+from tgeokd.data.images.folders import (
+    ClassFolders,
+    Strings,
+    class_folders,
+    refuse_empty,
+    say_what_was_found,
+    unreadable,
+)
+from tgeokd.data.images.reader import read_rgb
 from tgeokd.data.split import stratified_split
 from tgeokd.data.tasks.registry import TASKS
-from tgeokd.utils.errors import InputError, one_line
+from tgeokd.utils.errors import InputError
 
 MEAN = (0.485, 0.456, 0.406)  # of the pretrained models of torchvision and timm
 STD = (0.229, 0.224, 0.225)
 
-Strings = NDArray[np.bytes_]
-
-
-class UnreadableImageError(InputError):
-    """An image file cannot be decoded.
-
-    A ``DataLoader`` raises an error of a worker process again with the whole traceback as its message; only the last line, the
-    original message, is kept.
-    """
-
-    def __init__(self, message: str) -> None:
-        last = message.rstrip().rpartition("\n")[2]
-        super().__init__(last.removeprefix(f"{type(self).__module__}.{type(self).__qualname__}: "))
+logger = logging.getLogger(__name__)
 
 
 class ImageFiles(Dataset[Any], Joinable):
@@ -52,11 +48,7 @@ class ImageFiles(Dataset[Any], Joinable):
         return len(self.target)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        path = os.fsdecode(self.paths[index])
-        try:
-            image = default_loader(path)
-        except Exception as error:  # decoders can raise any exception on a damaged file
-            raise UnreadableImageError(f"{path} cannot be decoded as an image: {one_line(error)}") from error
+        image = read_rgb(os.fsdecode(self.paths[index]))
         return self.transform(image), self.target[index], self.ids[index]
 
     def join(self, other: Dataset[Any]) -> Dataset[Any]:
@@ -77,6 +69,8 @@ def imagenet(
     crop: int = 224,
     resize: int = 256,
     workers: int = 4,
+    class_map: str | None = None,
+    bad_files: Literal["error", "skip"] = "error",
 ) -> TaskData:
     """Images from ``train/CLASS/*`` and ``val/CLASS/*``. ``val`` is the test set, as is usual for ImageNet.
 
@@ -92,6 +86,10 @@ def imagenet(
         crop: input size of the model, in pixels.
         resize: shorter side before the centre crop, in pixels.
         workers: worker processes that read images.
+        class_map: a file of the data folder with the classes in the order of their indices, see
+            :func:`~tgeokd.data.images.folders.class_folders`; by default the class folders in text order.
+        bad_files: ``skip`` decodes every file before training and leaves out those that cannot be; ``error`` stops at one when
+            it is read.
     """
     if not 1 <= crop <= resize:
         raise InputError(f"crop must lie in [1, resize], not {crop} with resize={resize}")
@@ -100,10 +98,17 @@ def imagenet(
     root = next((place for place in (data_dir, data_dir / "imagenet") if (place / "train").is_dir()), None)
     if root is None:
         raise InputError(f"no images in {data_dir}: looked for train/CLASS/* there and in {data_dir / 'imagenet'}")
-    images, val = _folder(root / "train"), _folder(root / "val")
+    order = None if class_map is None else data_dir / class_map
+    images, val = class_folders(root / "train", order), class_folders(root / "val", order)
     if only_in_one := sorted(set(images.names) ^ set(val.names)):
         here, there = ("train", "val") if only_in_one[0] in images.names else ("val", "train")
         raise InputError(f"{root}: the class folder {only_in_one[0]!r} is in {here} but not in {there}")
+    say_what_was_found(images)
+    if bad_files == "skip":
+        images, val = _readable(images), _readable(val)
+    else:
+        refuse_empty(images)
+        refuse_empty(val)
     count = len(images.names) if classes is None else classes
     if not 2 <= count <= len(images.names):
         raise InputError(f"classes={count} must lie in [2, {len(images.names)}], the class folders of {root / 'train'}")
@@ -116,34 +121,30 @@ def imagenet(
     random = T.Compose([T.RandomResizedCrop(crop), T.RandomHorizontalFlip(), *normalise])
     plain = T.Compose([T.Resize(resize), T.CenterCrop(crop), *normalise])
     splits = (
-        images.select(fit, random),
-        images.select(held, plain),
-        val.select(tested, plain, first_id=len(images.target)),
+        _select(images, fit, random),
+        _select(images, held, plain),
+        _select(val, tested, plain, first_id=len(images.target)),
     )
     rows = dict(zip(("train", "held_out", "test"), map(len, splits), strict=True))
-    notes = {"rows": rows, "image_size": crop, "classes": count}
+    left_out = {"train": len(images.others), "val": len(val.others)}
+    notes = {"rows": rows, "image_size": crop, "classes": count, "left_out": left_out}
     inputs = InputSpec("array", (3, crop, crop))
     return TaskData(*splits, count, inputs, class_names=names, notes=notes, workers=workers)
 
 
-class _Folder(NamedTuple):
-    names: tuple[str, ...]
-    paths: Strings
-    target: NDArray[np.int64]
-
-    def select(self, rows: NDArray[np.int64], transform: Callable[[Any], Tensor], first_id: int = 0) -> ImageFiles:
-        target, ids = torch.from_numpy(self.target[rows]), torch.from_numpy(rows + first_id)
-        return ImageFiles(self.paths[rows], target, ids, transform)
+def _select(
+    found: ClassFolders, rows: NDArray[np.int64], transform: Callable[[Any], Tensor], first_id: int = 0
+) -> ImageFiles:
+    target, ids = torch.from_numpy(found.target[rows]), torch.from_numpy(rows + first_id)
+    return ImageFiles(found.paths[rows], target, ids, transform)
 
 
-def _folder(folder: Path) -> _Folder:
-    """The files in a folder of class folders, class by class."""
-    try:
-        found = ImageFolder(str(folder), allow_empty=True)
-    except OSError as error:
-        raise InputError(f"no class folders in {folder}: {one_line(error)}") from error
-    target = np.asarray(found.targets, dtype=np.int64)
-    empty = np.flatnonzero(np.bincount(target, minlength=len(found.classes)) == 0)
-    if len(empty):
-        raise InputError(f"{folder / found.classes[empty[0]]} has no image ({', '.join(IMG_EXTENSIONS)})")
-    return _Folder(tuple(found.classes), np.array([os.fsencode(path) for path, _ in found.samples]), target)
+def _readable(found: ClassFolders) -> ClassFolders:
+    """The files that can be decoded; the others are counted and the first is named."""
+    damaged = unreadable(found.paths)
+    if not damaged:
+        return found
+    logger.warning(
+        "%s: %d unreadable images left out, first: %s", found.folder, len(damaged), next(iter(damaged.values()))
+    )
+    return found.keep(np.array([os.fsdecode(path) not in damaged for path in found.paths]))

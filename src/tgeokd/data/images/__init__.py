@@ -1,0 +1,1 @@
+"""Image files: one way to read a file, and class folders."""
