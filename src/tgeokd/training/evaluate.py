@@ -11,6 +11,7 @@ from tgeokd.core.model_call import class_logits, eval_mode, random_state, replay
 from tgeokd.core.validation import validate_labels
 from tgeokd.teachers.base import Teacher
 from tgeokd.training.batches import BatchReader
+from tgeokd.training.blame import blame_inputs, blame_logits
 from tgeokd.training.step import DistillationStep
 from tgeokd.utils.errors import InputError
 
@@ -22,12 +23,17 @@ def predict_logits(student: nn.Module, loader: Iterable[Any], reader: BatchReade
         for batch in reader.read_all(loader, "evaluation loader"):
             with reader.autocast():
                 logits.append(class_logits(student, batch.inputs))
+            if logits[-1].device.type == "cpu" and not bool(torch.isfinite(logits[-1]).all()):
+                blame_inputs(batch.inputs, batch.ids, "evaluation loader")
+                blame_logits("student", logits[-1], batch.ids, "evaluation loader")
             if reader.num_classes is None and batch.target.device.type == "cpu":
                 validate_labels(batch.target, logits[-1].shape[-1], "evaluation loader")
             targets.append(batch.target)
     if not targets:
         raise InputError("the loader to evaluate on is empty")
-    return torch.cat(logits).cpu(), torch.cat(targets).cpu()
+    every = torch.cat(logits).cpu()
+    blame_logits("student", every, None, "evaluation loader")
+    return every, torch.cat(targets).cpu()
 
 
 def predict_ratios(step: DistillationStep, loader: Iterable[Any], teacher: Teacher | None) -> Tensor:

@@ -1,5 +1,6 @@
 """What is measured in an epoch while the student trains."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,16 +27,22 @@ class EpochStatistics:
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
 
     def update(
-        self, result: SampleLoss, student_logits: Tensor, teacher_logits: Tensor | None, target: Tensor, step: int
+        self,
+        result: SampleLoss,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
+        target: Tensor,
+        step: int,
+        explain: Callable[[], None],
     ) -> None:
-        """Add a microbatch of a step, given by its index.
+        """Add a microbatch of a step, given by its index; ``explain`` as in :meth:`FiniteGuard.check`.
 
         Raises:
             DivergenceError: where the student or the loss is not finite; on an accelerator some steps later.
             InputError: where the teacher is not.
         """
         total = result.loss.detach().sum()
-        self._guard.check(total, student_logits, teacher_logits, step)
+        self._guard.check(total, student_logits, teacher_logits, step, explain)
         self._loss_sum += total
         self.count += len(target)
         if result.alpha is not None and teacher_logits is not None:

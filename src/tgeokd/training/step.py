@@ -22,6 +22,7 @@ from tgeokd.methods import ForwardContext, LossInputs, Method, build_method
 from tgeokd.teachers.base import Teacher
 from tgeokd.teachers.network import as_teacher
 from tgeokd.training.batches import BatchReader
+from tgeokd.training.blame import blame
 from tgeokd.training.hooks import add_step_hooks
 from tgeokd.training.parallel import ParallelContext, current_context
 from tgeokd.training.statistics import EpochStatistics
@@ -101,6 +102,7 @@ class DistillationStep:
         self._record: StepRecord | None = None
         self._validation_ids: Tensor | None = None
         self._begun = 0  # microbatches since the last update
+        self._inputs: Any = None  # of the last forward pass, for messages
         self._ran_backward = False
         self._handles = add_step_hooks(self.optimizer, self)
 
@@ -235,6 +237,7 @@ class DistillationStep:
             else:
                 yield
         self._begun += torch.is_grad_enabled()
+        self._inputs = inputs
 
     def loss_from_logits(
         self, student_logits: Tensor, target: Tensor, teacher_logits: Tensor | None, ids: Tensor | None = None
@@ -261,7 +264,10 @@ class DistillationStep:
             loss = result.loss.mean()
         if not torch.is_grad_enabled():  # a loss that is only looked at
             return loss
-        self.statistics.update(result, student_logits, teacher_logits, target, self.index)
+        self.statistics.update(
+            *(result, student_logits, teacher_logits, target, self.index),
+            lambda: blame(self._inputs, inputs, result.loss, f"training loader, step {self.index}"),
+        )
         if due:
             assert self._recorder is not None
             weight = result.alpha if result.weight is None else result.weight

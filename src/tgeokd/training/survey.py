@@ -11,12 +11,13 @@ from torch import Tensor
 from tgeokd.core.geometry.class_means import ClassMeans
 from tgeokd.core.label_noise import LabelNoise, LabelNoiseFit
 from tgeokd.core.validation import check_validation_classes
+from tgeokd.data.batch import Batch
 from tgeokd.data.loaders import numbered_ids
 from tgeokd.methods import Method
 from tgeokd.teachers.base import Teacher
 from tgeokd.training.batches import BatchReader
+from tgeokd.training.blame import blame_inputs, blame_logits
 from tgeokd.training.parallel import ParallelContext
-from tgeokd.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def survey(
             if fit is not None:
                 assert validation_teacher is not None
                 logits.append(validation_teacher.logits(batch).float())
+                _check_finite(batch, logits[-1], "validation loader, before step 0")
                 targets.append(batch.target)
         if fit is not None:
             shares = parallel.gather_objects((logits, targets))  # the same calibration in every process
@@ -81,8 +83,7 @@ def survey(
         if method.needs_class_means or fit is not None:
             assert teacher is not None
             predicted = teacher.logits(batch)
-            if not bool(torch.isfinite(predicted).all()):
-                raise InputError("the teacher's logits are NaN or infinite on the training set (before step 0)")
+            _check_finite(batch, predicted, "training loader, before step 0")
             if method.needs_class_means:
                 means.update(predicted.softmax(dim=-1), batch.target)
             if fit is not None:
@@ -103,6 +104,12 @@ def survey(
         None if fit is None else dict(vars(fit.compute())),
         validation_ids,
     )
+
+
+def _check_finite(batch: Batch, teacher_logits: Tensor, where: str) -> None:
+    if not bool(torch.isfinite(teacher_logits).all()):
+        blame_inputs(batch.inputs, batch.ids, where)
+        blame_logits("teacher", teacher_logits, batch.ids, where)
 
 
 def is_among(ids: Tensor, sorted_ids: Tensor) -> Tensor:
