@@ -15,6 +15,7 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from tgeokd.data.arrays import ArrayDataset
 from tgeokd.runs.build import build_teacher_network, load_data, teacher_seed
+from tgeokd.runs.config import load_config
 from tgeokd.runs.results import RunResults
 from tgeokd.runs.single import check, run
 from tgeokd.runs.teacher import _predict_all, build_teacher, is_network, load_teacher
@@ -42,7 +43,7 @@ def predictions(tmp_path):
 
 def given(path):
     """A config, and its teacher as build_teacher leaves it."""
-    return short("method=kd", f"teacher={{predictions: {path}}}")
+    return short("method=kd", f"teacher={{predictions: {path}}}", "allow_bad_teacher=true")  # they are random
 
 
 def scores(probs, split):
@@ -356,3 +357,31 @@ def test_a_head_is_trained_on_the_features_of_the_frozen_network(tmp_path, monke
 def test_a_head_needs_epochs_and_a_network(given):
     with pytest.raises(InputError, match="train=head"):
         check(short("teacher.train=head", given))
+
+
+def right_probs(shift):
+    """Probabilities of a teacher that is right about every digit, in rows shifted by some places."""
+    data = load_data(short())
+    target = np.zeros(MANY, dtype=np.int64)
+    for part in (data.train, data.held_out, data.test):
+        target[part.ids] = part.target
+    probs = np.full((MANY, 10), 0.01)
+    probs[np.arange(MANY), np.roll(target, shift)] = 0.91
+    return probs
+
+
+@pytest.mark.parametrize("shift", [0, -1, 3])
+def test_a_file_of_shifted_predictions_is_refused_before_anything_is_written(tgeokd_, tmp_path, shift):
+    np.savez(tmp_path / "teacher.npz", ids=np.arange(MANY), probs=right_probs(shift))
+    settings = ("--set", f"teacher={{predictions: {tmp_path}/teacher.npz}}", "--set", "student.epochs=1")
+    done = tgeokd_("distill", "digits", *settings, "--out", tmp_path / "run")
+    if shift == 0:
+        assert done.code == 0
+        return
+    assert done.code == 2
+    assert f"shifted by {abs(shift)} row" in done.err
+    assert "allow_bad_teacher" in done.err
+    assert not (tmp_path / "run").exists()
+    allowed = tgeokd_("distill", "digits", *settings, "--set", "allow_bad_teacher=true", "--out", tmp_path / "run")
+    assert allowed.code == 0
+    assert load_config(tmp_path / "run" / "config.yaml").allow_bad_teacher

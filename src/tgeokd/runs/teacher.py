@@ -10,6 +10,7 @@ from safetensors.torch import load_model
 from torch import nn
 
 from tgeokd.data import TaskData
+from tgeokd.data.batch import Batch
 from tgeokd.data.datasets import with_transform_of
 from tgeokd.methods import build_method
 from tgeokd.models.weights import load_weights
@@ -26,6 +27,8 @@ from tgeokd.runs.config import FeaturesConfig, RunConfig, replace
 from tgeokd.teachers import CLASSIFIERS, StoredPredictions, TeacherCache, TeacherCacheOptions, fit_classifier
 from tgeokd.training.checkpoint import write_weights
 from tgeokd.training.distiller import Distiller
+from tgeokd.training.parallel import ParallelContext
+from tgeokd.training.teacher_check import TeacherCheck
 from tgeokd.utils.errors import DivergenceError, InputError, one_line
 from tgeokd.utils.validation import call_validated
 
@@ -67,7 +70,7 @@ def _as_the_teacher_sees_it(config: RunConfig) -> RunConfig:
 def check_teacher(config: RunConfig, data: TaskData) -> None:
     """Build as much of the teacher as is possible without training, so that wrong settings fail early."""
     if _kind(config) == "predictions":
-        _read_predictions(config, data)
+        _read_predictions(config, data, compare=True)
     elif _kind(config) == "classifier":
         options = dict(config.teacher.model)
         name = options.pop("name")
@@ -181,14 +184,18 @@ def _predict_all(teacher: Any, data: TaskData) -> StoredPredictions:
     return StoredPredictions.from_teacher(teacher, *map(data.ordered_loader, (train, data.held_out, data.test)))
 
 
-def _read_predictions(config: RunConfig, data: TaskData) -> StoredPredictions:
+def _read_predictions(config: RunConfig, data: TaskData, *, compare: bool = False) -> StoredPredictions:
+    """The predictions of a file, which must have the training and validation samples; compared with their labels once."""
     assert config.teacher.predictions is not None
     stored = StoredPredictions.from_file(Path(config.teacher.predictions), num_classes=data.num_classes)
-    for part in (data.train, data.held_out):
-        for batch in data.ordered_loader(part):
-            if len(batch) < 3:
+    check = TeacherCheck(stored, data.num_classes)
+    for name, part in (("training", data.train), ("validation", data.held_out)):
+        for batch in map(Batch.parse, data.ordered_loader(part)):
+            if batch.ids is None:
                 raise InputError(f"teacher.predictions needs sample ids, and task {config.task!r} has none")
-            stored.lookup(batch[2])
+            check.add(name, batch, stored.lookup(batch.ids))
+    if compare:
+        check.finish(ParallelContext(), allow=config.allow_bad_teacher)
     return stored
 
 

@@ -65,6 +65,17 @@ class StoredPredictions(Teacher):
         """
         return self.stored_logits[self._index.rows(ids)].to(ids.device)
 
+    def has(self, ids: Tensor) -> Tensor:
+        """Which samples are stored: bool, shape (N,), on the CPU."""
+        return torch.isin(ids.cpu().long(), self.ids)
+
+    def in_order(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Numbers 0 to M - 1 of the stored samples in the order of their ids, their most probable classes, and the numbers of
+        some samples, shape (N,).
+        """
+        place = torch.searchsorted(self._index.ascending, ids.cpu().long())
+        return torch.arange(len(self)), self.stored_logits.argmax(dim=-1)[self._index.order], place
+
     def fingerprint(self) -> str:
         """A hash of the ids and the logits."""
         digest = hashlib.sha256(f"stored predictions {tuple(self.stored_logits.shape)}".encode())
