@@ -101,11 +101,10 @@ class TeacherCheck:
         found = f"the teacher agrees with {percent(agreement.share)} of {agreement.samples:,} {part} labels"
         found += f" (chance {percent(agreement.chance)}, the largest class alone {percent(agreement.largest)})"
         order = better_order(predicted, target, self.num_classes)
-        if order is not None:
-            return f"{found}; {order}"
         shift = better_shift(*self._rows(predicted, ids), target)
-        if shift is not None:
-            return f"{found}; {shift}"
+        explanations = [each for each in (order, shift) if each is not None]
+        if explanations:  # where labels follow in turns, a shift is nearly an order
+            return f"{found}; {max(explanations, key=lambda each: each.share)}"
         if agreement.nothing_in_common:
             return f"{found}: it has nothing in common with them, as if it belonged to other samples or other inputs"
         below = agreement.share < agreement.largest - 0.01 and agreement.samples >= UNCLEAR
