@@ -385,3 +385,25 @@ def test_a_file_of_shifted_predictions_is_refused_before_anything_is_written(tge
     allowed = tgeokd_("distill", "digits", *settings, "--set", "allow_bad_teacher=true", "--out", tmp_path / "run")
     assert allowed.code == 0
     assert load_config(tmp_path / "run" / "config.yaml").allow_bad_teacher
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_a_file_that_names_its_classes_and_labels_fits_a_task_with_wrong_labels(tmp_path, suffix):
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    target = torch.from_numpy(right_probs(0).argmax(axis=1))
+    clean = load_data(short("data.noise=0"))
+    for part in (clean.train, clean.held_out, clean.test):
+        target[part.ids] = part.target
+    logits = torch.eye(10)[target] * 4
+    names, ids = [clean.class_names[c] for c in order], torch.arange(MANY)
+    path = tmp_path / f"t{suffix}"
+    StoredPredictions(logits[:, order], ids, class_names=names, labels=torch.tensor(order).argsort()[target]).save(path)
+    config = short("method=kd", f"teacher={{predictions: {path}}}", "data.noise=0.4")
+    data = load_data(config)
+    check(config, data)
+    assert build_teacher(config, data, tmp_path / "teacher.safetensors")["accuracy"] == 1
+    target[int(data.held_out.ids[0])] += 1
+    labels = torch.tensor(order).argsort()[target % 10]
+    StoredPredictions(logits[:, order], ids, class_names=names, labels=labels).save(path)
+    with pytest.raises(InputError, match=f"sample {int(data.held_out.ids[0])} has the label"):
+        check(config, data)

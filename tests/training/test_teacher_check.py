@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tgeokd import DistillationStep, TGeoKD
 from tgeokd.data.arrays import ArrayDataset
 from tgeokd.methods import METHODS
-from tgeokd.teachers import StoredPredictions
+from tgeokd.teachers import StoredPredictions, row_digests
 from tgeokd.training.teacher_check import TeacherCheck
 
 N, HELD = 160, 80
@@ -157,6 +157,37 @@ def test_training_is_the_same_with_and_without_the_comparison(method, cached, mo
     without_it, same_state = go()
     assert_same(with_it, without_it)
     assert torch.equal(state, same_state)
+
+
+# ---- what a file of predictions says of its samples
+
+
+def described(**changed) -> StoredPredictions:
+    inputs, target = samples()
+    known = {"labels": target, "hashes": row_digests([inputs])} | changed
+    return StoredPredictions(Largest()(inputs), torch.arange(N + HELD), **known)
+
+
+@pytest.mark.parametrize("method", ["kd", "tgeo"])
+def test_stored_labels_and_hashes_are_compared(method):
+    labels, inputs = samples()[1].clone(), samples()[0].clone()
+    fit(distiller_of(method, teacher=described()))
+    labels[9] = (labels[9] + 1) % CLASSES
+    with refused("sample 9 has the label", "1 of", "allow_bad_teacher"):
+        fit(distiller_of(method, teacher=described(labels=labels)))
+    inputs[12] += 1
+    with refused("sample 12 has the hash", "1 of", "allow_bad_teacher"):
+        fit(distiller_of(method, teacher=described(hashes=row_digests([inputs]))))
+    fit(distiller_of(method, teacher=described(labels=labels), allow_bad_teacher=True))
+
+
+def test_hashes_find_a_shift_that_the_labels_do_not_show():
+    inputs, target = samples()
+    inputs, target = inputs[target.argsort()], target.sort().values  # as in folders, one for each class
+    ids = torch.arange(N + HELD)
+    teacher = StoredPredictions(Largest()(inputs).roll(1, 0), ids, hashes=row_digests([inputs]).roll(1))
+    with refused("has the hash"):
+        distiller_of("kd", teacher=teacher).fit(DataLoader(ArrayDataset(inputs, target, ids), 16), epochs=1)
 
 
 # ---- a teacher that is the student

@@ -143,7 +143,7 @@ def _train_network(config: RunConfig, data: TaskData, progress: bool) -> Distill
 def load_teacher(config: RunConfig, data: TaskData, path: Path) -> nn.Module | StoredPredictions:
     """The teacher that :func:`build_teacher` saved."""
     if not is_network(config):
-        return StoredPredictions.from_file(path, num_classes=data.num_classes)
+        return StoredPredictions.from_file(path, num_classes=data.num_classes, class_names=data.class_names)
     teacher = build_teacher_network(config, data)
     try:
         load_model(teacher, str(path))
@@ -187,16 +187,21 @@ def _predict_all(teacher: Any, data: TaskData) -> StoredPredictions:
 def _read_predictions(config: RunConfig, data: TaskData, *, compare: bool = False) -> StoredPredictions:
     """The predictions of a file, which must have the training and validation samples; compared with their labels once."""
     assert config.teacher.predictions is not None
-    stored = StoredPredictions.from_file(Path(config.teacher.predictions), num_classes=data.num_classes)
-    check = TeacherCheck(stored, data.num_classes)
+    path, names = Path(config.teacher.predictions), data.class_names
+    stored = StoredPredictions.from_file(path, num_classes=data.num_classes, class_names=names)
+    check, ids = TeacherCheck(stored, data.num_classes), []
     for name, part in (("training", data.train), ("validation", data.held_out)):
         for batch in map(Batch.parse, data.ordered_loader(part)):
             if batch.ids is None:
                 raise InputError(f"teacher.predictions needs sample ids, and task {config.task!r} has none")
             check.add(name, batch, stored.lookup(batch.ids))
+            ids.append(batch.ids)
+        check.hashes(name, data.ordered_loader(part))
     if compare:
+        if data.corrupted is not None:  # these labels were changed after they were read
+            stored.forget_labels(torch.cat(ids)[: len(data.corrupted)][data.corrupted])
         check.finish(ParallelContext(), allow=config.allow_bad_teacher)
-    return stored
+    return StoredPredictions(stored.stored_logits, stored.ids)
 
 
 def _stored_metrics(stored: StoredPredictions, data: TaskData) -> dict[str, float]:

@@ -67,6 +67,8 @@ def survey(
             check.sample("training", train_loader, teacher, reader)
             if validation is not None and validation_teacher is teacher:  # not one that a cache was to replace
                 check.sample("validation", validation, teacher, reader)
+        for part, loader in (("training", train_loader), ("validation", validation)):
+            check.hashes(part, loader)
         check.finish(parallel, allow=allow_bad_teacher)
     return found
 

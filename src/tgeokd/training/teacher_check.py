@@ -11,6 +11,7 @@ from tgeokd.data.batch import Batch
 from tgeokd.data.loaders import order_of
 from tgeokd.teachers.agreement import better_order, better_shift, lowest_classes, measure, percent
 from tgeokd.teachers.base import Teacher
+from tgeokd.teachers.cache.key import samples_of
 from tgeokd.teachers.network import NetworkTeacher
 from tgeokd.teachers.proba import ProbaTeacher
 from tgeokd.teachers.stored import StoredPredictions
@@ -45,6 +46,7 @@ class TeacherCheck:
     def __init__(self, teacher: Teacher, num_classes: int) -> None:
         self.teacher, self.num_classes = teacher, num_classes
         self._parts: dict[str, list[Part]] = {}
+        self._hashes: dict[str, tuple[Tensor, Tensor]] = {}
         self._count = dict.fromkeys(PARTS, 0)
 
     def add(self, part: str, batch: Batch, logits: Tensor) -> None:
@@ -88,12 +90,34 @@ class TeacherCheck:
             predicted, target = (torch.cat([batch[i] for batch in batches]) for i in (0, 1))
             known = [ids for _, _, ids in batches if ids is not None]
             ids = torch.cat(known) if len(known) == len(batches) else None
-            text = self._fault(part, predicted, target, ids)
+            text = self._other_samples(part, target, ids) or self._fault(part, predicted, target, ids)
             if text is None:
                 continue
             if not allow:
                 raise InputError(f"{text}. To train with it all the same: allow_bad_teacher=True")
             logger.warning("%s (allow_bad_teacher)", text)
+
+    def hashes(self, part: str, loader: Iterable[Any] | None) -> None:
+        """Note the hashes of the inputs of a part, where stored predictions have hashes and the data set knows its own."""
+        if loader is None or not isinstance(self.teacher, StoredPredictions) or self.teacher.hashes is None:
+            return
+        samples = samples_of(getattr(loader, "dataset", None))
+        if samples is None or samples.digests is None:
+            logger.warning("the hashes of the teacher's predictions are not compared: the %s samples have none", part)
+        else:
+            self._hashes[part] = samples.ids, samples.digests
+
+    def _other_samples(self, part: str, target: Tensor, ids: Tensor | None) -> str | None:
+        """What the labels and hashes that are stored with predictions say against them."""
+        if not isinstance(self.teacher, StoredPredictions) or ids is None:
+            return None
+        try:
+            self.teacher.check_labels(ids, target, f"{part} loader")
+            if part in self._hashes:
+                self.teacher.check_hashes(*self._hashes[part], f"{part} loader")
+        except InputError as error:
+            return str(error)
+        return None
 
     def _fault(self, part: str, predicted: Tensor, target: Tensor, ids: Tensor | None) -> str | None:
         """What is wrong with the teacher on the samples of a part."""
