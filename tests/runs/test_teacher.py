@@ -387,7 +387,7 @@ def test_a_file_of_shifted_predictions_is_refused_before_anything_is_written(tge
     assert load_config(tmp_path / "run" / "config.yaml").allow_bad_teacher
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 def test_a_file_that_names_its_classes_and_labels_fits_a_task_with_wrong_labels(tmp_path, suffix):
     order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
     target = torch.from_numpy(right_probs(0).argmax(axis=1))

@@ -96,7 +96,7 @@ def test_columns_named_by_class(tmp_path):
 @pytest.mark.parametrize("names", ['{"a": 1}', "[1, 2, 3]", "not json", '["cat"]'])
 def test_names_of_another_form_are_refused(tmp_path, names):
     save_file({"ids": IDS, "logits": LOGITS}, tmp_path / "t.safetensors", {"class_names": names})
-    with pytest.raises(InputError, match="t[.]safetensors"):
+    with pytest.raises(InputError, match=r"t\.safetensors"):
         StoredPredictions.from_file(tmp_path / "t.safetensors")
 
 
@@ -113,3 +113,12 @@ def test_the_places_of_names():
     assert order_by_name((), NAMES, "t") is order_by_name(NAMES, (), "t") is None
     with pytest.raises(InputError, match="cat"):
         order_by_name(("cat", "dog", "cat"), NAMES, "t")
+
+
+def test_names_that_are_numbers_are_not_written_as_columns(tmp_path):
+    with pytest.raises(InputError, match=r"\.npz"):
+        StoredPredictions(LOGITS, IDS, class_names=("2", "1", "0")).save(tmp_path / "t.parquet")
+    assert not (tmp_path / "t.parquet").exists()
+    StoredPredictions(LOGITS, IDS, class_names=("0", "1", "2")).save(tmp_path / "t.parquet")
+    found = StoredPredictions.from_file(tmp_path / "t.parquet", class_names=("0", "1", "2"))
+    assert torch.equal(found.lookup(IDS), LOGITS)

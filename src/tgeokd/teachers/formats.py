@@ -95,6 +95,12 @@ def write_predictions(
     path = Path(path)
     check_names("format of predictions", [path.suffix], READERS)
     tensors = {"ids": ids, "logits": logits, "labels": labels, "hashes": hashes}
+    numbers = list(map(str, range(len(class_names))))
+    if path.suffix == ".parquet" and list(class_names) != numbers and any(map(str.isdecimal, class_names)):
+        raise InputError(
+            f"cannot write {path}: columns named after the classes {', '.join(class_names[:3])}, ... would be read as "
+            "class indices; write .npz or .safetensors"
+        )
     arrays = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
 
     def write(temporary: Path) -> None:
