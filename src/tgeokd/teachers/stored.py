@@ -22,6 +22,7 @@ from tgeokd.teachers.formats import read_predictions, write_predictions
 from tgeokd.teachers.ids import IdIndex, check_repeats, first_rows, ids_of
 from tgeokd.teachers.names import order_by_name
 from tgeokd.teachers.network import NetworkTeacher, as_teacher
+from tgeokd.teachers.proba import ProbaTeacher, fitted_columns
 from tgeokd.utils.errors import InputError, check_names
 
 logger = logging.getLogger(__name__)
@@ -208,6 +209,26 @@ class StoredPredictions(Teacher):
         if len(rows) < len(names):
             check_repeats(names, every, every[first])
         return cls(every[rows], names[rows], class_names=queried.class_names)
+
+    @classmethod
+    def from_classifier(
+        cls, classifier: Any, frame: Any, ids: Tensor | None = None, *, class_names: Sequence[str] = ()
+    ) -> StoredPredictions:
+        """Predictions of a classifier that was fitted on the raw columns of a table, which it gets by name.
+
+        Args:
+            classifier: has ``predict_proba``, ``classes_`` and ``feature_names_in_``.
+            frame: a polars or pandas table of M rows with these columns, among others, in any order.
+            ids: of the samples in its rows, integers, shape (M,); by default 0 to M - 1.
+            class_names: names of the classes in the order of the labels, where ``classes_`` are names.
+        """
+        columns = fitted_columns(classifier)
+        if not columns:
+            raise InputError(f"the teacher {type(classifier).__name__} has no feature_names_in_: fit it on a table")
+        check_names("column of the table", columns, list(frame.columns))
+        teacher = ProbaTeacher(classifier, class_names=class_names, feature_names=columns)
+        ids = torch.arange(len(frame)) if ids is None else ids
+        return cls(teacher.of_columns(frame[list(columns)]), ids, class_names=teacher.class_names)
 
 
 def _from_probs(values: Tensor) -> Tensor:
