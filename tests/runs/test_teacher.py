@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from tgeokd.data.arrays import ArrayDataset
 from tgeokd.runs.build import build_teacher_network, load_data, teacher_seed
-from tgeokd.runs.config import load_config
+from tgeokd.runs.config import load_config, override
 from tgeokd.runs.results import RunResults
 from tgeokd.runs.single import check, run
 from tgeokd.runs.teacher import _predict_all, build_teacher, is_network, load_teacher
 from tgeokd.teachers import StoredPredictions
+from tgeokd.teachers.checkpoint import class_names_of
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.validation import replace
 
@@ -407,3 +409,26 @@ def test_a_file_that_names_its_classes_and_labels_fits_a_task_with_wrong_labels(
     StoredPredictions(logits[:, order], ids, class_names=names, labels=labels).save(path)
     with pytest.raises(InputError, match=f"sample {int(data.held_out.ids[0])} has the label"):
         check(config, data)
+
+
+def test_weights_with_their_classes_in_another_order_are_put_in_order(tmp_path):
+    config = short("method=kd", "teacher.epochs=4", "data.noise=0")
+    data = load_data(config)
+    expected = build_teacher(config, data, tmp_path / "teacher.safetensors")
+    assert class_names_of(tmp_path / "teacher.safetensors") == data.class_names
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    tensors = load_file(tmp_path / "teacher.safetensors")
+    last = list(tensors)[-1].rpartition(".")[0]
+    moved = {
+        key: torch.from_numpy(value[order] if key.startswith(f"{last}.") else value) for key, value in tensors.items()
+    }
+    save_file(moved, tmp_path / "moved.safetensors")
+    weights = f"teacher.weights={tmp_path / 'moved.safetensors'}"
+    (tmp_path / "moved.json").write_text(json.dumps({"class_names": [data.class_names[c] for c in order]}))
+    named = override(config, [weights])
+    check(named, data)
+    assert build_teacher(named, data, tmp_path / "named.safetensors") == expected
+    (tmp_path / "moved.json").unlink()  # nobody knows, but the labels do
+    build_teacher(named, data, tmp_path / "nameless.safetensors")
+    with pytest.raises(InputError, match="in another order it agrees with"):
+        run(named, tmp_path / "nameless.safetensors")

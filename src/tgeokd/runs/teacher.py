@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 
+from tgeokd.core.model_call import module_device
 from tgeokd.data import TaskData
 from tgeokd.data.batch import Batch
 from tgeokd.data.datasets import with_transform_of
 from tgeokd.methods import build_method
-from tgeokd.models.weights import load_weights
 from tgeokd.runs.build import (
     build_distiller,
     build_student,
@@ -25,6 +26,7 @@ from tgeokd.runs.build import (
 )
 from tgeokd.runs.config import FeaturesConfig, RunConfig, replace
 from tgeokd.teachers import CLASSIFIERS, StoredPredictions, TeacherCache, TeacherCacheOptions, fit_classifier
+from tgeokd.teachers.checkpoint import load_teacher_weights
 from tgeokd.training.checkpoint import write_weights
 from tgeokd.training.distiller import Distiller
 from tgeokd.training.parallel import ParallelContext
@@ -83,7 +85,7 @@ def check_teacher(config: RunConfig, data: TaskData) -> None:
         network = build_teacher_network(config, data)
         build_distiller(network, None, build_method("ce"), config, config.teacher, data, progress=False)
         if config.teacher.weights is not None:
-            load_weights(network, Path(config.teacher.weights))
+            _load_weights(network, config, data)
         elif config.teacher.epochs == 0:
             _check_pretrained(network, config, data)
 
@@ -122,7 +124,7 @@ def build_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: bo
         stored.save(path)
         return _stored_metrics(stored, data)
     distiller = _train_network(config, data, progress)
-    write_weights(path, distiller.student)
+    write_weights(path, distiller.student, data.class_names)
     return both_metrics(distiller.evaluate, data)
 
 
@@ -131,13 +133,23 @@ def _train_network(config: RunConfig, data: TaskData, progress: bool) -> Distill
     network = build_teacher_network(config, data)
     distiller = build_distiller(network, None, build_method("ce"), config, config.teacher, data, progress=progress)
     if config.teacher.weights is not None:
-        load_weights(network, Path(config.teacher.weights))
+        _load_weights(network, config, data)
     elif config.teacher.epochs > 0:
         try:
             fit(distiller, config.teacher, data, seed=teacher_seed(config))
         except DivergenceError as error:
             raise DivergenceError(f"the teacher's training: {error}") from error
     return distiller
+
+
+def _load_weights(network: nn.Module, config: RunConfig, data: TaskData) -> None:
+    assert config.teacher.weights is not None
+
+    def examples() -> Any:
+        batch = Batch.parse(next(iter(data.ordered_loader(data.held_out, 4))))
+        return move_data_to_device(batch.inputs, module_device(network))
+
+    load_teacher_weights(network, Path(config.teacher.weights), data.class_names, examples)
 
 
 def load_teacher(config: RunConfig, data: TaskData, path: Path) -> nn.Module | StoredPredictions:
