@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from small_training import CLASSES, FEATURES, assert_same, distiller_of, loader, mlp, refused, weights
 from torch import Tensor, nn
 from torch.optim import SGD
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from tgeokd import DistillationStep, TGeoKD
 from tgeokd.data.arrays import ArrayDataset
+from tgeokd.data.batch import Batch
 from tgeokd.methods import METHODS
-from tgeokd.teachers import StoredPredictions, row_digests
+from tgeokd.teachers import StoredPredictions, file_hashes, row_digests
+from tgeokd.training.parallel import ParallelContext
 from tgeokd.training.teacher_check import TeacherCheck
 
 N, HELD = 160, 80
@@ -188,6 +193,32 @@ def test_hashes_find_a_shift_that_the_labels_do_not_show():
     teacher = StoredPredictions(Largest()(inputs).roll(1, 0), ids, hashes=row_digests([inputs]).roll(1))
     with refused("has the hash"):
         distiller_of("kd", teacher=teacher).fit(DataLoader(ArrayDataset(inputs, target, ids), 16), epochs=1)
+
+
+def test_files_are_recognised_by_their_content(tmp_path):
+    paths = [tmp_path / f"{i}.png" for i in range(6)]
+    for i, path in enumerate(paths):
+        path.write_bytes(bytes([i]) * 10)
+    hashes, target = file_hashes(paths), torch.arange(6) % 2
+
+    dataset = TensorDataset(torch.zeros(6, 1), target, torch.arange(6))
+    dataset.ids = torch.arange(6)
+    dataset.paths = np.array([os.fsencode(path) for path in paths])
+    for shift in (0, 1):
+        check = TeacherCheck(StoredPredictions(torch.zeros(6, 2), torch.arange(6), hashes=hashes.roll(shift)), 2)
+        check.add("training", Batch(torch.zeros(6, 1), target, torch.arange(6)), torch.zeros(6, 2))
+        check.look_at("training", DataLoader(dataset))
+        with refused("sample 0 has the hash", "6 of 6") if shift else nullcontext():
+            check.finish(ParallelContext())
+
+
+def test_the_order_of_the_classes_of_a_data_set_is_compared_with_the_teacher_s():
+    train, held = loaders()
+    train.dataset.classes = ["a", "b", "c"]
+    for names in (("a", "b", "c"), ("x", "y", "z"), ("b", "a", "c")):
+        teacher = StoredPredictions(Largest()(samples()[0]), torch.arange(N + HELD), class_names=names)
+        with refused("b, a, c", "a, b, c", "class_names") if names[0] == "b" else nullcontext():
+            distiller_of("kd", teacher=teacher).fit(train, held, epochs=1)
 
 
 # ---- a teacher that is the student

@@ -68,7 +68,7 @@ def survey(
             if validation is not None and validation_teacher is teacher:  # not one that a cache was to replace
                 check.sample("validation", validation, teacher, reader)
         for part, loader in (("training", train_loader), ("validation", validation)):
-            check.hashes(part, loader)
+            check.look_at(part, loader)
         check.finish(parallel, allow=allow_bad_teacher)
     return found
 

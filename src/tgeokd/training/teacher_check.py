@@ -1,17 +1,18 @@
 """Comparing the teacher with the labels before training, and refusing one that cannot be the teacher of these samples."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tgeokd.data.batch import Batch
+from tgeokd.data.datasets import parts_of
 from tgeokd.data.loaders import order_of
 from tgeokd.teachers.agreement import better_order, better_shift, lowest_classes, measure, percent
 from tgeokd.teachers.base import Teacher
-from tgeokd.teachers.cache.key import samples_of
+from tgeokd.teachers.cache.key import hashes_of
 from tgeokd.teachers.network import NetworkTeacher
 from tgeokd.teachers.proba import ProbaTeacher
 from tgeokd.teachers.stored import StoredPredictions
@@ -30,7 +31,7 @@ ANY_SAMPLE = (
     NetworkTeacher,
     ProbaTeacher,
     StoredPredictions,
-)  # teachers that can be asked about samples not needed otherwise
+)  # can be asked about samples that are not needed otherwise
 
 Part = tuple[Tensor, Tensor, Tensor | None]  # most probable classes, labels, ids; each of shape (N,)
 
@@ -47,6 +48,7 @@ class TeacherCheck:
         self.teacher, self.num_classes = teacher, num_classes
         self._parts: dict[str, list[Part]] = {}
         self._hashes: dict[str, tuple[Tensor, Tensor]] = {}
+        self._orders: dict[str, str] = {}
         self._count = dict.fromkeys(PARTS, 0)
 
     def add(self, part: str, batch: Batch, logits: Tensor) -> None:
@@ -97,18 +99,31 @@ class TeacherCheck:
                 raise InputError(f"{text}. To train with it all the same: allow_bad_teacher=True")
             logger.warning("%s (allow_bad_teacher)", text)
 
-    def hashes(self, part: str, loader: Iterable[Any] | None) -> None:
-        """Note the hashes of the inputs of a part, where stored predictions have hashes and the data set knows its own."""
-        if loader is None or not isinstance(self.teacher, StoredPredictions) or self.teacher.hashes is None:
-            return
-        samples = samples_of(getattr(loader, "dataset", None))
-        if samples is None or samples.digests is None:
-            logger.warning("the hashes of the teacher's predictions are not compared: the %s samples have none", part)
-        else:
-            self._hashes[part] = samples.ids, samples.digests
+    def look_at(self, part: str, loader: Iterable[Any] | None) -> None:
+        """Note what the data set of a part says of its samples and classes, as far as the teacher says something of them too.
+
+        The classes are those of a data set with ``classes``, as those of torchvision have.
+        """
+        dataset, teacher = getattr(loader, "dataset", None), self.teacher
+        names = [list(given) for each in parts_of(dataset) if (given := getattr(each, "classes", None))]
+        own = list(teacher.class_names)
+        if own and names and own != names[0] and sorted(own) == sorted(map(str, names[0])):
+            self._orders[part] = (
+                f"the teacher's classes are in the order {_some(own)}, those of the {part} loader {_some(names[0])}"
+            )
+        if loader is not None and isinstance(teacher, StoredPredictions) and teacher.hashes is not None:
+            hashes = hashes_of(dataset)
+            if hashes is None:
+                logger.warning(
+                    "the hashes of the teacher's predictions are not compared: the %s samples have none", part
+                )
+            else:
+                self._hashes[part] = hashes
 
     def _other_samples(self, part: str, target: Tensor, ids: Tensor | None) -> str | None:
-        """What the labels and hashes that are stored with predictions say against them."""
+        """What the names of classes, and labels and hashes that are stored with predictions, say against the teacher."""
+        if part in self._orders:
+            return f"{self._orders[part]}; give the teacher class_names in this order"
         if not isinstance(self.teacher, StoredPredictions) or ids is None:
             return None
         try:
@@ -145,3 +160,7 @@ class TeacherCheck:
             return self.teacher.in_order(ids)
         rows, place = ids.unique(return_inverse=True)
         return rows, torch.zeros_like(rows).scatter_(0, place, predicted), ids
+
+
+def _some(names: Sequence[Any]) -> str:
+    return ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
