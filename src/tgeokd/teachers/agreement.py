@@ -6,9 +6,10 @@ The rules are about what no usable teacher does, so that weak teachers, wrong la
   deviations of the samples on which the two differ, and by 5 points or in four of five of these samples.
 - **order of classes**: an order found on one half of the samples fits the other half better, likewise, and by 15 points on
   average over the classes that it moves. A teacher that takes one class for another does not gain from a swap.
-- **nothing in common**: the agreement is not above the largest class, and with great certainty below 15 % of the way from
-  chance to the best that a teacher that predicts each class this often could reach. A teacher that predicts the largest class
-  nearly everywhere (over 90 % of the samples) says too little by its most probable classes to be judged in this way.
+- **nothing in common**: the agreement is neither above the largest class nor significantly above chance, and the samples are
+  enough to tell: with near certainty it is below 15 % of the way from chance to the best that a teacher that predicts each
+  class this often could reach. A teacher that predicts the largest class nearly everywhere (over 90 % of the samples) says too
+  little by its most probable classes to be judged in this way.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ def measure(predicted: Tensor, target: Tensor, num_classes: int) -> Agreement:
     deviation = sqrt(max(variance, 0.0) / (n * n * max(n - 1, 1)))
     agreed, best = float(hits.sum()), float(torch.minimum(labels, guesses).sum())
     departures = n - float(guesses[int(labels.argmax())])
-    useless = agreed - expected + 2.5 * deviation <= USELESS * (best - expected)
+    gain, margin = agreed - expected, 2.5 * deviation
+    useless = gain <= margin + 1e-9 * n and gain + margin <= USELESS * (best - expected) + 1e-9 * n
     judged = departures >= max(DEPARTURES[0], DEPARTURES[1] * n)
     return Agreement(
         samples=n,

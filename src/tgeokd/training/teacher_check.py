@@ -96,7 +96,8 @@ class TeacherCheck:
             if text is None:
                 continue
             if not allow:
-                raise InputError(f"{text}. To train with it all the same: allow_bad_teacher=True")
+                way_out = "allow_bad_teacher=True, or --set allow_bad_teacher=true on the command line"
+                raise InputError(f"{text}. To train with it all the same: {way_out}")
             logger.warning("%s (allow_bad_teacher)", text)
 
     def look_at(self, part: str, loader: Iterable[Any] | None) -> None:
