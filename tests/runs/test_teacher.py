@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from tgeokd.data.arrays import ArrayDataset
 from tgeokd.runs.build import build_teacher_network, load_data, teacher_seed
+from tgeokd.runs.config import load_config, override
 from tgeokd.runs.results import RunResults
 from tgeokd.runs.single import check, run
 from tgeokd.runs.teacher import _predict_all, build_teacher, is_network, load_teacher
 from tgeokd.teachers import StoredPredictions
+from tgeokd.teachers.checkpoint import class_names_of
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.validation import replace
 
@@ -42,7 +45,7 @@ def predictions(tmp_path):
 
 def given(path):
     """A config, and its teacher as build_teacher leaves it."""
-    return short("method=kd", f"teacher={{predictions: {path}}}")
+    return short("method=kd", f"teacher={{predictions: {path}}}", "allow_bad_teacher=true")  # they are random
 
 
 def scores(probs, split):
@@ -356,3 +359,76 @@ def test_a_head_is_trained_on_the_features_of_the_frozen_network(tmp_path, monke
 def test_a_head_needs_epochs_and_a_network(given):
     with pytest.raises(InputError, match="train=head"):
         check(short("teacher.train=head", given))
+
+
+def right_probs(shift):
+    """Probabilities of a teacher that is right about every digit, in rows shifted by some places."""
+    data = load_data(short())
+    target = np.zeros(MANY, dtype=np.int64)
+    for part in (data.train, data.held_out, data.test):
+        target[part.ids] = part.target
+    probs = np.full((MANY, 10), 0.01)
+    probs[np.arange(MANY), np.roll(target, shift)] = 0.91
+    return probs
+
+
+@pytest.mark.parametrize("shift", [0, -1, 3])
+def test_a_file_of_shifted_predictions_is_refused_before_anything_is_written(tgeokd_, tmp_path, shift):
+    np.savez(tmp_path / "teacher.npz", ids=np.arange(MANY), probs=right_probs(shift))
+    settings = ("--set", f"teacher={{predictions: {tmp_path}/teacher.npz}}", "--set", "student.epochs=1")
+    done = tgeokd_("distill", "digits", *settings, "--out", tmp_path / "run")
+    if shift == 0:
+        assert done.code == 0
+        return
+    assert done.code == 2
+    assert f"shifted by {abs(shift)} row" in done.err
+    assert "allow_bad_teacher" in done.err
+    assert not (tmp_path / "run").exists()
+    allowed = tgeokd_("distill", "digits", *settings, "--set", "allow_bad_teacher=true", "--out", tmp_path / "run")
+    assert allowed.code == 0
+    assert load_config(tmp_path / "run" / "config.yaml").allow_bad_teacher
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_file_that_names_its_classes_and_labels_fits_a_task_with_wrong_labels(tmp_path, suffix):
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    target = torch.from_numpy(right_probs(0).argmax(axis=1))
+    clean = load_data(short("data.noise=0"))
+    for part in (clean.train, clean.held_out, clean.test):
+        target[part.ids] = part.target
+    logits = torch.eye(10)[target] * 4
+    names, ids = [clean.class_names[c] for c in order], torch.arange(MANY)
+    path = tmp_path / f"t{suffix}"
+    StoredPredictions(logits[:, order], ids, class_names=names, labels=torch.tensor(order).argsort()[target]).save(path)
+    config = short("method=kd", f"teacher={{predictions: {path}}}", "data.noise=0.4")
+    data = load_data(config)
+    check(config, data)
+    assert build_teacher(config, data, tmp_path / "teacher.safetensors")["accuracy"] == 1
+    target[int(data.held_out.ids[0])] += 1
+    labels = torch.tensor(order).argsort()[target % 10]
+    StoredPredictions(logits[:, order], ids, class_names=names, labels=labels).save(path)
+    with pytest.raises(InputError, match=f"sample {int(data.held_out.ids[0])} has the label"):
+        check(config, data)
+
+
+def test_weights_with_their_classes_in_another_order_are_put_in_order(tmp_path):
+    config = short("method=kd", "teacher.epochs=4", "data.noise=0")
+    data = load_data(config)
+    expected = build_teacher(config, data, tmp_path / "teacher.safetensors")
+    assert class_names_of(tmp_path / "teacher.safetensors") == data.class_names
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    tensors = load_file(tmp_path / "teacher.safetensors")
+    last = list(tensors)[-1].rpartition(".")[0]
+    moved = {
+        key: torch.from_numpy(value[order] if key.startswith(f"{last}.") else value) for key, value in tensors.items()
+    }
+    save_file(moved, tmp_path / "moved.safetensors")
+    weights = f"teacher.weights={tmp_path / 'moved.safetensors'}"
+    (tmp_path / "moved.json").write_text(json.dumps({"class_names": [data.class_names[c] for c in order]}))
+    named = override(config, [weights])
+    check(named, data)
+    assert build_teacher(named, data, tmp_path / "named.safetensors") == expected
+    (tmp_path / "moved.json").unlink()  # nobody knows, but the labels do
+    build_teacher(named, data, tmp_path / "nameless.safetensors")
+    with pytest.raises(InputError, match="in another order it agrees with"):
+        run(named, tmp_path / "nameless.safetensors")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_iris
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 from sklearn.svm import LinearSVC
@@ -141,3 +143,76 @@ def test_stored_predictions_of_a_classifier_are_found_by_id():
     np.testing.assert_allclose(
         stored.lookup(ids).softmax(dim=-1).numpy(), classifier.predict_proba(X), rtol=1e-4, atol=1e-7
     )
+
+
+# ---- classes and columns by name
+
+NAMES = ("setosa", "versicolor", "virginica")
+COLUMNS = ["sepal length", "sepal width", "petal length", "petal width"]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_classes_are_found_by_name(order):
+    names = [NAMES[c] for c in order]
+    classifier = GaussianNB().fit(X, np.array(NAMES)[Y])
+    teacher = ProbaTeacher(classifier, class_names=names)
+    assert teacher.num_classes == 3
+    found = teacher(torch.from_numpy(X)).softmax(dim=-1)
+    np.testing.assert_allclose(found.numpy(), classifier.predict_proba(X)[:, order], rtol=1e-4, atol=1e-7)
+
+
+def test_a_class_without_training_samples_is_found_by_name_too():
+    teacher = ProbaTeacher(GaussianNB().fit(X[50:], np.array(NAMES)[Y[50:]]), class_names=("virginica", *NAMES[:2]))
+    assert teacher.classes.tolist() == [2, 0]
+    assert teacher(torch.from_numpy(X)).argmax(dim=-1).bincount(minlength=3)[1] == 0
+
+
+def test_numbers_are_names_where_the_classes_are_named_so():
+    teacher = ProbaTeacher(Fixed([[0.2, 0.8]], classes=[1, 2]), class_names=("1", "2", "3"))
+    assert teacher(torch.zeros(1, 1)).argmax().item() == 1
+    assert ProbaTeacher(Fixed([[0.2, 0.8]], classes=[0, 1]), class_names=("cat", "dog")).classes.tolist() == [0, 1]
+
+
+def test_unknown_names_are_refused():
+    classifier = GaussianNB().fit(X, np.array(NAMES)[Y])
+    with pytest.raises(InputError, match="class_names"):
+        ProbaTeacher(classifier)
+    with pytest.raises(InputError, match="virginica"):
+        ProbaTeacher(classifier, class_names=("setosa", "versicolor", "other"))
+    with pytest.raises(InputError, match=r"2 class names .* 3"):
+        ProbaTeacher(GaussianNB().fit(X, Y), num_classes=3, class_names=("a", "b"))
+
+
+def test_raw_columns_are_given_by_name_or_refused():
+    frame = pl.DataFrame(dict(zip(COLUMNS, X.T, strict=True)))
+    shuffled = frame.select([COLUMNS[i] for i in (2, 0, 3, 1)])
+    classifier = HistGradientBoostingClassifier(max_iter=3).fit(shuffled, Y)
+    expected = classifier.predict_proba(shuffled)
+    with pytest.raises(InputError, match=r"petal length.*feature_names.*from_classifier"):
+        ProbaTeacher(classifier)
+    found = ProbaTeacher(classifier, feature_names=COLUMNS)(torch.from_numpy(X)).softmax(dim=-1)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-7)
+    with pytest.raises(InputError, match="petal width"):
+        ProbaTeacher(classifier, feature_names=COLUMNS[:3])
+    with pytest.raises(InputError, match=r"takes 4 columns.* 3"):
+        ProbaTeacher(classifier, feature_names=COLUMNS)(torch.from_numpy(X[:, :3]))
+
+
+def test_a_table_of_raw_columns_becomes_stored_predictions():
+    frame = pl.DataFrame({"id": range(150), **dict(zip(COLUMNS, X.T, strict=True))})
+    classifier = HistGradientBoostingClassifier(max_iter=3).fit(frame.select(COLUMNS), np.array(NAMES)[Y])
+    stored = StoredPredictions.from_classifier(classifier, frame, class_names=NAMES[::-1])
+    expected = classifier.predict_proba(frame.select(COLUMNS))[:, ::-1]
+    np.testing.assert_allclose(stored.lookup(torch.arange(150)).softmax(dim=-1).numpy(), expected, rtol=1e-4, atol=1e-7)
+    assert stored.class_names == NAMES[::-1]
+    other = StoredPredictions.from_classifier(classifier, frame[:2], torch.tensor([9, 4]), class_names=NAMES)
+    assert other.ids.tolist() == [9, 4]
+    with pytest.raises(InputError, match="petal width"):
+        StoredPredictions.from_classifier(classifier, frame.drop("petal width"), class_names=NAMES)
+    with pytest.raises(InputError, match="feature_names_in_"):
+        StoredPredictions.from_classifier(GaussianNB().fit(X, Y), frame)
+
+
+def test_another_number_of_columns_is_one_error():
+    with pytest.raises(InputError, match=r"takes 4 columns.* 2"):
+        ProbaTeacher(GaussianNB().fit(X, Y))(torch.from_numpy(X[:, :2]))

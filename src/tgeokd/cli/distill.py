@@ -78,5 +78,9 @@ def _say_data(data: TaskData) -> None:
     sizes = zip(("training", "validation", "test"), (data.train, data.held_out, data.test), strict=True)
     shown = ", ".join(f"{len(split):,} {name}" for name, split in sizes)  # type: ignore[arg-type]
     say(f"data: {shown} samples; {data.num_classes} classes")
+    if data.class_names:
+        say(
+            f"  classes, in this order: {', '.join(data.class_names[:20])}{', ...' if len(data.class_names) > 20 else ''}"
+        )
     for key, value in data.notes.items():
         say(f"  {key}: {value}")

@@ -101,6 +101,7 @@ def build_distiller(
         accelerator=config.accelerator,
         precision=config.precision,
         compile=config.compile,
+        allow_bad_teacher=config.allow_bad_teacher,
         progress=progress,
     )
 

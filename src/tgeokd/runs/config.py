@@ -130,6 +130,7 @@ class RunConfig(Config):
     train_on: TrainOn = "train"  # train+val: on the validation samples too (the control rows of a comparison)
     temperature: StrictFloat = 4.0  # ``tau`` of the teacher term
     teacher_cache: _CacheOptions = None
+    allow_bad_teacher: StrictBool = False  # warn instead of refusing a teacher that cannot be the one of these samples
     checkpoint_every: Positive = 1  # epochs between two checkpoints of the student
     seed: Annotated[StrictInt, Field(ge=0, lt=2**31)] = 0  # of everything random: split, noise, weights, order
     accelerator: str = "auto"  # as in Lightning Fabric

@@ -14,12 +14,14 @@ from tgeokd.utils.files import sha256, write_json
 
 
 def result_key(what: str, config: RunConfig, teacher: Path | None = None) -> str:
-    """A digest of everything that a result depends on; where its data and its teacher cache are stored does not matter.
+    """A digest of everything that a result depends on. It does not depend on where its data and its teacher cache are stored,
+    nor on whether a bad teacher is refused.
 
     ``what`` is the sort of the result, for example ``"trial"``, and ``teacher`` the file of the teacher.
     """
     options = config.teacher_cache and dataclasses.replace(config.teacher_cache, folder=None)
     settings = replace(config, data_dir=None, teacher_cache=options).to_dict()
+    del settings["allow_bad_teacher"]
     digest = hashlib.sha256(json.dumps([SCHEMA_VERSION, what, settings], sort_keys=True, default=str).encode())
     if teacher is not None:
         digest.update(bytes.fromhex(sha256(teacher)))

@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import nn
 
+from tgeokd.core.model_call import module_device
 from tgeokd.data import TaskData
+from tgeokd.data.batch import Batch
 from tgeokd.data.datasets import with_transform_of
 from tgeokd.methods import build_method
-from tgeokd.models.weights import load_weights
 from tgeokd.runs.build import (
     build_distiller,
     build_student,
@@ -25,8 +27,11 @@ from tgeokd.runs.build import (
 from tgeokd.runs.config import FeaturesConfig, RunConfig, replace
 from tgeokd.runs.folds import out_of_fold
 from tgeokd.teachers import CLASSIFIERS, StoredPredictions, TeacherCache, TeacherCacheOptions, fit_classifier
+from tgeokd.teachers.checkpoint import load_teacher_weights
 from tgeokd.training.checkpoint import write_weights
 from tgeokd.training.distiller import Distiller
+from tgeokd.training.parallel import ParallelContext
+from tgeokd.training.teacher_check import TeacherCheck
 from tgeokd.utils.errors import DivergenceError, InputError, one_line
 from tgeokd.utils.validation import call_validated
 
@@ -68,7 +73,7 @@ def _as_the_teacher_sees_it(config: RunConfig) -> RunConfig:
 def check_teacher(config: RunConfig, data: TaskData) -> None:
     """Build as much of the teacher as is possible without training, so that wrong settings fail early."""
     if _kind(config) == "predictions":
-        _read_predictions(config, data)
+        _read_predictions(config, data, compare=True)
     elif _kind(config) == "classifier":
         options = dict(config.teacher.model)
         name = options.pop("name")
@@ -81,7 +86,7 @@ def check_teacher(config: RunConfig, data: TaskData) -> None:
         network = build_teacher_network(config, data)
         build_distiller(network, None, build_method("ce"), config, config.teacher, data, progress=False)
         if config.teacher.weights is not None:
-            load_weights(network, Path(config.teacher.weights))
+            _load_weights(network, config, data)
         elif config.teacher.epochs == 0:
             _check_pretrained(network, config, data)
 
@@ -122,7 +127,7 @@ def build_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: bo
         stored.save(path)
         return _stored_metrics(stored, data)
     distiller = _train_network(config, data, progress)
-    write_weights(path, distiller.student)
+    write_weights(path, distiller.student, data.class_names)
     return both_metrics(distiller.evaluate, data)
 
 
@@ -131,7 +136,7 @@ def _train_network(config: RunConfig, data: TaskData, progress: bool) -> Distill
     network = build_teacher_network(config, data)
     distiller = build_distiller(network, None, build_method("ce"), config, config.teacher, data, progress=progress)
     if config.teacher.weights is not None:
-        load_weights(network, Path(config.teacher.weights))
+        _load_weights(network, config, data)
     elif config.teacher.epochs > 0:
         try:
             fit(distiller, config.teacher, data, seed=teacher_seed(config))
@@ -140,10 +145,20 @@ def _train_network(config: RunConfig, data: TaskData, progress: bool) -> Distill
     return distiller
 
 
+def _load_weights(network: nn.Module, config: RunConfig, data: TaskData) -> None:
+    assert config.teacher.weights is not None
+
+    def examples() -> Any:
+        batch = Batch.parse(next(iter(data.ordered_loader(data.held_out, 4))))
+        return move_data_to_device(batch.inputs, module_device(network))
+
+    load_teacher_weights(network, Path(config.teacher.weights), data.class_names, examples)
+
+
 def load_teacher(config: RunConfig, data: TaskData, path: Path) -> nn.Module | StoredPredictions:
     """The teacher that :func:`build_teacher` saved."""
     if not is_network(config):
-        return StoredPredictions.from_file(path, num_classes=data.num_classes)
+        return StoredPredictions.from_file(path, num_classes=data.num_classes, class_names=data.class_names)
     teacher = build_teacher_network(config, data)
     try:
         load_model(teacher, str(path))
@@ -191,15 +206,24 @@ def _predict_all(teacher: Any, data: TaskData) -> StoredPredictions:
     return StoredPredictions.from_teacher(teacher, *map(data.ordered_loader, (train, data.held_out, data.test)))
 
 
-def _read_predictions(config: RunConfig, data: TaskData) -> StoredPredictions:
+def _read_predictions(config: RunConfig, data: TaskData, *, compare: bool = False) -> StoredPredictions:
+    """The predictions of a file, which must have the training and validation samples; compared with their labels once."""
     assert config.teacher.predictions is not None
-    stored = StoredPredictions.from_file(Path(config.teacher.predictions), num_classes=data.num_classes)
-    for part in (data.train, data.held_out):
-        for batch in data.ordered_loader(part):
-            if len(batch) < 3:
+    path, names = Path(config.teacher.predictions), data.class_names
+    stored = StoredPredictions.from_file(path, num_classes=data.num_classes, class_names=names)
+    check, ids = TeacherCheck(stored, data.num_classes), []
+    for name, part in (("training", data.train), ("validation", data.held_out)):
+        for batch in map(Batch.parse, data.ordered_loader(part)):
+            if batch.ids is None:
                 raise InputError(f"teacher.predictions needs sample ids, and task {config.task!r} has none")
-            stored.lookup(batch[2])
-    return stored
+            check.add(name, batch, stored.lookup(batch.ids))
+            ids.append(batch.ids)
+        check.look_at(name, data.ordered_loader(part))
+    if compare:
+        if data.corrupted is not None:  # these labels were changed after they were read
+            stored.forget_labels(torch.cat(ids)[: len(data.corrupted)][data.corrupted])
+        check.finish(ParallelContext(), allow=config.allow_bad_teacher)
+    return StoredPredictions(stored.stored_logits, stored.ids)
 
 
 def _stored_metrics(stored: StoredPredictions, data: TaskData) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Teachers: networks, stored predictions, classifiers with ``predict_proba``, and a cache around any of them."""
 
 from tgeokd.teachers.base import Teacher
+from tgeokd.teachers.cache.key import file_hashes, row_digests
 from tgeokd.teachers.cache.store import TeacherCache, TeacherCacheOptions
 from tgeokd.teachers.cached import CachedTeacher
 from tgeokd.teachers.classifiers import fit_classifier
@@ -19,5 +20,7 @@ __all__ = [
     "TeacherCache",
     "TeacherCacheOptions",
     "as_teacher",
+    "file_hashes",
     "fit_classifier",
+    "row_digests",
 ]

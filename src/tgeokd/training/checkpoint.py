@@ -1,7 +1,9 @@
 """Checkpoints on disk: atomic, checksummed, read back once."""
 
+import json
 import logging
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +86,10 @@ class Checkpointer:
         return TrainState.from_dict(content, str(path))
 
 
-def write_weights(path: Path, model: nn.Module) -> None:
-    """Write a module's weights to a safetensors file, atomically."""
-    replace_file(path, lambda temporary: save_model(model, str(temporary)))
+def write_weights(path: Path, model: nn.Module, class_names: Sequence[str] = ()) -> None:
+    """Write a module's weights to a safetensors file, atomically; with the names of its classes, if they have names."""
+    metadata = {"class_names": json.dumps(list(class_names))} if class_names else None
+    replace_file(path, lambda temporary: save_model(model, str(temporary), metadata))
 
 
 def _checksum(path: Path) -> Path:

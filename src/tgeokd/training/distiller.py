@@ -21,7 +21,7 @@ from tgeokd.methods import Method
 from tgeokd.teachers.base import Teacher
 from tgeokd.teachers.cache.store import TeacherCacheOptions
 from tgeokd.teachers.cached import CachedTeacher
-from tgeokd.teachers.network import NetworkTeacher, as_teacher
+from tgeokd.teachers.network import teacher_of
 from tgeokd.teachers.stored import StoredPredictions
 from tgeokd.training.batches import FabricReader
 from tgeokd.training.callbacks import Callback, EarlyStopping, ProgressBar
@@ -69,6 +69,7 @@ class Distiller:
         accelerator: as in Lightning Fabric, for example ``"auto"`` or ``"cuda"``.
         precision: as in Lightning Fabric: ``"32-true"``, ``"bf16-mixed"``, ``"64-true"``, ...; not ``"16-mixed"``.
         compile: compile the student's training pass, and a teacher that is a module, with ``torch.compile``.
+        allow_bad_teacher: warn instead of refusing a teacher whose agreement with the labels is absurd.
         progress: show a progress bar.
 
     Example:
@@ -97,6 +98,7 @@ class Distiller:
         accelerator: str = "auto",
         precision: Any = "32-true",
         compile: bool = False,
+        allow_bad_teacher: bool = False,
         progress: bool = True,
     ) -> None:
         if accumulate < 1:
@@ -137,15 +139,9 @@ class Distiller:
         self.method = self._step.method
         if teacher is None and self.method.needs_teacher:
             raise InputError(f"method {self.method.name!r} needs a teacher, and None was given")
-        self.teacher: Teacher | None = None
-        if teacher is not None:
-            if isinstance(teacher, Teacher) and teacher_probs:
-                raise InputError("teacher_probs is for modules and callables, not for a Teacher")
-            network = teacher.model if isinstance(teacher, NetworkTeacher) else teacher
-            if isinstance(network, nn.Module):
-                self.fabric.setup_module(network)
-            options = {"probs": teacher_probs, "context": self._reader.autocast, "compile": compile}
-            self.teacher = as_teacher(teacher, **options)
+        options = {"probs": teacher_probs, "context": self._reader.autocast, "compile": compile}
+        self.teacher = None if teacher is None else teacher_of(student, teacher, self.fabric, **options)
+        self.allow_bad_teacher = allow_bad_teacher
         self.cache_teacher = TeacherCacheOptions() if cache_teacher is True else cache_teacher or None
         if self.cache_teacher is not None and isinstance(self.teacher, StoredPredictions):
             logger.info("the teacher is stored predictions already: cache_teacher changes nothing")
@@ -269,6 +265,7 @@ class Distiller:
             self.teacher if self._uses_teacher else None,
             survey_result=None if state is None else Survey(**state.survey),
             before_survey=lambda: self._store(loop.train_loader, loop.validation),
+            allow_bad_teacher=self.allow_bad_teacher,
         )
         if out is not None and loop.folder is None:
             loop.folder = RunFolder(out, resume=resume)

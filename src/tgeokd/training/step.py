@@ -20,7 +20,7 @@ from tgeokd.data.batch import Batch
 from tgeokd.data.loaders import OuterStream, order_of
 from tgeokd.methods import ForwardContext, LossInputs, Method, build_method
 from tgeokd.teachers.base import Teacher
-from tgeokd.teachers.network import as_teacher
+from tgeokd.teachers.network import as_teacher, check_independent
 from tgeokd.training.batches import BatchReader
 from tgeokd.training.blame import blame
 from tgeokd.training.hooks import add_step_hooks
@@ -115,6 +115,7 @@ class DistillationStep:
         *,
         survey_result: Survey | None = None,
         before_survey: Callable[[], Teacher | None] | None = None,
+        allow_bad_teacher: bool = False,
     ) -> Survey:
         """Look at the data once, without changing the student, the random state or the order of the loader.
 
@@ -123,9 +124,11 @@ class DistillationStep:
             teacher: a module or callable from inputs to logits, or a :class:`~tgeokd.teachers.base.Teacher`.
             survey_result: of an earlier call on the same data, which are then not read again.
             before_survey: called after the first batch was checked; may return another teacher to query.
+            allow_bad_teacher: warn instead where the teacher's agreement with the labels is absurd.
 
         Raises:
-            InputError: for data that do not fit the method, the student or the teacher.
+            InputError: for data that do not fit the method, the student or the teacher, and a teacher that shares parameters
+                with the student or whose agreement with the labels is absurd (:mod:`tgeokd.teachers.agreement`).
         """
         method = self.method
         self.statistics = EpochStatistics(self.reader.device, self.parallel)
@@ -149,6 +152,7 @@ class DistillationStep:
                     *(method, self.reader.num_classes, train_loader, self.validation),
                     *(self.teacher, self.reader, self.parallel),
                     validation_teacher=on_validation,
+                    allow_bad_teacher=allow_bad_teacher,
                 )
             else:
                 self.reader.num_classes = survey_result.num_classes
@@ -174,6 +178,7 @@ class DistillationStep:
                 raise InputError(f"method {self.method.name!r} needs a teacher, and None was given")
             return
         self.teacher = as_teacher(teacher, context=self.reader.autocast)
+        check_independent(self.student, self.teacher)
 
     def _check_first_batches(self, train_loader: Iterable[Any]) -> None:
         first = next(self.reader.read_all(train_loader, "training loader"), None)

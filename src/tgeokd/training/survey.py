@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tgeokd.core.geometry.class_means import ClassMeans
 from tgeokd.core.label_noise import LabelNoise, LabelNoiseFit
+from tgeokd.core.model_call import random_state, replayed
 from tgeokd.core.validation import check_validation_classes
 from tgeokd.data.batch import Batch
 from tgeokd.data.loaders import numbered_ids
@@ -18,6 +19,7 @@ from tgeokd.teachers.base import Teacher
 from tgeokd.training.batches import BatchReader
 from tgeokd.training.blame import blame_inputs, blame_logits
 from tgeokd.training.parallel import ParallelContext
+from tgeokd.training.teacher_check import TeacherCheck
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +51,41 @@ def survey(
     parallel: ParallelContext,
     *,
     validation_teacher: Teacher | None = None,
+    allow_bad_teacher: bool = False,
 ) -> Survey:
-    """Read the data once, as far as a method needs it.
+    """Read the data once, as far as a method needs it, and compare the teacher with the labels.
 
     Raises:
-        InputError: for labels out of range, a validation set that lacks a class of the training set, and teacher logits that
-            are not finite.
+        InputError: for labels out of range, a validation set that lacks a class of the training set, teacher logits that are
+            not finite, and a teacher that cannot be one of these samples, see :class:`TeacherCheck`.
     """
+    check = TeacherCheck(teacher, num_classes) if teacher is not None and method.needs_teacher else None
+    found = _survey(
+        *(method, num_classes, train_loader, validation, teacher, reader, parallel), validation_teacher, check
+    )
+    if check is not None and teacher is not None:
+        with replayed(random_state(reader.device)):  # what follows is the same with and without the comparison
+            check.sample("training", train_loader, teacher, reader)
+            if validation is not None and validation_teacher is teacher:  # not one that a cache was to replace
+                check.sample("validation", validation, teacher, reader)
+        for part, loader in (("training", train_loader), ("validation", validation)):
+            check.look_at(part, loader)
+        check.finish(parallel, allow=allow_bad_teacher)
+    return found
+
+
+def _survey(
+    method: Method,
+    num_classes: int,
+    train_loader: Iterable[Any],
+    validation: Iterable[Any] | None,
+    teacher: Teacher | None,
+    reader: BatchReader,
+    parallel: ParallelContext,
+    validation_teacher: Teacher | None,
+    check: TeacherCheck | None,
+) -> Survey:
+    """Read the data as far as the method needs it; ``check`` is given all predictions of the teacher."""
     uses_validation = method.outer in ("holdout", "union")
     if not (uses_validation or method.needs_class_means or method.needs_label_noise):
         return Survey(num_classes)
@@ -72,6 +102,8 @@ def survey(
                 logits.append(validation_teacher.logits(batch).float())
                 _check_finite(batch, logits[-1], "validation loader, before step 0")
                 targets.append(batch.target)
+                if check is not None:
+                    check.add("validation", batch, logits[-1])
         if fit is not None:
             shares = parallel.gather_objects((logits, targets))  # the same calibration in every process
             fit.calibrate([z for share, _ in shares for z in share], [y for _, share in shares for y in share])
@@ -84,6 +116,8 @@ def survey(
             assert teacher is not None
             predicted = teacher.logits(batch)
             _check_finite(batch, predicted, "training loader, before step 0")
+            if check is not None:
+                check.add("training", batch, predicted)
             if method.needs_class_means:
                 means.update(predicted.softmax(dim=-1), batch.target)
             if fit is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from tgeokd.data.datasets import Fingerprinted, is_random, parts_of
 from tgeokd.teachers.ids import first_rows
 from tgeokd.utils.errors import InputError
 
+HASHED = 500  # files
 CHUNK = 1 << 21  # words of 8 bytes hashed at a time
 
 
@@ -92,6 +94,34 @@ def row_digests(tensors: Sequence[Tensor]) -> Tensor:
             weights = _mixed(torch.arange(words.shape[1], device=words.device) + ((place + 1) << 40)) | 1
             total[start : start + step] += (_mixed(words) * weights).sum(dim=1).cpu()
     return _mixed(total)
+
+
+def file_hashes(paths: Iterable[str | os.PathLike[str]]) -> Tensor:
+    """The first 8 bytes of the SHA-256 of each file as a little-endian integer: int64, shape (N,)."""
+    hashes = []
+    for path in paths:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+        hashes.append(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.tensor(hashes, dtype=torch.int64)
+
+
+def hashes_of(dataset: Any) -> tuple[Tensor, Tensor] | None:
+    """Ids and content hashes, int64, of all samples held in tensors, or of some evenly spaced ones of samples in files.
+
+    Returns:
+        Two tensors of one shape; None for a data set without ids, ``paths`` or tensors.
+    """
+    samples = samples_of(dataset)
+    if samples is None:
+        return None
+    if samples.digests is not None:
+        return samples.ids, samples.digests
+    paths = getattr(dataset, "paths", None)
+    if paths is None:
+        return None
+    rows = torch.linspace(0, len(samples.ids) - 1, min(HASHED, len(samples.ids))).long()
+    return samples.ids[rows], file_hashes(os.fsdecode(paths[row]) for row in rows.tolist())
 
 
 def _mixed(words: Tensor) -> Tensor:
