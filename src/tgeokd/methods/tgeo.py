@@ -120,7 +120,7 @@ class TGeoKD(Method):
         inter_sample: bool = True,
         label: Literal["posterior", "given"] | None = None,
         prior: bool | None = None,
-        base: float = 0.0,
+        base: float = 0.3,
         penalty: float | None = None,
         hidden: tuple[int, ...] = (32, 16),
         outer: Outer | None = None,
