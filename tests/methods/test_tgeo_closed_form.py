@@ -44,17 +44,29 @@ def label_prob(given):
     return noise().posterior(given.teacher, given.target).gather(-1, given.target[:, None]).squeeze(-1).exp()
 
 
-def test_the_first_loss_is_the_closed_form():
-    """``alpha kd + (1 - alpha) CE(q)`` with ``alpha = 1 - q_y``; what is reported is all that does not come from the label."""
+def start(given, base=0.3):
+    return 1 - (1 - base) * label_prob(given)
+
+
+@pytest.mark.parametrize("options", [{}, {"base": 0.0}, {"base": 0.9}])
+def test_the_first_loss_is_the_closed_form(options):
+    """``alpha kd + (1 - alpha) CE(q)``; what is reported is all that does not come from the label."""
     given = inputs()
-    result = prepared().loss(given)
+    result = prepared(**options).loss(given)
+    alpha = start(given, **options)
     q = noise().posterior(given.teacher, given.target).exp()
     qy = label_prob(given)
     ce = -(q * given.student_logits.log_softmax(-1)).sum(-1)
-    expected = (1 - qy) * kd_loss(given.student_logits, given.teacher, TAU) + qy * ce
+    expected = alpha * kd_loss(given.student_logits, given.teacher, TAU) + (1 - alpha) * ce
     torch.testing.assert_close(result.loss, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(result.weight.detach(), 1 - qy, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(result.alpha, 1 - qy * qy, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result.weight.detach(), alpha, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result.alpha, 1 - (1 - alpha) * qy, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("base", [-0.1, 1.0])
+def test_a_base_out_of_range_is_refused(base):
+    with pytest.raises(InputError, match="base"):
+        TGeoKD(base=base)
 
 
 @pytest.mark.parametrize(("label", "prior"), [("given", True), ("posterior", False), ("given", False)])
@@ -63,8 +75,7 @@ def test_each_half_of_the_closed_form_can_be_switched_off(label, prior):
     method = prepared(label=label, prior=prior)
     assert method.needs_label_noise == (prior or label == "posterior")
     result = method.loss(given)
-    qy = label_prob(given)
-    weight = 1 - qy if prior else torch.full((N,), 0.5)
+    weight = start(given) if prior else torch.full((N,), 0.5)
     torch.testing.assert_close(result.weight.detach(), weight, rtol=1e-4, atol=1e-4)
     kd = kd_loss(given.student_logits, given.teacher, TAU)
     probs = noise().posterior(given.teacher, given.target).exp() if label == "posterior" else F.one_hot(given.target, C)
@@ -72,12 +83,14 @@ def test_each_half_of_the_closed_form_can_be_switched_off(label, prior):
     torch.testing.assert_close(result.loss, weight * kd + (1 - weight) * ce, rtol=1e-4, atol=1e-4)
 
 
-def test_labels_that_are_known_start_at_the_label_and_teach_nothing():
+def test_labels_that_are_known_start_at_the_base_and_teach_nothing():
     known = torch.arange(N) % 2 == 0
     method = prepared(penalty=0.1)
     nn.init.normal_(method.network.layers[-1][0], std=0.1)
     result = method.loss(inputs(known=known))
-    assert float(prepared().loss(inputs(known=known)).alpha[known].max()) < 1e-3
+    torch.testing.assert_close(
+        prepared().loss(inputs(known=known)).alpha[known], torch.full((N // 2,), 0.3), rtol=0, atol=1e-3
+    )
     gradient = torch.randn(N)
     other = gradient.clone()
     other[known] = 100.0  # what the hypergradient says about these samples does not matter
@@ -99,12 +112,12 @@ def test_the_penalty_pulls_the_ratio_back_to_its_start():
     nn.init.normal_(method.network.layers[-1][0])
     given = inputs()
     before = method.loss(given).weight.detach()
-    start = 1 - label_prob(given)
+    begin = start(given)
     for _ in range(400):
         method._pulls = []
         method.learn(method.loss(given).weight, torch.zeros(N))
     after = method.loss(given).weight.detach()
-    assert float((after - start).abs().max()) < 0.05 < float((before - start).abs().max())
+    assert float((after - begin).abs().max()) < 0.05 < float((before - begin).abs().max())
 
     x, p = torch.tensor([0.4], requires_grad=True), torch.tensor([-0.3])  # log odds learned and at the start
     alpha, prior = (p + x).sigmoid(), p.sigmoid()

@@ -59,11 +59,13 @@ class TGeoKD(Method):
 
     The defaults are not the paper's: they are what did best on development sets (docs/why-it-works.md). Training starts at
     what is known in closed form (:mod:`tgeokd.core.label_noise`): with ``q_i``, the class probabilities given the teacher and
-    the label, the label term is the cross-entropy with ``q_i``, and the ratio starts at the chance of a wrong label,
+    the label, the label term is the cross-entropy with ``q_i``, and the ratio starts at what the teacher is worth for it,
 
-        loss_i = alpha_i kd_i + (1 - alpha_i) CE(q_i),    alpha_i = sigmoid(log odds of (1 - q_i[y_i]) + f_omega(Delta_i)),
+        loss_i = alpha_i kd_i + (1 - alpha_i) CE(q_i),
+        alpha_i = sigmoid(log odds of (1 - (1 - base) q_i[y_i]) + f_omega(Delta_i)),
 
-    where ``f_omega`` starts at 0 and is pulled back to it (``penalty``). The ratio that is reported is
+    where ``f_omega`` starts at 0 and is pulled back to it (``penalty``): at ``base`` for a label that is certainly correct, at 1
+    for one that is certainly wrong. The ratio that is reported is
     ``1 - (1 - alpha_i) q_i[y_i]``: all that is not taken from the label.
 
     By default the student trains **on the validation samples too** (``outer="union"``), which is logged. Use
