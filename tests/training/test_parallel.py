@@ -43,8 +43,8 @@ def count(context, batches):
     statistics = EpochStatistics(CPU, context)
     for batch in reader.read_all(batches, "loader"):
         student_logits, teacher_logits = 2 * batch.inputs[:, :3], teacher.logits(batch)
-        result = VanillaKD(alpha=0.25).loss(LossInputs(student_logits, teacher_logits, batch.target, 2.0))
-        statistics.update(result, student_logits, teacher_logits, batch.target, 0, lambda: None)
+        given = LossInputs(student_logits, teacher_logits, batch.target, 2.0)
+        statistics.update(VanillaKD(alpha=0.25).loss(given), given, 0)
     return found.class_means, found.label_noise, statistics.summary()
 
 

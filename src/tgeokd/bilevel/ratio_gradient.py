@@ -21,7 +21,7 @@ from tgeokd.bilevel.step_vjp import Clip, StepVJP, functional_step, step_diagona
 from tgeokd.bilevel.terms import FusedTerms
 from tgeokd.core.losses import check_ratios
 from tgeokd.core.model_call import module_device, random_state, replayed, sliced
-from tgeokd.core.validation import check_positive
+from tgeokd.core.validation import check_class_indices, check_count, check_logits, check_positive, check_target
 from tgeokd.utils.errors import InputError
 
 
@@ -67,11 +67,20 @@ def ratio_gradient(
         Shape (N,).
 
     Raises:
+        InputError: for other types, shapes or ranges than these.
         NotImplementedError: with ``method="forward"``, where the student has an operation without a forward-mode derivative.
     """
     estimator = build_estimator(method)
     check_positive("temperature", temperature)
     check_positive("clip_norm", clip_norm)
+    check_count(1, accumulate=accumulate)
+    check_logits(teacher_logits=teacher_logits)
+    check_target(target, teacher_logits)
+    check_class_indices(val_target, teacher_logits.shape[-1], "val_target")
+    if not len(target) or not len(val_target):
+        raise InputError(
+            f"{len(target)} training and {len(val_target)} validation samples: at least one of each is needed"
+        )
     if alpha.shape != (len(target),):
         raise InputError(f"alpha must have shape ({len(target)},), one ratio per sample, not {tuple(alpha.shape)}")
     check_ratios(alpha)

@@ -45,8 +45,10 @@ class FusedTerms(LossTerms):
 
     def loss(self, logits: Tensor, weight: Tensor) -> Tensor:
         """The fused loss, shape (n,)."""
-        return fuse(kd_loss(logits, self.teacher_logits, self.temperature), gt_loss(logits, self.target), weight)
+        return fuse(
+            kd_loss(logits, self.teacher_logits, self.temperature), gt_loss(logits, self.target, check=False), weight
+        )
 
     def weight_grad(self, logits: Tensor) -> Tensor:
         """Gradient of ``kd_i - gt_i``, shape (n, C)."""
-        return kd_grad(logits, self.teacher_logits, self.temperature) - gt_grad(logits, self.target)
+        return kd_grad(logits, self.teacher_logits, self.temperature) - gt_grad(logits, self.target, check=False)

@@ -8,12 +8,14 @@ Logits and probabilities cannot be told apart by looking at them. Every ``*_logi
 turn a teacher's probabilities into logits with :func:`logits_from_probs`.
 """
 
+from numbers import Real
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tgeokd.core.softmax import log_softmax, softmax
-from tgeokd.core.validation import check_positive
+from tgeokd.core.validation import check_logits, check_positive, check_target
 from tgeokd.utils.errors import InputError
 
 
@@ -55,6 +57,8 @@ def decoupled_kd(
     Reference:
         Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, equation 7.
     """
+    check_logits(student_logits=student_logits, teacher_logits=teacher_logits)
+    check_target(target, student_logits)
     # The other classes' columns: those below the label's as they are, those from it on moved up by one.
     below = torch.arange(student_logits.shape[-1] - 1, device=target.device)
     others = below + (below >= target.unsqueeze(-1))
@@ -77,6 +81,9 @@ def standardise(logits: Tensor) -> Tensor:
     Reference:
         Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, algorithm 1.
     """
+    check_logits(logits=logits)
+    if logits.shape[-1] < 2:
+        raise InputError("logits of one class have no deviation: standardise needs C >= 2")
     centred = logits - logits.mean(dim=-1, keepdim=True)
     return centred / (1e-7 + logits.std(dim=-1, keepdim=True))
 
@@ -90,25 +97,41 @@ def soft_ce_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: fl
     return -(log_t.exp() * log_s).sum(dim=-1)
 
 
-def gt_loss(student_logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of each sample with its label, from logits (N, C) and class indices (N,); shape (N,), in nats."""
+def gt_loss(student_logits: Tensor, target: Tensor, *, check: bool = True) -> Tensor:
+    """Cross-entropy of each sample with its label, shape (N,), in nats.
+
+    Args:
+        student_logits: shape (N, C).
+        target: class indices, int64, shape (N,).
+        check: look whether they are; False where they have been checked as they were read.
+
+    Raises:
+        InputError: for another type or shape, and labels outside 0 to C - 1: -100 is no label here.
+    """
+    if check:
+        check_logits(student_logits=student_logits)
+        check_target(target, student_logits)
     return F.nll_loss(log_softmax(student_logits), target, reduction="none")
 
 
 def kd_grad(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Derivative of :func:`kd_loss` by the student logits, ``tau (softmax(z_s / tau) - softmax(z_t / tau))``, shape (N, C)."""
-    softened = softmax(student_logits / temperature) - softmax(teacher_logits / temperature)
-    return temperature * softened
+    student, teacher = _softened(student_logits, teacher_logits, temperature)
+    return temperature * (softmax(student) - softmax(teacher))
 
 
-def gt_grad(student_logits: Tensor, target: Tensor) -> Tensor:
+def gt_grad(student_logits: Tensor, target: Tensor, *, check: bool = True) -> Tensor:
     """Derivative of :func:`gt_loss` by the student's logits, ``softmax(z_s)`` minus the one-hot label, shape (N, C)."""
+    if check:
+        check_logits(student_logits=student_logits)
+        check_target(target, student_logits)
     probs = softmax(student_logits)
     return probs.scatter_add(-1, target.unsqueeze(-1), torch.full_like(probs[:, :1], -1.0))
 
 
 def regression_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Mean squared difference between student and teacher logits of each sample, shape (N,)."""
+    check_logits(student_logits=student_logits, teacher_logits=teacher_logits)
     return (student_logits - teacher_logits).square().mean(dim=-1)
 
 
@@ -118,9 +141,17 @@ def fuse(kd: Tensor, gt: Tensor, alpha: Tensor | float, *, check: bool = True) -
     Args:
         kd: teacher term, shape (N,).
         gt: label term, shape (N,).
-        alpha: weight of the **teacher** term, one number or shape (N,); an InputError where it lies outside [0, 1].
-        check: look whether it does, unless it lies on an accelerator, where this would stall the step.
+        alpha: weight of the **teacher** term, in [0, 1]: one number, or shape (N,).
+        check: look whether it lies there, unless it is on an accelerator, where this would stall the step.
+
+    Raises:
+        InputError: for other shapes, or a ratio outside [0, 1].
     """
+    if kd.shape != gt.shape or (isinstance(alpha, Tensor) and alpha.ndim and alpha.shape != gt.shape):
+        shapes = [tuple(value.shape) if isinstance(value, Tensor) else "a number" for value in (kd, gt, alpha)]
+        raise InputError(
+            f"kd, gt and alpha must have one value per sample, not shapes {shapes[0]}, {shapes[1]}, {shapes[2]}"
+        )
     if check and (not isinstance(alpha, Tensor) or alpha.device.type == "cpu"):
         check_ratios(alpha)
     # gt + alpha (kd - gt) in one operation, exact at 0 and at 1
@@ -134,6 +165,8 @@ def check_ratios(alpha: Tensor | float) -> None:
             return
         low, high = map(float, alpha.detach().aminmax())
     else:
+        if not isinstance(alpha, Real):
+            raise InputError(f"alpha must be a number or a tensor, not {alpha!r}")
         low = high = alpha
     if not (low >= 0 and high <= 1):
         given = f"not {low:.4g}" if low == high else f"but spans {low:.4g} to {high:.4g}"
@@ -146,6 +179,7 @@ def logits_from_probs(probs: Tensor) -> Tensor:
     Raises:
         InputError: where a row is not a distribution (a negative or non-finite entry, or a sum away from 1).
     """
+    check_logits(probs=probs)
     wrong = (probs < 0).any(dim=-1) | ((probs.sum(dim=-1) - 1).abs() > 1e-2) | ~probs.isfinite().all(dim=-1)
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
@@ -171,8 +205,5 @@ def to_class_logits(outputs: Tensor) -> Tensor:
 
 def _softened(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     check_positive("temperature", temperature)
-    if student_logits.shape != teacher_logits.shape:
-        raise InputError(
-            f"student logits have shape {tuple(student_logits.shape)} but teacher logits {tuple(teacher_logits.shape)}"
-        )
+    check_logits(student_logits=student_logits, teacher_logits=teacher_logits)
     return student_logits / temperature, teacher_logits / temperature

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tgeokd.core.losses import regression_loss
-from tgeokd.core.validation import check_at_least, check_choice
+from tgeokd.core.validation import check_choice, check_count
 from tgeokd.methods.base import METHODS, LossInputs, Method, SampleLoss
 from tgeokd.utils.errors import InputError
 
@@ -40,7 +40,7 @@ class AnnealingKD(Method):
 
     def __init__(self, *, form: Form = "ratio", steps: int = 10, phase_one: float = 2 / 3) -> None:
         check_choice("form", form, Form)
-        check_at_least(1, steps=steps)
+        check_count(1, steps=steps)
         if not 0 < phase_one < 1:
             raise InputError(f"phase_one must lie between 0 and 1, not {phase_one}")
         self.form, self.steps, self.phase_one = form, steps, phase_one

@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from tgeokd.bilevel import Estimator, FusedTerms, LossTerms, MicroBatch
 from tgeokd.core.losses import fuse, gt_loss, kd_loss
-from tgeokd.core.validation import check_at_least, check_choice
+from tgeokd.core.validation import check_choice, check_count, check_type
+from tgeokd.methods import build_method
 from tgeokd.methods.registry import METHODS
 from tgeokd.utils.errors import InputError
 
@@ -46,7 +47,7 @@ class LossInputs:
     @cached_property
     def gt(self) -> Tensor:
         """Label term of each sample, shape (N,)."""
-        return gt_loss(self.student_logits, self.target)
+        return gt_loss(self.student_logits, self.target, check=False)
 
     @property
     def teacher(self) -> Tensor:
@@ -136,7 +137,7 @@ class Method:
     def set_outer(self, outer: Outer, outer_batch_size: int | None) -> None:
         """Set where outer batches come from; an InputError for an unknown source or an impossible size."""
         check_choice("outer", outer, Outer)
-        check_at_least(1, outer_batch_size=outer_batch_size)
+        check_count(1, outer_batch_size=outer_batch_size)
         self.outer, self.outer_batch_size = outer, outer_batch_size
 
     def before_forward(self, context: ForwardContext) -> None:
@@ -153,3 +154,9 @@ class Method:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
+
+
+def as_method(method: Method | str) -> Method:
+    """A method, or the one of a name with its default options."""
+    check_type(method=(method, Method | str))
+    return build_method(method) if isinstance(method, str) else method

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tgeokd.bilevel import Estimator, LossTerms, build_estimator
 from tgeokd.core.losses import gt_grad, gt_loss
-from tgeokd.core.validation import check_at_least
+from tgeokd.core.validation import check_at_least, check_count
 from tgeokd.methods.base import METHODS, LossInputs, Method, Outer, SampleLoss
 from tgeokd.methods.ratio_network import RatioNetwork
 
@@ -21,11 +21,11 @@ class WeightedLabelTerms(LossTerms):
 
     def loss(self, logits: Tensor, weight: Tensor) -> Tensor:
         """The weighted loss, shape (n,)."""
-        return weight * gt_loss(logits, self.target)
+        return weight * gt_loss(logits, self.target, check=False)
 
     def weight_grad(self, logits: Tensor) -> Tensor:
         """Gradient of ``gt_i``, shape (n, C)."""
-        return gt_grad(logits, self.target)
+        return gt_grad(logits, self.target, check=False)
 
 
 @METHODS.register("mwnet")
@@ -86,7 +86,7 @@ class MetaWeightNet(Method):
     ) -> None:
         self.set_outer(outer, outer_batch_size)
         check_at_least(0, lr=lr, weight_decay=weight_decay)
-        check_at_least(1, hidden=hidden, update_interval=update_interval)
+        check_count(1, hidden=hidden, update_interval=update_interval)
         self.normalise, self.hidden, self.update_interval = normalise, hidden, update_interval
         self.lr, self.weight_decay = lr, weight_decay
         self.estimator: Estimator = build_estimator(hypergradient)

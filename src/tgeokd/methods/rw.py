@@ -66,7 +66,7 @@ class ReweightingKD(Method):
         params = {name: param.detach() for name, param in trainable(context.student).items()}
         ((logits, tangent),) = self.estimator.logit_derivatives(context.student, [microbatch], params, self._direction)
         kd_gain = (kd_grad(logits, context.teacher_logits, context.temperature) * tangent).sum(dim=-1)
-        gt_gain = (gt_grad(logits, context.target) * tangent).sum(dim=-1)
+        gt_gain = (gt_grad(logits, context.target, check=False) * tangent).sum(dim=-1)
         u_kd, u_gt = ((self.beta * gain).clamp(min=self.delta) for gain in (kd_gain, gt_gain))
         self._ratios.append(u_kd / (u_kd + u_gt))
 
@@ -78,7 +78,7 @@ class ReweightingKD(Method):
         params = {name: param.detach().requires_grad_() for name, param in own.items()}
         with eval_mode(context.student), torch.enable_grad():
             logits = functional_logits(context.student, params, {}, inputs)
-            meta = gt_loss(logits, target) + kd_loss(logits, teacher_logits, context.temperature)
+            meta = gt_loss(logits, target, check=False) + kd_loss(logits, teacher_logits, context.temperature)
             found = torch.autograd.grad(meta.mean(), list(params.values()), allow_unused=True)
         slots = optimizer_slots(context.optimizer, own, assume_sgd=True)
         rates = {slot.name: float(slot.group["lr"]) for slot in slots}

@@ -13,7 +13,7 @@ from tgeokd.core.geometry.scalar import GeometryFeatures, SparseClassMeans, scal
 from tgeokd.core.geometry.vector import num_features, trilateral
 from tgeokd.core.label_noise import CERTAIN, LabelNoise
 from tgeokd.core.losses import fuse
-from tgeokd.core.validation import check_at_least, check_choice, check_positive
+from tgeokd.core.validation import check_at_least, check_choice, check_count
 from tgeokd.methods.base import METHODS, LossInputs, Method, Outer, SampleLoss
 from tgeokd.methods.corrected import CorrectedTerms, corrected_labels
 from tgeokd.methods.ratio_network import RatioNetwork
@@ -64,9 +64,9 @@ class TGeoKD(Method):
         loss_i = alpha_i kd_i + (1 - alpha_i) CE(q_i),
         alpha_i = sigmoid(log odds of (1 - (1 - base) q_i[y_i]) + f_omega(Delta_i)),
 
-    where ``f_omega`` starts at 0 and is pulled back to it (``penalty``): at ``base`` for a label that is certainly correct, at 1
-    for one that is certainly wrong. The ratio that is reported is
-    ``1 - (1 - alpha_i) q_i[y_i]``: all that is not taken from the label.
+    where ``f_omega`` starts at 0 and is pulled back to it (``penalty``): at ``base`` for a label that is certainly correct, at
+    1 for one that is certainly wrong. The ratio that is reported is ``1 - (1 - alpha_i) q_i[y_i]``: all that is not taken from
+    the label.
 
     By default the student trains **on the validation samples too** (``outer="union"``), which is logged. Use
     ``outer="holdout"`` where these samples are to measure how good the student is. The labels of the validation set are taken
@@ -153,7 +153,13 @@ class TGeoKD(Method):
             raise InputError(f"base must lie in [0, 1), not {base}")
         check_choice("label", chosen["label"], Literal["posterior", "given"])
         check_choice("encoding", chosen["encoding"], Literal["log", "scalar", "vector"])
-        check_positive("update_interval", chosen["update_interval"])
+        check_count(1, update_interval=chosen["update_interval"])
+        if not isinstance(hidden, tuple | list):
+            raise InputError(f"hidden must be a list of widths, not {hidden!r}")
+        for width in hidden:
+            check_count(1, hidden=width)
+        if not isinstance(chosen["hypergradient"], str | Estimator):
+            raise InputError(f"hypergradient must be a name or an estimator, not {chosen['hypergradient']!r}")
         self.encoding = chosen["encoding"]
         scalar = self.encoding == "scalar"
         angles = scalar if angles is None else angles

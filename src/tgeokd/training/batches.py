@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tgeokd.core.validation import validate_labels
 from tgeokd.data.batch import Batch
+from tgeokd.utils.errors import InputError
 
 
 class BatchReader:
@@ -28,6 +29,12 @@ class BatchReader:
         """
         batch = Batch.parse(item, where)
         target = batch.target
+        if isinstance(target, Tensor) and target.ndim and not len(target):
+            raise InputError(
+                f"the {where} yielded a batch without samples: leave it out (a sampler or collate_fn made it)"
+            )
+        if isinstance(batch.inputs, Tensor) and isinstance(target, Tensor) and len(batch.inputs) != len(target):
+            raise InputError(f"the {where} yielded {len(batch.inputs)} inputs with {len(target)} labels")
         # Reading labels that are on an accelerator already would stall every step.
         on_accelerator = isinstance(target, Tensor) and target.device.type != "cpu"
         if self.num_classes is not None and not on_accelerator:
@@ -36,6 +43,8 @@ class BatchReader:
 
     def read_all(self, loader: Iterable[Any], where: str) -> Iterator[Batch]:
         """All batches of a loader."""
+        if not isinstance(loader, Iterable):
+            raise InputError(f"the {where} must be an iterable of batches, not {type(loader).__name__}")
         for item in loader:
             yield self.read(item, where)
 

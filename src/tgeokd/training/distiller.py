@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tgeokd.bilevel.optimizer_rules import unwrapped
 from tgeokd.core.compiling import check_compiler, compile_module
 from tgeokd.core.metrics import Metrics
+from tgeokd.core.validation import check_count, check_type
 from tgeokd.data.datasets import set_view
 from tgeokd.data.loaders import union_loader
 from tgeokd.methods import Method
@@ -101,8 +102,11 @@ class Distiller:
         allow_bad_teacher: bool = False,
         progress: bool = True,
     ) -> None:
-        if accumulate < 1:
-            raise InputError(f"accumulate must be >= 1, not {accumulate}")
+        check_count(1, accumulate=accumulate)
+        check_type(student=(student, nn.Module), optimizer=(optimizer, Optimizer), metrics=(metrics, Metrics | None))
+        check_type(scheduler=(scheduler, LRScheduler | ReduceLROnPlateau | None))
+        for callback in callbacks:
+            check_type(callback=(callback, Callback))
         if scheduler_every not in ("epoch", "step"):
             raise InputError(f"scheduler_every must be 'epoch' or 'step', not {scheduler_every!r}")
         if isinstance(scheduler, ReduceLROnPlateau) and scheduler_every == "step":
@@ -226,6 +230,7 @@ class Distiller:
                 written, and a checkpoint of other settings. Data are checked before anything but a teacher cache is written.
             DivergenceError: where the student's logits or the loss are NaN or infinite.
         """
+        check_count(0, seed=seed)
         self._check_fit(val_loader, epochs, patience, checkpoint_every, out, resume)
         callbacks = [*self.callbacks, *([EarlyStopping(patience)] if patience is not None else [])]
         self.fabric.seed_everything(seed, verbose=False)
@@ -344,10 +349,7 @@ class Distiller:
         out: str | Path | None,
         resume: bool,
     ) -> None:
-        if epochs < 1:
-            raise InputError(f"epochs must be >= 1, not {epochs}")
-        if checkpoint_every < 1:
-            raise InputError(f"checkpoint_every must be >= 1, not {checkpoint_every}")
+        check_count(1, epochs=epochs, patience=patience, checkpoint_every=checkpoint_every)
         if resume and out is None:
             raise InputError("resume needs the folder of the run: out=...")
         if patience is not None or isinstance(self.scheduler, ReduceLROnPlateau):

@@ -1,13 +1,12 @@
 """What is measured in an epoch while the student trains."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tgeokd.core.ratio_statistics import RatioStatistics
-from tgeokd.methods.base import SampleLoss
+from tgeokd.methods.base import LossInputs, SampleLoss
+from tgeokd.training.blame import blame
 from tgeokd.training.finite_guard import FiniteGuard
 from tgeokd.training.parallel import ParallelContext
 
@@ -26,27 +25,25 @@ class EpochStatistics:
         self.count = 0
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
 
-    def update(
-        self,
-        result: SampleLoss,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None,
-        target: Tensor,
-        step: int,
-        explain: Callable[[], None],
-    ) -> None:
-        """Add a microbatch of a step, given by its index; ``explain`` as in :meth:`FiniteGuard.check`.
+    def update(self, result: SampleLoss, given: LossInputs, step: int, model_inputs: Any = None) -> None:
+        """Add a microbatch of a step, given by its index.
+
+        ``given`` is what the method was given; ``model_inputs`` are the student's, for messages.
 
         Raises:
             DivergenceError: where the student or the loss is not finite; on an accelerator some steps later.
             InputError: where the teacher is not.
         """
         total = result.loss.detach().sum()
-        self._guard.check(total, student_logits, teacher_logits, step, explain)
+
+        def explain() -> None:
+            blame(model_inputs, given, result.loss, f"training loader, step {step}")
+
+        self._guard.check(total, given.student_logits, given.teacher_logits, step, explain)
         self._loss_sum += total
-        self.count += len(target)
-        if result.alpha is not None and teacher_logits is not None:
-            self.ratios.add(result.alpha, student_logits, teacher_logits, target)
+        self.count += len(given.target)
+        if result.alpha is not None and given.teacher_logits is not None:
+            self.ratios.add(result.alpha, given.student_logits, given.teacher_logits, given.target)
 
     def summary(self) -> dict[str, Any]:
         """``train_loss`` (mean over the samples) and what the ratios are like, None for methods without ratios.

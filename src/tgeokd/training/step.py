@@ -15,14 +15,14 @@ from tgeokd.bilevel.recorder import StepRecorder
 from tgeokd.bilevel.step_vjp import student_slots
 from tgeokd.core.compiling import forward_of, uncompiled
 from tgeokd.core.model_call import as_logits, class_logits, eval_mode, module_device, random_state, replayed
-from tgeokd.core.validation import check_positive, check_same_classes, validate_labels
+from tgeokd.core.validation import check_positive, check_same_classes, check_same_length, validate_labels
 from tgeokd.data.batch import Batch
 from tgeokd.data.loaders import OuterStream, order_of
-from tgeokd.methods import ForwardContext, LossInputs, Method, build_method
+from tgeokd.methods import ForwardContext, LossInputs, Method
+from tgeokd.methods.base import as_method
 from tgeokd.teachers.base import Teacher
 from tgeokd.teachers.network import as_teacher, check_independent
 from tgeokd.training.batches import BatchReader
-from tgeokd.training.blame import blame
 from tgeokd.training.hooks import add_step_hooks
 from tgeokd.training.parallel import ParallelContext, current_context
 from tgeokd.training.statistics import EpochStatistics
@@ -81,7 +81,7 @@ class DistillationStep:
     ) -> None:
         check_positive("temperature", temperature)
         check_positive("clip_norm", clip_norm)
-        self.method: Method = build_method(method) if isinstance(method, str) else method
+        self.method = as_method(method)
         self.student = uncompiled(student)
         self._run = forward_of(student)
         self.optimizer = unwrapped(optimizer)
@@ -257,6 +257,7 @@ class DistillationStep:
         """
         student_logits = as_logits(student_logits)
         teacher_logits = None if teacher_logits is None else as_logits(teacher_logits)
+        check_same_length(student_logits, target)
         if self.method.needs_epochs and not self._epoch_started:
             raise InputError(f"the loss of {self.method.name!r} depends on the epoch: call start_epoch(epoch, epochs)")
         due = self._due
@@ -269,10 +270,7 @@ class DistillationStep:
             loss = result.loss.mean()
         if not torch.is_grad_enabled():  # a loss that is only looked at
             return loss
-        self.statistics.update(
-            *(result, student_logits, teacher_logits, target, self.index),
-            lambda: blame(self._inputs, inputs, result.loss, f"training loader, step {self.index}"),
-        )
+        self.statistics.update(result, inputs, self.index, self._inputs)
         if due:
             assert self._recorder is not None
             weight = result.alpha if result.weight is None else result.weight

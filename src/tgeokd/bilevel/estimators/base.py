@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from tgeokd.bilevel.functional import Tensors, trainable
 from tgeokd.bilevel.outer_direction import OuterDirection
 from tgeokd.bilevel.record import MicroBatch, StepRecord
-from tgeokd.core.validation import check_at_least
+from tgeokd.core.validation import check_count
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.registry import Registry
 
@@ -40,7 +40,7 @@ class Estimator(ABC):
     head: nn.Linear | None = None  # the layer whose inputs the forward pass must keep as ``features``
 
     def __init__(self, *, direction: OuterDirection | None = None, inner_samples: int | None = None) -> None:
-        check_at_least(1, inner_samples=inner_samples)
+        check_count(1, inner_samples=inner_samples)
         self.direction, self.inner_samples = direction, inner_samples
 
     @abstractmethod

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tgeokd.core.validation import listed_classes
+from tgeokd.core.validation import check_count, check_logits, check_probs, check_target, listed_classes
 from tgeokd.utils.errors import InputError
 
 DENSE_CLASSES = 8192  # a full float32 table of more classes would take over 256 MiB
@@ -37,6 +37,7 @@ class ClassMeans:
     """
 
     def __init__(self, num_classes: int, kept: int | None = None) -> None:
+        check_count(1, num_classes=num_classes)
         if kept is None and num_classes > DENSE_CLASSES:
             kept = KEPT
         if kept is not None and not 1 <= kept < num_classes:
@@ -48,8 +49,11 @@ class ClassMeans:
 
     def update(self, teacher_probs: Tensor, target: Tensor) -> None:
         """Add a batch: softmax of the teacher's logits at temperature 1, shape (N, C), and class indices, shape (N,)."""
+        check_logits(teacher_probs=teacher_probs)
         if teacher_probs.shape[-1] != self.num_classes:
             raise InputError(f"teacher_probs has {teacher_probs.shape[-1]} classes, expected {self.num_classes}")
+        check_probs(teacher_probs=teacher_probs)
+        check_target(target, teacher_probs)
         self.counts = self.counts.to(teacher_probs.device)
         self._dtype = teacher_probs.dtype
         self._rows.add(teacher_probs, target)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tgeokd.core.geometry.class_means import ClassMeans, class_means
 from tgeokd.core.geometry.scalar import ANGLES_SMG, ANGLES_STG, GeometryFeatures, SparseClassMeans, scalar_from_probs
-from tgeokd.core.validation import check_choice
+from tgeokd.core.validation import check_choice, check_count, check_logits, check_probs, check_target
 from tgeokd.utils.errors import InputError
 
 __all__ = ["ClassMeans", "Encoding", "class_means", "num_features", "trilateral"]
@@ -65,9 +65,16 @@ def trilateral(
         Shape (N, F), F from :func:`num_features`, detached from every graph.
 
     Raises:
-        InputError: for an unknown encoding, ``vector`` with sparse class means, or where everything is switched off.
+        InputError: for other types, shapes or ranges, an unknown encoding, ``vector`` with sparse class means, or where
+            everything is switched off.
     """
     check_choice("encoding", encoding, Encoding)
+    check_logits(student_probs=student_probs, teacher_probs=teacher_probs)
+    check_probs(student_probs=student_probs, teacher_probs=teacher_probs)
+    check_target(target, student_probs)
+    classes = student_probs.shape[-1]
+    if inter_sample and class_means.shape != (classes, classes):
+        raise InputError(f"class_means must have shape ({classes}, {classes}), not {tuple(class_means.shape)}")
     if encoding == "scalar":
         features = GeometryFeatures(vertices, edges, angles is not False, student_teacher_edge, inter_sample)
         means = (SparseClassMeans.of(class_means) if class_means.is_sparse else class_means) if inter_sample else None
@@ -104,8 +111,9 @@ def trilateral(
 
 def num_features(num_classes: int, **switches: Any) -> int:
     """How many numbers :func:`trilateral` gives per sample with the same encoding and switches."""
+    check_count(1, num_classes=num_classes)
     empty, no_target = torch.empty(0, num_classes), torch.empty(0, dtype=torch.int64)
-    return trilateral(empty, empty, no_target, torch.empty(1, num_classes), **switches).shape[-1]
+    return trilateral(empty, empty, no_target, torch.empty(num_classes, num_classes), **switches).shape[-1]
 
 
 def _minus_label(probs: Tensor, index: Tensor) -> Tensor:
