@@ -20,6 +20,7 @@ from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.batch import Batch
 from tgeokd.methods import METHODS
 from tgeokd.teachers import StoredPredictions, file_hashes, row_digests
+from tgeokd.teachers.base import Teacher
 from tgeokd.training.parallel import ParallelContext
 from tgeokd.training.teacher_check import TeacherCheck
 
@@ -137,6 +138,22 @@ def test_labels_in_another_row_than_their_inputs_are_found_by_id_and_by_order():
     for given in (by_id, by_order):
         with refused("shifted by 1 row "):
             distiller_of("kd", teacher=Largest()).fit(given, epochs=1)
+
+
+class Own(Teacher):
+    """A teacher of the user's own, that knows the training samples only."""
+
+    def logits(self, batch: Batch) -> Tensor:
+        assert bool((batch.ids % 3 != 2).all())
+        return Largest(1, 2, 0)(batch.inputs)
+
+
+@pytest.mark.parametrize(
+    "options", [{"cache_teacher": True}, {"teacher": Own()}, {"teacher": Largest(1, 2, 0).forward}]
+)
+def test_stored_logits_and_teachers_of_ones_own_are_compared_on_the_training_samples(options):
+    with refused("160 training labels", "class 2 of the teacher is label 0"):
+        fit(distiller_of("kd", **{"teacher": Largest(1, 2, 0), **options}))
 
 
 def test_a_loop_of_ones_own_is_protected_too():

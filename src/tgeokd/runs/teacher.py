@@ -73,7 +73,7 @@ def _as_the_teacher_sees_it(config: RunConfig) -> RunConfig:
 def check_teacher(config: RunConfig, data: TaskData) -> None:
     """Build as much of the teacher as is possible without training, so that wrong settings fail early."""
     if _kind(config) == "predictions":
-        _read_predictions(config, data, compare=True)
+        _read_predictions(config, data)
     elif _kind(config) == "classifier":
         options = dict(config.teacher.model)
         name = options.pop("name")
@@ -206,8 +206,8 @@ def _predict_all(teacher: Any, data: TaskData) -> StoredPredictions:
     return StoredPredictions.from_teacher(teacher, *map(data.ordered_loader, (train, data.held_out, data.test)))
 
 
-def _read_predictions(config: RunConfig, data: TaskData, *, compare: bool = False) -> StoredPredictions:
-    """The predictions of a file, which must have the training and validation samples; compared with their labels once."""
+def _read_predictions(config: RunConfig, data: TaskData) -> StoredPredictions:
+    """The predictions of a file, which must have the training and validation samples, compared with these."""
     assert config.teacher.predictions is not None
     path, names = Path(config.teacher.predictions), data.class_names
     stored = StoredPredictions.from_file(path, num_classes=data.num_classes, class_names=names)
@@ -219,10 +219,9 @@ def _read_predictions(config: RunConfig, data: TaskData, *, compare: bool = Fals
             check.add(name, batch, stored.lookup(batch.ids))
             ids.append(batch.ids)
         check.look_at(name, data.ordered_loader(part))
-    if compare:
-        if data.corrupted is not None:  # these labels were changed after they were read
-            stored.forget_labels(torch.cat(ids)[: len(data.corrupted)][data.corrupted])
-        check.finish(ParallelContext(), allow=config.allow_bad_teacher)
+    if data.corrupted is not None:  # these labels were changed after they were read
+        stored.forget_labels(torch.cat(ids)[: len(data.corrupted)][data.corrupted])
+    check.finish(ParallelContext(), allow=config.allow_bad_teacher)
     return StoredPredictions(stored.stored_logits, stored.ids)
 
 

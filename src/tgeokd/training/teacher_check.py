@@ -31,7 +31,7 @@ ANY_SAMPLE = (
     NetworkTeacher,
     ProbaTeacher,
     StoredPredictions,
-)  # can be asked about samples that are not needed otherwise
+)  # can be asked about samples without training on them
 
 Part = tuple[Tensor, Tensor, Tensor | None]  # most probable classes, labels, ids; each of shape (N,)
 
@@ -60,7 +60,7 @@ class TeacherCheck:
 
     def sample(self, part: str, loader: Iterable[Any], teacher: Teacher, reader: BatchReader) -> None:
         """Query the teacher for some samples of a part, unless :meth:`add` was given some."""
-        if self._count[part] or not isinstance(teacher, ANY_SAMPLE):
+        if self._count[part] or (part != "training" and not isinstance(teacher, ANY_SAMPLE)):
             return
         teacher = teacher.uncompiled() if isinstance(teacher, NetworkTeacher) else teacher
         generator, seen = order_of(loader), 0
