@@ -109,5 +109,5 @@ def test_accumulate_out_of_range(accumulate):
 
 
 def test_teacher_with_another_number_of_classes():
-    with pytest.raises(InputError, match=r"\(6, 4\).*\(6, 3\)"):
+    with pytest.raises(InputError, match=r"\(6, 3\).*\(6, 4\)"):
         pure(make_case(), teacher_logits=torch.zeros(6, 3, dtype=torch.float64))

@@ -131,7 +131,7 @@ def test_temperature_must_be_positive(loss, tau):
 @pytest.mark.parametrize("loss", [kd_loss, soft_ce_loss])
 @pytest.mark.parametrize("shape", [(2, 4), (1, 3), (3,)])
 def test_shapes_that_differ_are_refused_rather_than_broadcast(loss, shape):
-    with pytest.raises(InputError, match=r"student.*\(2, 3\).*teacher.*\("):
+    with pytest.raises(InputError, match=r"teacher_logits .*\("):
         loss(torch.zeros(2, 3), torch.zeros(shape), 1.0)
 
 

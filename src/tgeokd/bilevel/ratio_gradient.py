@@ -21,7 +21,7 @@ from tgeokd.bilevel.step_vjp import Clip, StepVJP, functional_step, step_diagona
 from tgeokd.bilevel.terms import FusedTerms
 from tgeokd.core.losses import check_ratios
 from tgeokd.core.model_call import module_device, random_state, replayed, sliced
-from tgeokd.core.validation import check_class_indices, check_count, check_logits, check_positive, check_target
+from tgeokd.core.validation import check_class_indices, check_logits, check_positive, check_target
 from tgeokd.utils.errors import InputError
 
 
@@ -73,10 +73,7 @@ def ratio_gradient(
     estimator = build_estimator(method)
     check_positive("temperature", temperature)
     check_positive("clip_norm", clip_norm)
-    check_count(1, accumulate=accumulate)
     check_logits(teacher_logits=teacher_logits)
-    check_target(target, teacher_logits)
-    check_class_indices(val_target, teacher_logits.shape[-1], "val_target")
     if not len(target) or not len(val_target):
         raise InputError(
             f"{len(target)} training and {len(val_target)} validation samples: at least one of each is needed"
@@ -96,6 +93,9 @@ def ratio_gradient(
         for rows in slices:
             with recorded_pass(estimator, student, sliced(inputs, rows), buffers) as microbatch:
                 logits = functional_logits(student, values, buffers, sliced(inputs, rows))
+            check_logits(student_logits=logits, teacher_logits=teacher_logits[rows])
+            check_target(target[rows], logits)
+            check_class_indices(val_target, logits.shape[-1], "val_target")
             terms = FusedTerms(teacher_logits[rows], target[rows], temperature)
             microbatch.student_logits, microbatch.loss_terms = logits.detach(), terms
             losses.append(terms.loss(logits, alpha[rows].detach()))

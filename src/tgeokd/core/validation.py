@@ -84,8 +84,9 @@ def check_probs(**tensors: Tensor) -> None:
     for name, probs in tensors.items():
         if probs.device.type != "cpu" or not probs.numel():
             continue
-        sums = probs.sum(dim=-1)
-        if not (float(probs.min()) >= 0 and float((sums - 1).abs().max()) <= 1e-2):
+        values = probs.detach()
+        sums = values.sum(dim=-1)
+        if not (float(values.min()) >= 0 and float((sums - 1).abs().max()) <= 1e-2):
             raise InputError(f"{name} must be probabilities, rows >= 0 that sum to 1. Are they logits?")
 
 

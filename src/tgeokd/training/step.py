@@ -18,8 +18,7 @@ from tgeokd.core.model_call import as_logits, class_logits, eval_mode, module_de
 from tgeokd.core.validation import check_positive, check_same_classes, check_same_length, validate_labels
 from tgeokd.data.batch import Batch
 from tgeokd.data.loaders import OuterStream, order_of
-from tgeokd.methods import ForwardContext, LossInputs, Method
-from tgeokd.methods.base import as_method
+from tgeokd.methods.base import ForwardContext, LossInputs, Method, as_method
 from tgeokd.teachers.base import Teacher
 from tgeokd.teachers.network import as_teacher, check_independent
 from tgeokd.training.batches import BatchReader

@@ -113,7 +113,7 @@ def num_features(num_classes: int, **switches: Any) -> int:
     """How many numbers :func:`trilateral` gives per sample with the same encoding and switches."""
     check_count(1, num_classes=num_classes)
     empty, no_target = torch.empty(0, num_classes), torch.empty(0, dtype=torch.int64)
-    return trilateral(empty, empty, no_target, torch.empty(num_classes, num_classes), **switches).shape[-1]
+    return trilateral(empty, empty, no_target, torch.empty(1, 1).expand(num_classes, num_classes), **switches).shape[-1]
 
 
 def _minus_label(probs: Tensor, index: Tensor) -> Tensor:
