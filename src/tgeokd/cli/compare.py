@@ -81,7 +81,7 @@ def run_comparison(
     from tgeokd.report.html import build_report
     from tgeokd.runs.compare import compare
 
-    columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     progress = Progress(*columns, console=console())
     bar = progress.add_task("")
 
@@ -125,12 +125,13 @@ def _print_variant(results: ComparisonResults, variant: str, seeds: int) -> None
 def _table(title: str, header: list[str], rows: list[list[str]], bold: Collection[str] = ()) -> Table:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.collapse_padding = True
     for i, name in enumerate(header):
         # on a narrow terminal a long name is folded; a number never is
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0, overflow="fold")
     for row in rows:
-        table.add_row(*row, style="bold" if row[0] in bold else None)
+        table.add_row(*map(Text, row), style="bold" if row[0] in bold else None)
     return table

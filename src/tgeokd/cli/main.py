@@ -6,11 +6,12 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from tgeokd import __version__
 from tgeokd.cli.compare import compare
@@ -30,6 +31,14 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
 
 
+class _Command(TyperCommand):
+    def invoke(self, ctx: Any) -> Any:
+        ctx.params = {
+            name: value.expanduser() if isinstance(value, Path) else value for name, value in ctx.params.items()
+        }
+        return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="tgeokd",
     cls=_Commands,
@@ -39,7 +48,7 @@ app = typer.Typer(
     help="Distil a large model into a small one and learn, for every sample, how much to trust teacher and label.",
 )
 for command in (demo, distill, compare, teacher_cache, predict, report, reproduce):
-    app.command()(command)
+    app.command(cls=_Command)(command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tgeokd.utils.errors import InputError, first_line
+from tgeokd.utils.files import user_path
 
 HOLDERS = ("model", "state_dict", "model_state_dict", "net")
 PARALLEL = "module."  # prefix of torch.nn.DataParallel
@@ -40,7 +41,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         InputError: for a file that is missing, unreadable, or contains other objects or no state dict, and for names or shapes
             that differ from the model's; the model is then unchanged.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise InputError(f"the file of weights {path} does not exist")
     given = _state_dict(_safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path), path)

@@ -17,7 +17,7 @@ from tgeokd.runs.statistics import PairedTest
 from tgeokd.runs.stored import computed, result_key
 from tgeokd.runs.teacher import is_network
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import write_json
+from tgeokd.utils.files import check_writable, write_json
 
 Differences = dict[str, PairedTest | None]
 """Mean and 95 % interval over the seeds of each compared quantity; None without data."""
@@ -122,6 +122,7 @@ def run_analysis(name: str, config: RunConfig, seeds: Sequence[int], out: Path, 
         raise InputError(f"an analysis needs at least one seed and no seed twice, got {list(seeds)}")
     if (out / f"{name}.json").exists():
         raise InputError(f"{out} already holds this analysis ({name}.json); choose another folder")
+    check_writable(out)
     data = analysis.measure(config, seeds, out, jobs or analysis.processes)
     differences = analysis.differences(data)
     findings = Findings(name, data, differences, analysis.lines(data, differences))
@@ -132,6 +133,5 @@ def run_analysis(name: str, config: RunConfig, seeds: Sequence[int], out: Path, 
         "config": config.to_dict(),
         "machine": machine(),
     }
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{name}.json", content)
     return findings

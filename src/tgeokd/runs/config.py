@@ -17,6 +17,7 @@ from tgeokd.methods import current_names
 from tgeokd.runs.results import TrainOn
 from tgeokd.teachers import TeacherCacheOptions
 from tgeokd.utils.errors import InputError, check_names, one_line
+from tgeokd.utils.files import user_path
 from tgeokd.utils.validation import Config, StrictBool, StrictFloat, StrictInt, replace, validate_config, validate_value
 
 __all__ = ["Recipe", "RunConfig", "load_config", "override", "parse_setting", "preset", "presets", "replace"]
@@ -26,6 +27,17 @@ _CacheOptions = Annotated[
     TeacherCacheOptions | None,
     BeforeValidator(lambda value: validate_value(TeacherCacheOptions | None, value, "teacher_cache")),
 ]
+
+
+def _home(value: Any) -> Any:
+    """Text, or the texts of a dict, with ``~/`` as the home folder."""
+    if isinstance(value, dict):
+        return {key: _home(item) for key, item in value.items()}
+    return str(user_path(value)) if isinstance(value, str) and value.startswith("~/") else value
+
+
+UserPath = Annotated[str, BeforeValidator(_home)]
+DataOptions = Annotated[dict[str, Any], BeforeValidator(_home)]
 
 
 class OptimizerConfig(Config):
@@ -70,7 +82,7 @@ class FeaturesConfig(Config):
     """Images or texts replaced by features of a frozen pretrained network, see :mod:`tgeokd.runs.features`."""
 
     model: dict[str, Any]  # ``name`` and the model's own options
-    weights: str | None = None  # of the model, a file as teacher.weights
+    weights: UserPath | None = None  # of the model, a file as teacher.weights
     components: Positive = 256  # principal components kept, at most
     mirrored: StrictBool = True  # of images, train on the mirrored ones too
 
@@ -88,11 +100,11 @@ class TeacherRecipe(Recipe):
 
     model: dict[str, Any] = Field(default_factory=dict)
     epochs: Annotated[StrictInt, Field(ge=0)] = 0  # of training; 0 takes the network as it is built (pretrained)
-    weights: str | None = None  # ``.safetensors``, or a checkpoint with the weights under ``model``; not trained
-    data: dict[str, Any] = Field(default_factory=dict)  # options of the task's data that differ from the student's
+    weights: UserPath | None = None  # ``.safetensors``, or a checkpoint with the weights under ``model``; not trained
+    data: DataOptions = Field(default_factory=dict)  # options of the task's data that differ from the student's
     train: Literal["all", "head"] = "all"  # the whole network, or a linear layer on features of the frozen network
     folds: Positive = 1  # more: each training sample is predicted by a teacher trained without it (tgeokd.runs.folds)
-    predictions: str | None = None  # file of class probabilities or logits with sample ids, instead of a model
+    predictions: UserPath | None = None  # file of class probabilities or logits with sample ids, instead of a model
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -121,8 +133,8 @@ class RunConfig(Config):
     task: str
     teacher: TeacherRecipe
     student: Recipe
-    data: dict[str, Any] = Field(default_factory=dict)  # options of the task's data
-    data_dir: str | None = None  # folder of the user's data
+    data: DataOptions = Field(default_factory=dict)  # options of the task's data
+    data_dir: UserPath | None = None  # folder of the user's data
     features: FeaturesConfig | None = None  # train teacher and student on features of the images
     metrics: tuple[str, ...] = ()  # to report besides those of the task
     method: str = "tgeo"
@@ -173,6 +185,7 @@ def preset(task: str, name: str = "lite") -> RunConfig:
 
 def load_config(path: Path) -> RunConfig:
     """A config from a YAML file."""
+    path = user_path(path)
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:

@@ -18,6 +18,7 @@ from tgeokd.teachers.cache.key import Samples, samples_of, transforms_of
 from tgeokd.teachers.cache.loaders import BATCH, cached_ids, check_deterministic, loader_of_rows, with_views
 from tgeokd.teachers.cache.store import TeacherCache, TeacherCacheOptions, write_cache
 from tgeokd.utils.errors import InputError
+from tgeokd.utils.files import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class CachedTeacher(Teacher):
         self.teacher, self.options, self.precision = teacher, options, precision
         self.num_classes, self.class_names = teacher.num_classes, teacher.class_names
         self._move, self._fingerprint = move, teacher.fingerprint()
-        self._folder = Path(options.folder) if options.folder is not None else folder
+        self._folder = user_path(options.folder) if options.folder is not None else folder
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._splits: dict[int, _StoredSplit] = {}  # by the id of the data set, which the split keeps alive
         self._adopted: int | None = None

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tgeokd.utils.errors import InputError, check_names, first_line, optional_import
-from tgeokd.utils.files import replace_file
+from tgeokd.utils.files import replace_file, user_path
 
 Kind = Literal["probs", "logits"]
 
@@ -64,7 +64,7 @@ def read_predictions(path: str | Path) -> Contents:
             the names of the classes, ``prob_cat``, .... Optional: arrays ``labels`` and ``hashes``, in Parquet the columns
             ``label`` and ``hash``; names in an array ``class_names``, in safetensors in its metadata as JSON.
     """
-    path = Path(path)
+    path = user_path(path)
     check_names("format of predictions", [path.suffix], READERS)
     if not path.is_file():
         raise InputError(f"there is no file of predictions {path}")
@@ -92,7 +92,7 @@ def write_predictions(
     hashes: Tensor | None = None,
 ) -> None:
     """Write ids, int64, shape (M,), and logits, float32, shape (M, C), in one atomic step; for the rest see Contents."""
-    path = Path(path)
+    path = user_path(path)
     check_names("format of predictions", [path.suffix], READERS)
     tensors = {"ids": ids, "logits": logits, "labels": labels, "hashes": hashes}
     numbers = list(map(str, range(len(class_names))))

@@ -32,7 +32,7 @@ from tgeokd.training.loop import History, Loader, TrainingLoop, length_of
 from tgeokd.training.step import DistillationStep
 from tgeokd.training.survey import Survey
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import RunFolder
+from tgeokd.utils.files import RunFolder, user_path
 
 __all__ = ["Distiller", "History"]
 
@@ -240,13 +240,13 @@ class Distiller:
         self._step.index, self._step.seed = 0, seed
         self.resumed_at, self.history, self._loop = 0, History(), None
         if self.cache_teacher is not None and self._uses_teacher:
-            self._cached = self._new_cache(Path(out) / "teacher-cache" if out is not None else None)
+            self._cached = self._new_cache(user_path(out) / "teacher-cache" if out is not None else None)
             train_loader = self._cached.viewed(train_loader, epochs)
         try:
             train_loader = self._training_loader(train_loader, val_loader)
             loop = TrainingLoop(self, self._step, train_loader, val_loader, epochs, callbacks, checkpoint_every)
             try:
-                self._run(loop, Path(out) if out is not None else None, resume)
+                self._run(loop, user_path(out) if out is not None else None, resume)
             finally:
                 if loop.folder is not None:
                     loop.folder.close()

@@ -25,6 +25,21 @@ LOCK_SECONDS = 0.5  # for a process that is ending
 TEMPORARY = ".*.[0-9]*.tmp"
 
 
+def user_path(path: str | Path) -> Path:
+    """A path as the user gave it, with ``~`` for the home folder."""
+    return Path(path).expanduser()
+
+
+def check_writable(folder: Path) -> None:
+    """Create a folder and write to it; an InputError where that is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to the folder {folder}: {error.strerror}") from error
+
+
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, flush it to disk, and move it to ``path`` in one step."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -75,12 +90,10 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path, *, resume: bool = False, checkpoint_needed: bool = True) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         self._refuse(resume, checkpoint_needed)
+        check_writable(self.path)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
             self._lock: _Lock | None = _Lock.of(self.path)
         except OSError as error:
             raise InputError(f"cannot write to the folder {self.path}: {error.strerror}") from error

@@ -20,6 +20,7 @@ from torch import Tensor
 from tgeokd.teachers.cache.key import Samples
 from tgeokd.teachers.ids import IdIndex, check_repeats
 from tgeokd.utils.errors import InputError
+from tgeokd.utils.files import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class TeacherCache:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = user_path(folder)
         try:
             content = json.loads((self.folder / DESCRIPTION).read_text())
         except OSError as error:
@@ -209,7 +210,7 @@ def write_cache(
         InputError: for logits that are NaN, infinite or too large for the type, a sample without logits, and a folder that
             cannot be written.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if options.top_k is not None and options.top_k >= num_classes:
         raise InputError(f"top_k of the teacher cache must be below the {num_classes} classes, not {options.top_k}")
     description = {
