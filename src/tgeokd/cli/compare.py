@@ -131,7 +131,7 @@ def _table(title: str, header: list[str], rows: list[list[str]], bold: Collectio
     table.collapse_padding = True
     for i, name in enumerate(header):
         # on a narrow terminal a long name is folded; a number never is
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0, overflow="fold")
+        table.add_column(Text(name), justify="left" if i == 0 else "right", no_wrap=i > 0, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row), style="bold" if row[0] in bold else None)
     return table
