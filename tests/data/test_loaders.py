@@ -82,10 +82,13 @@ def test_only_data_sets_in_blocks_are_shuffled_by_blocks():
 @pytest.mark.parametrize(
     ("train", "held"),
     [
-        (lambda: DataLoader(arrays(13), 4), lambda: DataLoader(arrays(6, 13), 6)),
-        (lambda: DataLoader(TensorDataset(*tensors(13)), 4), lambda: DataLoader(TensorDataset(*tensors(6, 13)), 6)),
-        (lambda: DataLoader(arrays(13), 4), lambda: DataLoader(TensorDataset(*tensors(6, 13)), 6)),
-        (lambda: DataLoader(TensorDataset(*tensors(13)), 4), lambda: DataLoader(arrays(6, 13), 6)),
+        (lambda: DataLoader(arrays(13), 4, shuffle=True), lambda: DataLoader(arrays(6, 13), 6)),
+        (
+            lambda: DataLoader(TensorDataset(*tensors(13)), 4, shuffle=True),
+            lambda: DataLoader(TensorDataset(*tensors(6, 13)), 6),
+        ),
+        (lambda: DataLoader(arrays(13), 4, shuffle=True), lambda: DataLoader(TensorDataset(*tensors(6, 13)), 6)),
+        (lambda: DataLoader(TensorDataset(*tensors(13)), 4, shuffle=True), lambda: DataLoader(arrays(6, 13), 6)),
     ],
     ids=["arrays", "tensors", "arrays+tensors", "tensors+arrays"],
 )

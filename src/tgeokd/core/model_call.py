@@ -19,7 +19,8 @@ def class_logits(model: Any, inputs: Any) -> Tensor:
     """Class logits of a model, shape (N, C).
 
     Args:
-        model: a module or any callable. Its output may be a tensor or an object with the tensor in ``.logits``.
+        model: a module or any callable. Its output may be a tensor, a tuple that begins with it, or a mapping or an object
+            that holds it as ``logits``.
         inputs: a mapping is passed as keyword arguments, a tuple or list as positional ones, anything else as it is.
 
     Raises:
@@ -42,10 +43,15 @@ def _output(model: Any, inputs: Any) -> Tensor:
         output = model(**inputs)
     else:
         output = model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+    if isinstance(output, Mapping):
+        output = output.get("logits", output)
+    elif isinstance(output, tuple | list) and not hasattr(output, "logits") and output:
+        output = output[0]
     output = getattr(output, "logits", output)
     if not isinstance(output, Tensor):
         raise InputError(
-            f"a model must return logits as a tensor, or an object with .logits, not {type(output).__name__}"
+            "a model must return logits as a tensor, first in a tuple, or as 'logits' of a mapping or an object, not "
+            f"{type(output).__name__}"
         )
     return output
 

@@ -48,14 +48,19 @@ class Batch:
                 keys = ", ".join(map(str, item))
                 raise InputError(f"the {where} must yield {ACCEPTED}, not a mapping with the keys {keys}")
             inputs = {key: value for key, value in item.items() if key not in ("labels", "ids")}
-            return cls(inputs, item["labels"], _integer_ids(item.get("ids"), where))
+            return cls(inputs, _labels(item["labels"]), _integer_ids(item.get("ids"), where))
         if not isinstance(item, tuple | list) or len(item) not in (2, 3):
             length = f" of length {len(item)}" if isinstance(item, tuple | list) else ""
             raise InputError(f"the {where} must yield {ACCEPTED}, not {type(item).__name__}{length}")
-        return cls(item[0], item[1], _integer_ids(item[2] if len(item) == 3 else None, where))
+        return cls(item[0], _labels(item[1]), _integer_ids(item[2] if len(item) == 3 else None, where))
 
     def __len__(self) -> int:
         return len(self.target)
+
+
+def _labels(target: Any) -> Any:
+    """Whole numbers as int64, whatever integer type they have; the rest is left to the check of the labels."""
+    return target.long() if isinstance(target, Tensor) and target.dtype in INTEGER_TYPES else target
 
 
 def _integer_ids(ids: Any, where: str) -> Tensor | None:
@@ -63,5 +68,12 @@ def _integer_ids(ids: Any, where: str) -> Tensor | None:
         return None
     if not isinstance(ids, Tensor) or ids.ndim != 1 or ids.dtype not in INTEGER_TYPES:
         given = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
-        raise InputError(f"the third element of a batch of the {where} must hold integer sample ids, not {given}")
+        advice = "; number the samples" if _is_text(ids) else ""
+        raise InputError(
+            f"the third element of a batch of the {where} must hold integer sample ids, not {given}{advice}"
+        )
     return ids
+
+
+def _is_text(ids: Any) -> bool:
+    return isinstance(ids, list | tuple) and any(isinstance(name, str) for name in ids)

@@ -6,7 +6,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.dataloader import default_collate
 
 from tgeokd.core.model_call import random_state, replayed
@@ -24,11 +24,28 @@ class BatchLoader(DataLoader[Any]):
     The batches, their order, and what is drawn from which generator are those of a ``DataLoader`` with the same arguments. A
     data set without ``fetch(rows)``, worker processes, pinned memory, and samplers and collations of the user's own are left
     to torch.
+
+    Worker processes change neither the order nor what is drawn, also where they persist (torch then draws less).
+
+    Args:
+        never_alone: put a last batch of one sample into the batch before it. Batch norm refuses a single sample.
+        **options: of ``DataLoader``.
     """
+
+    def __init__(self, dataset: Dataset[Any], batch_size: int | None = 1, *, never_alone: bool = False, **options: Any):
+        super().__init__(dataset, batch_size, **options)
+        self.never_alone = False
+        if never_alone and batch_size is not None and batch_size > 1 and not self.drop_last:
+            size = len(self.sampler)  # type: ignore[arg-type]
+            self.never_alone = size > batch_size and size % batch_size == 1
+        if self.never_alone:  # a DataLoader refuses another batch sampler after its own
+            object.__setattr__(self, "batch_sampler", _NeverAlone(self.sampler, batch_size or 1, drop_last=False))
 
     def __iter__(self) -> Any:
         chunks = self._chunks()
         if chunks is None:
+            if self.persistent_workers and getattr(self, "_iterator", None) is not None:
+                torch.empty((), dtype=torch.int64).random_(generator=self.generator)  # as for new worker processes
             return super().__iter__()
         torch.empty((), dtype=torch.int64).random_(generator=self.generator)  # what torch seeds worker processes with
         return self._batches(chunks)
@@ -36,7 +53,7 @@ class BatchLoader(DataLoader[Any]):
     def _chunks(self) -> Iterator[Tensor] | None:
         """The order of a pass in pieces; None where batches or their order are left to torch."""
         plain = self.num_workers == 0 and not self.pin_memory and self.collate_fn is default_collate
-        if not plain or self.batch_size is None or not isinstance(self.dataset, FetchesBatches):
+        if not plain or self.never_alone or self.batch_size is None or not isinstance(self.dataset, FetchesBatches):
             return None
         sampler, size = self.sampler, len(self.dataset)  # type: ignore[arg-type]
         if isinstance(sampler, BlockShuffle):
@@ -62,6 +79,25 @@ class BatchLoader(DataLoader[Any]):
             yield self.dataset.fetch(left)  # type: ignore[attr-defined]
 
 
+class _NeverAlone(BatchSampler):
+    """Batches of a size, the last of them with one sample more where one is left over."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        held: list[int] | None = None
+        for batch in super().__iter__():
+            if held is not None:
+                if len(batch) == 1:
+                    held += batch
+                    break
+                yield held
+            held = batch
+        if held is not None:
+            yield held
+
+    def __len__(self) -> int:
+        return max(super().__len__() - 1, 1)
+
+
 def _permuted(size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
     """One piece, drawn when the first batch is asked for, as torch's ``RandomSampler`` does."""
     yield torch.randperm(size, generator=own_generator(generator))
@@ -77,14 +113,26 @@ def shuffling(dataset: Dataset[Any], generator: torch.Generator | None = None) -
 
 
 def union_loader(train: Iterable[Any], held_out: Iterable[Any], *, numbered: bool = False) -> DataLoader[Any]:
-    """A shuffled loader over the training and the validation samples, otherwise like ``train``; both map-style.
+    """A loader over the training and the validation samples, otherwise like ``train``; both map-style.
+
+    It shuffles where ``train`` does; else the validation samples follow the training samples. Its last batch never holds a
+    single sample. What cannot be extended to more samples is refused: a batch sampler, a sampler other than torch's plain ones
+    (weighted, with replacement, of a number of samples), a subclass with its own ``__iter__``.
 
     With ``numbered``, samples without ids get numbers as ids where the loader collates them as torch does by default.
     """
     advice = "pass a training loader over both sets yourself and use outer='holdout'"
-    if not (_rebatchable(train) and _rebatchable(held_out)):
-        raise InputError(f"outer='union' must mix two torch DataLoaders over map-style data sets; for others {advice}")
-    if not isinstance(train.sampler, SequentialSampler | RandomSampler | BlockShuffle):
+    for name, loader in (("training", train), ("validation", held_out)):
+        if not _rebatchable(loader):
+            raise InputError(
+                f"outer='union' must mix two torch DataLoaders over map-style data sets with a batch_size, and the {name} "
+                f"loader is {_described(loader)}; {advice}"
+            )
+    assert isinstance(train, DataLoader)
+    assert isinstance(held_out, DataLoader)
+    if type(train).__iter__ not in (DataLoader.__iter__, BatchLoader.__iter__):
+        raise InputError(f"outer='union' would lose what {type(train).__name__}.__iter__ does; {advice}")
+    if not _extendable(train.sampler):
         sampler = type(train.sampler).__name__
         raise InputError(f"outer='union' cannot extend the sampler {sampler} to the validation samples; {advice}")
     with replayed(random_state(torch.device("cpu"))):  # a sample may be augmented
@@ -95,7 +143,9 @@ def union_loader(train: Iterable[Any], held_out: Iterable[Any], *, numbered: boo
     dataset = joined(train.dataset, held_out.dataset)
     if numbered and forms[:1] == [2] and train.collate_fn is default_collate:
         dataset = NumberedUnion(dataset, first_validation=len(train.dataset))  # type: ignore[arg-type]
-    return _like(train, dataset, train.batch_size or 1, drop_last=train.drop_last, generator=train.generator)
+    shuffled = not isinstance(train.sampler, SequentialSampler)
+    size, options = train.batch_size or 1, {"drop_last": train.drop_last, "generator": train.generator}
+    return _like(train, dataset, size, shuffled=shuffled, never_alone=True, **options)
 
 
 class NumberedUnion(Dataset[Any], FetchesBatches):
@@ -163,7 +213,7 @@ class OuterStream:
         if _rebatchable(source):
             size = batch_size or min(source.batch_size or 1, limit or len(source.dataset))  # type: ignore[arg-type]
             size = min(size, len(source.dataset))  # type: ignore[arg-type]
-            self._loader = _like(source, source.dataset, size, drop_last=True, generator=self._generator)
+            self._loader = _like(source, source.dataset, size, shuffled=True, drop_last=True, generator=self._generator)
         elif batch_size is not None:
             raise InputError("outer_batch_size needs a torch DataLoader over a map-style data set to draw from")
 
@@ -208,18 +258,50 @@ def _rebatchable(loader: Any) -> TypeGuard[DataLoader[Any]]:
     return hasattr(loader.dataset, "__len__") and hasattr(loader.dataset, "__getitem__")
 
 
+def _extendable(sampler: Any) -> bool:
+    """Whether a sampler goes through all samples once, so that it can go through more of them."""
+    if type(sampler) is RandomSampler:
+        return not sampler.replacement and sampler.num_samples == len(sampler.data_source)
+    return type(sampler) in (SequentialSampler, BlockShuffle)
+
+
+def _described(loader: Any) -> str:
+    if not isinstance(loader, DataLoader):
+        return f"of type {type(loader).__name__}"
+    if isinstance(loader.dataset, IterableDataset):
+        return "over an IterableDataset"
+    return "one with a batch_sampler" if loader.batch_sampler is not None else "one without a batch_size"
+
+
 def _like(
-    loader: DataLoader[Any], dataset: Any, batch_size: int, *, drop_last: bool, generator: torch.Generator | None
+    loader: DataLoader[Any],
+    dataset: Any,
+    batch_size: int,
+    *,
+    shuffled: bool,
+    drop_last: bool,
+    generator: torch.Generator | None,
+    never_alone: bool = False,
 ) -> DataLoader[Any]:
-    """A shuffled loader over another data set with the workers and the collation of ``loader``."""
+    """A loader over another data set with all other settings of ``loader``."""
+    order: dict[str, Any] = shuffling(dataset, generator) if shuffled else {"generator": generator}
+    if loader.num_workers > 0:
+        names = (
+            "num_workers",
+            "persistent_workers",
+            "prefetch_factor",
+            "timeout",
+            "multiprocessing_context",
+            "in_order",
+        )
+        order |= {name: getattr(loader, name) for name in names if hasattr(loader, name)}
     return BatchLoader(
         dataset,
         batch_size,
-        **shuffling(dataset, generator),
+        **order,
+        never_alone=never_alone,
         drop_last=drop_last,
         collate_fn=loader.collate_fn,
-        num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
-        persistent_workers=loader.num_workers > 0,
         worker_init_fn=loader.worker_init_fn,
     )

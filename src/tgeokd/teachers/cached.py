@@ -14,7 +14,7 @@ from tgeokd.core.model_call import random_state, replayed
 from tgeokd.data.batch import Batch
 from tgeokd.data.datasets import set_view, views_of
 from tgeokd.teachers.base import Teacher
-from tgeokd.teachers.cache.key import Samples, samples_of, transforms_of
+from tgeokd.teachers.cache.key import Samples, row_digests, samples_of, transforms_of
 from tgeokd.teachers.cache.loaders import BATCH, cached_ids, check_deterministic, loader_of_rows, with_views
 from tgeokd.teachers.cache.store import TeacherCache, TeacherCacheOptions, write_cache
 from tgeokd.utils.errors import InputError
@@ -100,7 +100,7 @@ class CachedTeacher(Teacher):
             whole = loader_of_rows(loader, range(len(dataset))) if by_row else loader  # type: ignore[arg-type]
             samples = samples_of(dataset) if by_row else None
             if samples is None:
-                samples = Samples(torch.cat([cached_ids(Batch.parse(item)).cpu() for item in whole]), None, None)
+                samples = _samples_read(whole)
             distinct, rows = samples.distinct()
             source = whole if rows is None else loader_of_rows(loader, rows)
             check_deterministic(loader_of_rows(loader, range(min(len(samples.ids), BATCH))) if by_row else loader)
@@ -211,3 +211,18 @@ def _dataset_id(loader: Any) -> int:
 
 def _listed(transforms: list[str]) -> str:
     return ", ".join(transforms) or "none"
+
+
+def _samples_read(loader: Iterable[Any]) -> Samples:
+    """The ids of a loader's samples, for which all batches are read. Equal ids must have equal inputs."""
+    ids, digests = [], []
+    for batch in map(Batch.parse, loader):
+        ids.append(cached_ids(batch).cpu())
+        tensors = batch.inputs if isinstance(batch.inputs, tuple | list) else [batch.inputs]
+        if all(isinstance(tensor, Tensor) for tensor in tensors):
+            digests.append(row_digests(tensors))
+    names = torch.cat(ids)
+    if len(digests) == len(ids):
+        Samples(names, torch.cat(digests), None).distinct()
+        names = names.unique()  # what is the same sample needs one row
+    return Samples(names, None, None)

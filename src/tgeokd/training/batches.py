@@ -29,11 +29,13 @@ class BatchReader:
         """
         batch = Batch.parse(item, where)
         target = batch.target
-        if isinstance(target, Tensor) and target.ndim and not len(target):
+        if not isinstance(target, Tensor):
+            validate_labels(target, 0, where)
+        if target.ndim and not len(target):
             raise InputError(
                 f"the {where} yielded a batch without samples: leave it out (a sampler or collate_fn made it)"
             )
-        if isinstance(batch.inputs, Tensor) and isinstance(target, Tensor) and len(batch.inputs) != len(target):
+        if isinstance(batch.inputs, Tensor) and target.ndim and len(batch.inputs) != len(target):
             raise InputError(f"the {where} yielded {len(batch.inputs)} inputs with {len(target)} labels")
         # Reading labels that are on an accelerator already would stall every step.
         on_accelerator = isinstance(target, Tensor) and target.device.type != "cpu"

@@ -136,7 +136,8 @@ class TrainingLoop:
                 step_scheduler(self.distiller.scheduler, None)
             self._call(lambda callback: callback.on_step_end(self.distiller))
         if not step.statistics.count:
-            raise InputError("the training loader is empty")
+            again = " again: it can be read only once; give a list or a DataLoader" if self.epoch else ""
+            raise InputError(f"the training loader is empty in epoch {self.epoch + 1}{again}")
         return self._finish_epoch(started)
 
     def _update(self, samples: int) -> None:

@@ -16,6 +16,8 @@ from tgeokd.data.batch import Batch
 from tgeokd.data.loaders import numbered_ids
 from tgeokd.methods import Method
 from tgeokd.teachers.base import Teacher
+from tgeokd.teachers.cache.key import check_distinct
+from tgeokd.teachers.stored import StoredPredictions
 from tgeokd.training.batches import BatchReader
 from tgeokd.training.blame import blame_inputs, blame_logits
 from tgeokd.training.parallel import ParallelContext
@@ -59,6 +61,8 @@ def survey(
         InputError: for labels out of range, a validation set that lacks a class of the training set, teacher logits that are
             not finite, and a teacher that cannot be one of these samples, see :class:`TeacherCheck`.
     """
+    if isinstance(teacher, StoredPredictions):
+        check_distinct(train_loader)
     check = TeacherCheck(teacher, num_classes) if teacher is not None and method.needs_teacher else None
     found = _survey(
         *(method, num_classes, train_loader, validation, teacher, reader, parallel), validation_teacher, check

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from tgeokd.data.arrays import ArrayDataset
+from tgeokd.data.batch import INTEGER_TYPES
 from tgeokd.data.datasets import Fingerprinted, is_random, parts_of
 from tgeokd.teachers.ids import first_rows
 from tgeokd.utils.errors import InputError
@@ -40,7 +41,10 @@ class Samples(NamedTuple):
         if len(rows) == len(self.ids):
             return self, None
         if self.digests is None:
-            return self.take(rows), None
+            twice = int(self.ids[first != torch.arange(len(first))][0])
+            raise InputError(
+                f"the id {twice} occurs more than once, and these samples cannot be compared: give each its own id"
+            )
         wrong = self.ids[self.digests != self.digests[first]]
         if len(wrong):
             raise InputError(f"two samples with different inputs have the id {wrong[0]}; each sample needs its own id")
@@ -52,6 +56,8 @@ def samples_of(dataset: Any) -> Samples | None:
     if isinstance(dataset, ArrayDataset):
         tensors = dataset.inputs if isinstance(dataset.inputs, tuple) else (dataset.inputs,)
         return None if dataset.ids is None else Samples(dataset.ids.cpu(), row_digests(tensors), None)
+    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 3 and dataset.tensors[2].dtype in INTEGER_TYPES:
+        return Samples(dataset.tensors[2].long().cpu(), row_digests(dataset.tensors[:1]), None)
     if isinstance(dataset, Subset):
         parent = samples_of(dataset.dataset)
         rows = torch.as_tensor(dataset.indices, dtype=torch.int64)
@@ -67,6 +73,13 @@ def samples_of(dataset: Any) -> Samples | None:
     if not isinstance(ids, Tensor) or len(ids) != len(dataset):
         return None
     return Samples(ids, None, dataset.fingerprint() if isinstance(dataset, Fingerprinted) else None)
+
+
+def check_distinct(loader: Any) -> None:
+    """Raise an InputError for two samples of a loader's data set with one id and different inputs, where these are known."""
+    samples = samples_of(getattr(loader, "dataset", None))
+    if samples is not None and (samples.digests is not None or samples.whole is None):
+        samples.distinct()
 
 
 def transforms_of(dataset: Any) -> tuple[list[str], list[str]]:
