@@ -2,6 +2,7 @@
 
 import typing
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -225,19 +226,19 @@ def _annotation(content: dict[str, Any], path: list[str], name: str) -> Any:
         if not (isinstance(kind, type) and issubclass(kind, Config)) or each not in kind.model_fields:
             return Any
         kind = kind.model_fields[each].annotation
-    return kind
+    return Any if isinstance(kind, type) and issubclass(kind, Config) else kind
 
 
 def _as_meant(annotation: Any, value: Any, text: str) -> Any:
     """A value read as YAML, or with its words as they were typed where only that fits the type: ``yes`` is a boolean in YAML,
     ``2024`` a number and ``2024-01-01`` a date, but each can be the name of a column or a class.
     """
-    for read in (value, yaml.load(text, yaml.BaseLoader)):
-        try:
-            validate_value(annotation, read, "")
-        except InputError:
-            continue
-        return read
+    if isinstance(value, str) or annotation is Any:
+        return value
+    for read in (lambda: value, lambda: yaml.load(text, yaml.BaseLoader)):
+        with suppress(InputError):
+            validate_value(annotation, read(), "")
+            return read()
     return value
 
 
