@@ -235,10 +235,10 @@ def _as_meant(annotation: Any, value: Any, text: str) -> Any:
     """
     if isinstance(value, str) or annotation is Any:
         return value
-    for read in (lambda: value, lambda: yaml.load(text, yaml.BaseLoader)):
+    for read in (value, yaml.load(text, yaml.BaseLoader)):
         with suppress(InputError):
-            validate_value(annotation, read(), "")
-            return read()
+            validate_value(annotation, read, "")
+            return read
     return value
 
 

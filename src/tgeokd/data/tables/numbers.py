@@ -118,6 +118,12 @@ def parse_numbers(
     return numbers
 
 
+def mostly_numbers(text: pl.Series) -> bool:
+    """Whether nearly all values that are not null are numbers, however written."""
+    known = text.drop_nulls()
+    return len(known) > 0 and known.str.contains(_NUMBER).mean() >= MOSTLY  # type: ignore[operator,return-value]
+
+
 def _plain(text: pl.Series) -> pl.Series:
     """A column as integers or floats where all its values are plain numbers, not codes."""
     if text.null_count() == len(text):
@@ -145,9 +151,9 @@ class _Judge:
         sample = known.gather_every(max(len(known) // SAMPLE, 1))
         if not len(known) or sample.str.contains(_NUMBER).mean() < MOSTLY / 2:  # type: ignore[operator]
             return None
-        like = text.str.contains(_NUMBER)
-        if like.mean() < MOSTLY:  # type: ignore[operator]
+        if not mostly_numbers(text):
             return None
+        like = text.str.contains(_NUMBER)
         if (known.str.contains(_PLAIN) | ~known.str.contains(_NUMBER)).all() or known.str.contains(_CODES).any():
             return None  # mistakes among plain numbers are refused where it is known that the column is a feature
         self._refuse(text, ~like, "is not a number, unlike most of the column")

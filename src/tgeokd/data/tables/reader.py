@@ -30,7 +30,7 @@ from tgeokd.data.tables.dialect import (
     unmatched,
 )
 from tgeokd.data.tables.headers import refuse_data
-from tgeokd.data.tables.numbers import parse_numbers
+from tgeokd.data.tables.numbers import mostly_numbers, parse_numbers
 from tgeokd.data.tables.parts import read_parts
 from tgeokd.utils.errors import InputError, one_line
 from tgeokd.utils.files import sha256
@@ -156,11 +156,14 @@ class _TextFile:
             separator=separator,
         )
         frame = pl.DataFrame(found.columns)
+        frame.columns = names  # polars names a column without a name
         if header is None:
             refuse_data(frame, self.source)
         for row, values in self.long:
             self._refuse_swallowed(row, values, frame)
         how: dict[str, Any] = {"separator": separator, "decimal": found.decimal, "encoding": self.encoding}
+        if self.given.missing is not None:
+            how["missing"] = list(self.given.missing)
         if found.formats:
             how["numbers"] = found.formats
         self._log(how, words)
@@ -211,11 +214,11 @@ class _TextFile:
         result = []
         for column, mask in zip(columns, absent, strict=True):
             text = column.set(mask, None)
-            if column.name in quoted and text.drop_nulls().cast(pl.Float64, strict=False).null_count():
+            if column.name in quoted and not mostly_numbers(text):
                 text = column.set(mask & ~quoted[column.name], None)  # among words a quoted word is a value
             if column.name in maybe:
                 lost = column.filter(text.is_null() & (column != "")).alias("word").value_counts(name="rows")
-                if len(lost) and self.given.missing is None:
+                if len(lost):
                     words[column.name] = dict(lost.sort("word").iter_rows())
             result.append(text)
         return result, words
@@ -232,7 +235,7 @@ class _TextFile:
         table = self._read(lambda _: "skip", include_columns=names, **options)
         frame = pl.from_arrow(table)
         assert isinstance(frame, pl.DataFrame)
-        return {name: frame[name].is_in(words) for name in names}
+        return {name: frame[name].is_in(words).fill_null(False) for name in names}
 
     def _refuse_swallowed(self, row: int, values: list[str], frame: pl.DataFrame) -> None:
         """Raise an error for a value over several lines that would be rows like the others without its quotation marks."""
@@ -260,7 +263,7 @@ class _TextFile:
             f"encoding {how['encoding']}" if how["encoding"] != "utf-8" else "",
             *(f"column {name}: {form}" for name, form in how.get("numbers", {}).items()),
         ]
-        for name, counts in words.items():
+        for name, counts in words.items() if self.given.missing is None else ():
             found = ", ".join(f"{word} ({rows} rows)" for word, rows in counts.items())
             said.append(f"column {name}: {found} missing")
         if any(said):
