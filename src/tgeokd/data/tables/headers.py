@@ -37,7 +37,7 @@ def refuse_data(frame: pl.DataFrame, source: str) -> None:
 
 def _number(name: str) -> float | None:
     try:
-        return float(name)
+        return float(name.replace("_", "x"))  # 1_000 is a number for Python only
     except ValueError:
         return None
 

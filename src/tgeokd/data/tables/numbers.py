@@ -21,8 +21,7 @@ from tgeokd.utils.errors import InputError
 SAMPLE = 1000  # values of a text column that tell whether it may have numbers
 MOSTLY = 0.9  # share of numbers in a text column above which the other values are taken for mistakes
 
-# Digits with a leading zero are codes, and integers of 16 digits and more are ids that a float would round.
-_CODES = r"^[+-]?(?:0\d|\d{16,}$)"
+_CODES = r"^[+-]?(?:0\d|\d{16,}$)"  # of digits, in columns that are not plain numbers
 _GAP = r"['\x{2019}\x{a0}\x{202f}]"  # between thousands, and nothing else
 _BODY = (
     r"(?i:inf|infinity)|\d+(?:[.,]\d*)?(?:[eE][+-]?\d+)?|[.,]\d+|"
@@ -129,14 +128,20 @@ def _plain(text: pl.Series) -> pl.Series:
     if text.null_count() == len(text):
         return text
     head = text.drop_nulls().head(SAMPLE)
-    if head.cast(pl.Float64, strict=False).null_count():
-        return text
     for dtype in (pl.Int64, pl.Float64):
+        if head.cast(dtype, strict=False).null_count():
+            continue  # so is the whole column
         numbers = text.cast(dtype, strict=False)
         if numbers.null_count() == text.null_count():
-            codes = _CODES if dtype == pl.Float64 else r"^[+-]?0\d"
-            return text if text.str.contains(codes).any() else numbers
+            codes = text.str.contains(r"^[+-]?0\d").any()
+            return text if codes or (dtype == pl.Float64 and _loses_digits(text, numbers)) else numbers
     return text
+
+
+def _loses_digits(text: pl.Series, numbers: pl.Series) -> bool:
+    """Whether a column has whole numbers, likely ids, with more digits than a float."""
+    large = text.filter((numbers.abs() >= 1e15).fill_null(False))
+    return len(large) > 0 and bool(large.str.contains(r"^[+-]?\d{16,}$").any())
 
 
 class _Judge:

@@ -197,7 +197,7 @@ class _TextFile:
 
         table = self._read(bad, strings_can_be_null=False)
         self.long: list[tuple[int, list[str]]] = []
-        if b'"' in self.text and len(table) + len(skipped) != bytes(self.body).rstrip(b"\r\n").count(b"\n") + 1:
+        if b'"' in self.text and len(table) + len(skipped) != self._lines():
             self.long = rows_over_lines(self.body, self.source, self.separator)
         if wrong:
             raise InputError(wrong[0])
@@ -205,21 +205,28 @@ class _TextFile:
         assert isinstance(frame, pl.DataFrame)
         return [column.str.strip_chars() for column in frame], skipped
 
+    def _lines(self) -> int:
+        """Number of lines with rows, if no value has several lines and no line is blank."""
+        end = len(self.text)
+        while end and self.text[end - 1] in b"\r\n":
+            end -= 1
+        return self.text.count(b"\n", len(self.text) - len(self.body), end) + 1
+
     def _with_nulls(self, columns: list[pl.Series]) -> tuple[list[pl.Series], dict[str, dict[str, int]]]:
         """The columns with missing values as nulls, and the words that were read so."""
-        words: dict[str, dict[str, int]] = {}
-        absent = [column.is_in(self.missing) for column in columns]
-        maybe = [column.name for column, mask in zip(columns, absent, strict=True) if (mask & (column != "")).any()]
+        absent = {column.name: mask for column in columns if (mask := column.is_in(self.missing)).any()}
+        maybe = [c.name for c in columns if c.name in absent and (absent[c.name] & (c != "")).any()]
         quoted = self._quoted(maybe)
+        words: dict[str, dict[str, int]] = {}
         result = []
-        for column, mask in zip(columns, absent, strict=True):
-            text = column.set(mask, None)
-            if column.name in quoted and not mostly_numbers(text):
-                text = column.set(mask & ~quoted[column.name], None)  # among words a quoted word is a value
-            if column.name in maybe:
+        for column in columns:
+            name = column.name
+            text = column.set(absent[name], None) if name in absent else column
+            if name in quoted and not mostly_numbers(text):
+                text = column.set(absent[name] & ~quoted[name], None)  # among words a quoted word is a value
+            if name in maybe:
                 lost = column.filter(text.is_null() & (column != "")).alias("word").value_counts(name="rows")
-                if len(lost):
-                    words[column.name] = dict(lost.sort("word").iter_rows())
+                words |= {name: dict(lost.sort("word").iter_rows())} if len(lost) else {}
             result.append(text)
         return result, words
 
