@@ -168,6 +168,13 @@ def test_marks_and_lines_within_values_are_kept(tmp_path):
     assert found["label"] == [1, 0, 1, 0]
 
 
+def test_blanks_before_quotation_marks(tmp_path):
+    content = 'a, "b", c\n1, "York, UK", "5"\n2, "he said, ""no""", 6\n'
+    assert _values(tmp_path, content) == {"a": [1, 2], "b": ["York, UK", 'he said, "no"'], "c": [5, 6]}
+    with refused("row 1", "2 values"):
+        _values(tmp_path, 'a, "b", c\n1, "York, UK", "5"\n2, "x"\n')
+
+
 # ---- numbers
 
 

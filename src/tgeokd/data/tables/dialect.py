@@ -174,6 +174,21 @@ def read_header(text: bytes, source: str, separator: str) -> tuple[list[str], in
     return on_one_line, sum(map(len, raw))
 
 
+def without_blanks(text: bytes, separator: str) -> bytes:
+    """The same table without blanks between separators and quotation marks, which would make the marks part of the values."""
+    if f'{separator} "'.encode() not in text:
+        return text
+    rows = io.StringIO(newline="")
+    try:
+        with any_length():
+            lines = io.StringIO(text.decode(), newline="")
+            read = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+            csv.writer(rows, delimiter=separator, lineterminator="\n").writerows(read)
+    except (csv.Error, UnicodeDecodeError):
+        return text  # what is wrong is found and said later
+    return rows.getvalue().encode()
+
+
 def after_lines(text: bytes, number: int) -> int:
     """Where the text after some lines starts."""
     return sum(len(line) for line, _ in zip(io.BytesIO(text), range(number), strict=False))

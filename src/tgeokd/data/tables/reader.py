@@ -28,6 +28,7 @@ from tgeokd.data.tables.dialect import (
     read_text,
     rows_over_lines,
     unmatched,
+    without_blanks,
 )
 from tgeokd.data.tables.headers import refuse_data
 from tgeokd.data.tables.numbers import mostly_numbers, parse_numbers
@@ -132,6 +133,10 @@ class _TextFile:
                 start, separator = excel.end(), separator or excel[1].decode(errors="replace")
             body = self.text[start:] if start else self.text
             separator = separator or find_separator(body, self.source, self.usual)
+            tidy = without_blanks(body, separator)
+            if tidy is not body:
+                self.text = body = tidy
+                start = 0
             names, length = read_header(body, self.source, separator)
             start += length
         else:
