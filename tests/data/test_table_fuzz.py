@@ -120,12 +120,13 @@ def _content(table: dict[str, list[Any]], how: Dialect) -> bytes:
 
 
 def _number(text: str, how: Dialect) -> float | None:
-    """The number that an author of this dialect means by a text."""
-    group = {".": ",", ",": "."}[how.decimal]
-    try:
-        return float(re.sub(r"[%$\s]", "", text).replace(group, "").replace(how.decimal, "."))
-    except ValueError:
-        return None
+    """The number that an author of this dialect means by a text; of another one where it is none in this."""
+    bare = re.sub(r"[%$\s]", "", text)
+    for mark, group in ((how.decimal, {".": ",", ",": "."}[how.decimal]), (".", ","), (",", ".")):
+        whole = rf"(\d+|[1-9]\d{{0,2}}(\{group}\d{{3}})+)"
+        if re.fullmatch(rf"[+-]?({whole}(\{mark}\d*)?|\{mark}\d+)", bare) or bare.lstrip("+-") == "inf":
+            return float(bare.replace(group, "").replace(mark, "."))
+    return None
 
 
 def _same(value: Any, read: Any, how: Dialect, said: dict[str, int]) -> bool:

@@ -17,13 +17,13 @@ from tgeokd.data.split import stratified_split, subset
 from tgeokd.data.tables.dialect import TextFormat
 from tgeokd.data.tables.encoder import FeatureEncoder, as_numbers
 from tgeokd.data.tables.labels import Draws, class_indices, find_classes, table_splits, with_label
+from tgeokd.data.tables.numbers import MOSTLY
 from tgeokd.data.tables.reader import BadRows, Table, read_table
 from tgeokd.data.tasks.registry import TASKS, find_path, provides, row_reader, same_options
 from tgeokd.utils.errors import InputError, check_names
 
 BINARY = ("accuracy", "nll", "auc", "calibration")
 MULTICLASS = ("accuracy", "nll", "macro_f1", "macro_auc")
-MOSTLY = 0.9  # share of numbers in a text column above which the other values are taken for mistakes
 
 ADULT_LABEL = "income-per-year"
 ADULT_HEADER = (
@@ -115,8 +115,11 @@ def _task(
     )
 
 
-def _read_rows(path: Path, *, options: Mapping[str, Any]) -> Iterator[tuple[NDArray[np.int64], pl.DataFrame]]:
+def _read_rows(
+    path: Path, *, options: Mapping[str, Any] | None = None
+) -> Iterator[tuple[NDArray[np.int64], pl.DataFrame]]:
     """The rows of a file to predict, read as the options of a run and what was found in its table say."""
+    options = options or {}
     known = {name: options.get(name) for name in ("separator", "decimal", "encoding", "missing")}
     likely = next((how["decimal"] for how in options.get("notes", {}).get("read as", {}).values()), None)
     verbatim = [*options.get("categorical", ()), *options.get("drop", ()), options.get("label", "")]
