@@ -299,7 +299,7 @@ def test_types_blanks_and_missing_values_of_csv(tmp_path):
     assert table.rows.tolist() == [0, 1, 2]
     same = _read(tmp_path, gzip.compress(text), "t.csv.gz")
     assert same.frame.equals(table.frame)
-    assert _read(tmp_path, b"a\tb\n1,5\tx\n", "t.tsv").frame.to_dict(as_series=False) == {"a": ["1,5"], "b": ["x"]}
+    assert _read(tmp_path, b"a\tb\n1,5\tx\n", "t.tsv").frame.to_dict(as_series=False) == {"a": [1.5], "b": ["x"]}
 
 
 def test_rows_are_numbered_across_blocks_of_a_large_file(tmp_path):

@@ -236,6 +236,45 @@ def test_one_setting_is_changed_and_no_other(setting, value_of, expected):
     assert now == then
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("data.positive=yes", "yes"),
+        ("data.positive=no", "no"),
+        ("data.label=on", "on"),
+        ("data.label=2024", "2024"),
+        ("data.label=007", "007"),
+        ("data.label=1e3", "1e3"),
+        ("data.label=2024-01-01", "2024-01-01"),
+        ("data.label=null", None),
+        ('data.label="null"', "null"),
+        ("data.drop=[on, 2024, 007, y]", ["on", "2024", "007", "y"]),
+        ("data.missing=[NA, -, -999]", ["NA", "-", "-999"]),
+        ("data.missing=[]", []),
+        ("data.separator=;", ";"),
+        ("data.separator=|", "|"),
+        ("data.decimal=,", ","),
+        ("data.seed=3", 3),
+        ("data.noise=0.5", 0.5),
+        ("data.oversample=yes", True),
+    ],
+)
+def test_words_are_taken_as_typed_where_the_setting_is_text(setting, value):
+    config = override(preset("tabular"), [setting])
+    name = setting.partition("=")[0].partition(".")[2]
+    assert config.data[name] == value
+    assert type(config.data[name]) is type(value)
+    again = yaml.safe_load(yaml.safe_dump(config.to_dict()))  # and so is the file of the run
+    assert again["data"][name] == value
+
+
+def test_words_are_taken_as_typed_in_settings_of_the_config():
+    assert override(BASE, ["data_dir=2024"]).data_dir == "2024"
+    assert (
+        override(preset("tabular"), ["teacher.data={}", "teacher.data.positive=yes"]).teacher.data["positive"] == "yes"
+    )
+
+
 def test_settings_are_taken_in_order():
     assert override(BASE, ["seed=1", "seed=2"]).seed == 2
     assert override(BASE, []) == BASE

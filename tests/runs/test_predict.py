@@ -47,6 +47,19 @@ def table_run(tmp_path_factory):
     return config, finished(config, folder / "run")
 
 
+def test_a_file_is_read_as_the_training_file_was(tmp_path):
+    lines = [f"{i % 40},5;K\xf6ln;{i % 3 * 1.5 + 1:.3f};{'yn'[i % 2]}".replace(".", ",") for i in range(200)]
+    (tmp_path / "rows.csv").write_text("\n".join(["x;stadt;z;label", *lines]), encoding="latin-1")
+    settings = ["data.file=rows.csv", "data.label=label", "data.encoding=latin-1", f"data_dir={tmp_path}"]
+    config = override(preset("tabular"), [*SHORT, *settings])
+    folder = finished(config, tmp_path / "run")
+    for name, text in (("new.csv", "x;stadt;z\n3;K\xf6ln;2,125\n"), ("same.csv", "x;stadt;z\n3,0;K\xf6ln;2,1250\n")):
+        (tmp_path / name).write_text(text, encoding="latin-1")  # 2,125 alone can be 2125
+        assert predict(folder, tmp_path / name, tmp_path / f"{name}.parquet") == 1
+    same, found = (pl.read_parquet(tmp_path / f"{name}.csv.parquet") for name in ("same", "new"))
+    assert found.equals(same)
+
+
 def test_the_rows_it_was_made_from_get_the_students_own_probabilities(table_run, tmp_path):
     config, folder = table_run
     data = load_data(config)

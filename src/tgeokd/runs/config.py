@@ -1,6 +1,8 @@
 """Everything a run needs, as plain data: what ``config.yaml`` holds."""
 
+import typing
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -21,6 +23,8 @@ from tgeokd.utils.files import user_path
 from tgeokd.utils.validation import Config, StrictBool, StrictFloat, StrictInt, replace, validate_config, validate_value
 
 __all__ = ["Recipe", "RunConfig", "load_config", "override", "parse_setting", "preset", "presets", "replace"]
+
+MARKS = set(",|>&*!%@`#?-:")  # of YAML's syntax; alone they mean themselves, as a separator does
 
 Positive = Annotated[StrictInt, Field(ge=1)]
 _CacheOptions = Annotated[
@@ -205,6 +209,7 @@ def override(config: RunConfig, settings: Iterable[str]) -> RunConfig:
     for setting in settings:
         key, value = parse_setting(setting, setting, "--set key=value")
         *path, last = key.split(".")
+        value = _as_meant(_annotation(content, path, last), value, setting.partition("=")[2])
         place = content
         for name in path:
             if place.get(name) is None:
@@ -221,10 +226,38 @@ def parse_setting(text: str, given: str, form: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise InputError(f"{given!r} must have the form {form}")
+    if value.strip() in MARKS:
+        return key.strip(), value.strip()
     try:
         return key.strip(), yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise InputError(f"the value of {key!r} in {given!r} is not YAML") from error
+
+
+def _annotation(content: dict[str, Any], path: list[str], name: str) -> Any:
+    """The type of a setting: of the config, or of an option of the task's data; Any where it is not known here."""
+    if path in (["data"], ["teacher", "data"]):
+        task = str(content.get("task"))
+        return typing.get_type_hints(TASKS[task]).get(name, Any) if task in TASKS else Any
+    kind: Any = RunConfig
+    for each in (*path, name):
+        if not (isinstance(kind, type) and issubclass(kind, Config)) or each not in kind.model_fields:
+            return Any
+        kind = kind.model_fields[each].annotation
+    return Any if isinstance(kind, type) and issubclass(kind, Config) else kind
+
+
+def _as_meant(annotation: Any, value: Any, text: str) -> Any:
+    """A value read as YAML, or with its words as they were typed where only that fits the type: ``yes`` is a boolean in YAML,
+    ``2024`` a number and ``2024-01-01`` a date, but each can be the name of a column or a class.
+    """
+    if isinstance(value, str) or annotation is Any:
+        return value
+    for read in (value, yaml.load(text, yaml.BaseLoader)):
+        with suppress(InputError):
+            validate_value(annotation, read, "")
+            return read
+    return value
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Predictions of a finished run's student for new rows of a table."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,14 @@ def predict(folder: Path, file: Path, out: Path) -> int:
     if out.suffix not in (".parquet", ".csv"):
         raise InputError(f"predictions are written as .parquet or .csv, not {out.name}")
     config = load_config(folder / "config.yaml")
-    names = RunResults.read(folder / "results.json").class_names
+    results = RunResults.read(folder / "results.json")
+    names = results.class_names
     read_rows = getattr(TASKS[config.task], "read_rows", None)
     if read_rows is None or not (folder / "encoder.json").exists():
         raise InputError(f"the run in {folder} is of task {config.task!r}; predict takes runs on tables")
     encoder = encoder_from_dict(load_json(folder / "encoder.json"))
+    takes_options = "options" in inspect.signature(read_rows).parameters
+    more = {"options": {**config.data, "notes": results.data}} if takes_options else {}
     student = build_network(config.student, encoder.inputs, len(names), seed=config.seed)
     try:
         load_model(student, str(folder / "student.safetensors"))
@@ -61,7 +65,7 @@ def predict(folder: Path, file: Path, out: Path) -> int:
         columns = {f"prob_{c}": probs[:, c] for c in range(len(names))}
         return pl.DataFrame({"id": np.asarray(rows, dtype=np.int64), **columns, "prediction": best})
 
-    predicted = pl.concat([table(rows, frame) for rows, frame in read_rows(file)])
+    predicted = pl.concat([table(rows, frame) for rows, frame in read_rows(file, **more)])
     write = predicted.write_parquet if out.suffix == ".parquet" else predicted.write_csv
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, lambda path: write(path))

@@ -18,7 +18,14 @@ from tgeokd.utils.errors import InputError, check_names
 
 
 def with_label(table: Table, label: str, bad_rows: BadRows) -> Table:
-    """The rows that have a label; without ``bad_rows="skip"`` an error for the first row without one."""
+    """The rows that have a label; without ``bad_rows="skip"`` an error for the first row without one. A word such as NA on
+    several rows may be a class, and is an error until ``missing`` says that it is none.
+    """
+    words = {word: rows for word, rows in table.words.get(label, {}).items() if rows > 1}
+    if words and "missing" not in table.format:
+        word, rows = max(words.items(), key=lambda item: item[1])
+        found = f"column {label!r} of {table.source} has {word!r} on {rows} rows, a class or a missing label"
+        raise InputError(f"{found}; give data.missing, the list of words that mean missing: [] or [{word}]")
     known = as_text(table.frame, label, source=table.source).is_not_null().to_numpy()
     if known.all():
         return table

