@@ -30,7 +30,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tgeokd import TGeoKD, VanillaKD
 from tgeokd.training.checkpoint import Checkpointer
-from tgeokd.training.state import SCHEMA, RandomStates, differences
+from tgeokd.training.fingerprint import differences
+from tgeokd.training.state import SCHEMA, RandomStates
 from tgeokd.utils.errors import InputError
 
 
@@ -235,8 +236,7 @@ def test_differences_are_the_known_values_that_are_not_equal(saved, now):
         if None not in (saved[group][key], now[group][key]) and saved[group][key] != now[group][key]
     }
     found = differences(saved, now)
-    assert {tuple(line.partition(":")[0].split(".")) for line in found} == expected
-    assert len(found) == len(expected)
+    assert found.keys() == expected
 
 
 # ---- what a resumed run does not do again
