@@ -1,4 +1,4 @@
-"""The state of a module without the names that wrappers add: ``torch.compile``, ``DataParallel`` and its distributed sibling."""
+"""The state of a module without the names that ``torch.compile`` and ``DataParallel`` (also distributed) add."""
 
 from __future__ import annotations
 

@@ -226,8 +226,8 @@ class Distiller:
             out: folder for ``metrics.jsonl`` (one line per epoch), ``checkpoints/`` and ``student.safetensors``; with
                 ``cache_teacher``, also for ``teacher-cache/``.
             resume: continue the run in ``out``, with the same arguments, as if it had not been interrupted.
-            accept_changes: what may differ from the checkpoint, whose new values then hold from here on (names:
-                :data:`tgeokd.training.fingerprint.CHANGEABLE`). A new schedule stands where it would, had the run begun with it.
+            accept_changes: names in :data:`tgeokd.training.fingerprint.CHANGEABLE` of what may differ from the checkpoint. The
+                new value holds from here on. A new schedule stands where it would, had the run begun with it.
 
         Raises:
             InputError: for data that do not fit, a stale teacher cache, a folder that holds a run already or cannot be

@@ -91,7 +91,9 @@ def _replay(
             for index in range(state.step["index"] if by_step else state.epoch):
                 step_scheduler(scheduler, None if by_step else losses[index])
         except ValueError as error:  # a one-cycle schedule that is too short
-            raise InputError(f"the new schedule does not reach the place of the checkpoint: {first_line(error)}") from error
+            raise InputError(
+                f"the new schedule does not reach the place of the checkpoint: {first_line(error)}"
+            ) from error
 
 
 def _match_groups(optimizer: Optimizer, student: nn.Module, state: TrainState) -> None:
