@@ -64,8 +64,8 @@ def run(
         resume: continue the run in ``out``.
         progress: show a progress bar.
         key: stored with the results, see :mod:`tgeokd.runs.stored`.
-        accept_changes: of a resumed run, as :meth:`tgeokd.Distiller.fit` takes them; ``config.yaml`` is then replaced. None where
-            the config is that of before.
+        accept_changes: of a run that is resumed with another config, which replaces ``config.yaml``, as
+            :meth:`tgeokd.Distiller.fit` takes them; None where the config is that of before.
     """
     data = load_data(config)
     files: dict[str, Any] = {"out": out, "resume": resume, "accept_changes": accept_changes or ()}

@@ -27,7 +27,7 @@ from tgeokd.training.schedule import step_scheduler
 from tgeokd.training.state import RandomStates, TrainState
 from tgeokd.training.step import DistillationStep
 from tgeokd.training.survey import Survey
-from tgeokd.utils.errors import InputError, first_line
+from tgeokd.utils.errors import InputError, one_line
 from tgeokd.utils.files import RunFolder
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ class TrainingLoop:
             if isinstance(error, InputError):
                 raise
             raise InputError(
-                f"the checkpoint does not fit this student, optimizer, scheduler and method: {first_line(error)}"
+                f"the checkpoint does not fit this student, optimizer, scheduler and method: {one_line(error)}"
             ) from error
         self._load_callbacks(state.callbacks)
         self.history.extend(state.history)
