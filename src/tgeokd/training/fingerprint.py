@@ -27,8 +27,18 @@ CHANGEABLE = (
     *("epochs", "batch_size", "accumulate", "temperature", "clip_norm", "precision", "seed", "options", "loader"),
     *("optimizer", "scheduler", "data", "teacher", "trainable"),
 )
-"""What ``fit(..., accept_changes=...)`` can name. The method and the class of the optimizer have states that fit no other."""
+"""What ``fit(..., accept_changes=...)`` can name. Student, method and class of the optimizer have states that fit no other."""
 
+SETTINGS = {
+    "epochs",
+    "batch_size",
+    "temperature",
+    "clip_norm",
+    "precision",
+    "options",
+    "optimizer",
+    "scheduler",
+}  # of a config
 SCHEDULE = ("epochs", "scheduler", "optimizer")  # a learning rate follows from these
 OF_ONE_EPOCH = ("batch_size", "data", "loader", "seed")  # they decide which batches of a begun epoch are left
 STEERED = ("momentum", "betas")  # by schedulers that cycle them
@@ -59,6 +69,7 @@ def fingerprints_of(loop: TrainingLoop, *, resume: bool) -> dict[str, dict[str, 
             "precision": distiller.precision,
             # without a schedule, a run that is made longer is what it would have been from the start
             "epochs": loop.epochs if scheduler is not None or step.method.needs_epochs else None,
+            "parameters": sum(parameter.numel() for parameter in step.student.parameters()),
             "trainable": sum(parameter.numel() for parameter in trainable(step.student).values()),
         },
         "optimizer": _hyperparameters(optimizer, steered=hasattr(scheduler, "cycle_momentum"), resume=resume),
@@ -91,6 +102,8 @@ def accepted_changes(state: TrainState, now: Prints, accept: Collection[str]) ->
     found = differences(state.fingerprints, now)
     if ("configuration", "optimizer") in found:  # then its settings differ too, and need not be listed
         found = {place: text for place, text in found.items() if place[0] != "optimizer"}
+    if ("configuration", "parameters") in found:
+        found.pop(("configuration", "trainable"), None)
     if ("configuration", "scheduler") in found:
         found = {place: text for place, text in found.items() if place[0] != "scheduler"}
     names = {place: _changeable(*place) for place in found}
@@ -152,8 +165,9 @@ def _changeable(group: str, key: str) -> str | None:
 def _way_out(refused: Iterable[tuple[str, str]], names: Mapping[tuple[str, str], str | None]) -> str:
     acceptable = sorted({str(names[place]) for place in refused if names[place] is not None})
     if any(names[place] is None for place in refused):
-        return "Resume with the same method and class of optimizer, or start a new run from its student.safetensors"
-    return f"Resume with the same, or take the new with accept_changes={acceptable} (on the command line, with --set)"
+        return "Resume with the same student, method and class of optimizer, or start a new run from its student.safetensors"
+    command = " (on the command line, with --set)" if SETTINGS.issuperset(acceptable) else ""
+    return f"Resume with the same, or take the new with accept_changes={acceptable}{command}"
 
 
 def _hyperparameters(optimizer: Optimizer, *, steered: bool, resume: bool) -> dict[str, Any]:
