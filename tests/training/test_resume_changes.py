@@ -12,6 +12,7 @@ from small_training import data, refused
 from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import (
+    ChainedScheduler,
     CosineAnnealingLR,
     LinearLR,
     MultiStepLR,
@@ -58,6 +59,7 @@ SCHEDULES = {
     "cosine": (lambda n: lambda o: CosineAnnealingLR(o, n), "epoch"),
     "milestones": (lambda n: lambda o: MultiStepLR(o, [n // 2, n - 1]), "epoch"),
     "one cycle": (lambda n: lambda o: OneCycleLR(o, 0.3, total_steps=3 * n + 1), "step"),
+    "chained": (lambda n: lambda o: ChainedScheduler([LinearLR(o), CosineAnnealingLR(o, n)]), "epoch"),
     "warm-up": (lambda n: lambda o: SequentialLR(o, [LinearLR(o), CosineAnnealingLR(o, n)], [2]), "epoch"),
 }
 
@@ -215,6 +217,19 @@ def test_a_group_added_during_training_is_resumed(tmp_path, crash_in, schedule):
     assert_same_end(resumed, whole)
     assert len(resumed.optimizer.param_groups) == 2
     assert whole.student[0].weight.requires_grad
+
+
+def test_other_frozen_layers_are_refused_or_accepted(tmp_path):
+    def frozen(layer):
+        student = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        student[layer].requires_grad_(False)
+        return student
+
+    fit(made(student=frozen(0)), 1, tmp_path)
+    with refused("trainable", 27, 40):
+        fit(made(student=frozen(2)), 2, tmp_path, resume=True)
+    resumed = fit(made(student=frozen(2)), 2, tmp_path, resume=True, accept_changes=["trainable"])
+    assert [p.requires_grad for p in resumed.student.parameters()] == [True, True, False, False]
 
 
 def test_a_group_of_parameters_outside_the_student_is_refused_with_the_way_out(tmp_path):

@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, load_model
 from small_training import FEATURES, data, weights
 from torch import nn
@@ -106,3 +107,14 @@ def test_tied_weights_of_a_wrapped_student_are_written_once(tmp_path):
     model = tied()
     load_model(model, str(tmp_path / "student.safetensors"))
     assert torch.equal(model[1].weight, wrapped.module[0].weight)
+
+
+def test_a_distributed_student(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        student = nn.parallel.DistributedDataParallel(plain())
+        trained(student, tmp_path / "run")
+        assert set(load_file(tmp_path / "run" / "student.safetensors")) == set(plain().state_dict())
+        assert trained(student, tmp_path / "run", epochs=3, resume=True).resumed_at == 2
+    finally:
+        dist.destroy_process_group()

@@ -83,7 +83,9 @@ class TrainingLoop:
         """Train until the last epoch or until a callback stops it."""
         try:
             self._call(lambda callback: callback.on_fit_start(self.distiller))
-            if self._state is not None:  # a callback may freeze at the start what it has unfrozen since
+            if (
+                self._state is not None and "trainable" not in self._changed
+            ):  # a callback may freeze at the start what it has unfrozen since
                 restore_trainable(self.step.student, self._state.trainable)
             while self.epoch < self.epochs and not self.should_stop:
                 record = self._run_epoch()

@@ -74,7 +74,7 @@ def restore_optimizer(distiller: Distiller, student: nn.Module, state: TrainStat
 def _replay(
     scheduler: LRScheduler | ReduceLROnPlateau, state: TrainState, *, by_step: bool, epochs_changed: bool
 ) -> None:
-    if scheduler.last_epoch > 0:
+    if max(getattr(each, "last_epoch", 0) for each in (scheduler, *getattr(scheduler, "_schedulers", ()))) > 0:
         raise InputError("to resume with another schedule, build the Distiller, its optimizer and its scheduler anew")
     if epochs_changed and not isinstance(scheduler, ReduceLROnPlateau) and state.scheduler is not None:
         before = state.fingerprints.get("scheduler", {})
@@ -114,7 +114,8 @@ def _match_groups(optimizer: Optimizer, student: nn.Module, state: TrainState) -
             f"the optimizer has {len(own)} parameter groups and that of the checkpoint {len(saved)}: "
             "give it the groups of the start of the run; those added during training are restored"
         )
-    known = {name: parameter for parameter in student.parameters() for name in [_names(student)[id(parameter)]]}
+    name_of = _names(student)
+    known = {name_of[id(parameter)]: parameter for parameter in student.parameters()}
     for index in range(len(own), len(saved)):
         absent = [name for name in saved[index] if name not in known]
         if absent:
