@@ -166,7 +166,6 @@ def test_a_folder_without_a_run_cannot_be_resumed(tgeokd_, tmp_path):
         ["digits"],
         ["--seed", "0"],
         ["--method", "ce"],
-        ["--set", "seed=1"],
         ["--out", "other"],
         ["--config", "mine.yaml"],
     ],
@@ -175,6 +174,48 @@ def test_a_folder_without_a_run_cannot_be_resumed(tgeokd_, tmp_path):
 def test_resume_takes_no_other_settings(tgeokd_, tmp_path, argv):
     assert_refused(tgeokd_("distill", *argv, "--resume", tmp_path), "--resume")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_resumed_with_a_longer_schedule(tgeokd_, tmp_path):
+    cosine = "student.optimizer.schedule=cosine"
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert tgeokd_("distill", "digits", "--out", run, *set_options(cosine)).code == 0
+    before = yaml.safe_load((run / "config.yaml").read_text())
+    outcome = tgeokd_("distill", "--resume", run, "--set", "student.epochs=5")
+    assert outcome.code == 0, outcome.err
+    assert tgeokd_("distill", "digits", "--out", whole, *set_options(cosine, "student.epochs=5")).code == 0
+    rates = [[line["lr"] for line in lines(folder)] for folder in (run, whole)]
+    assert rates[0][2:] == pytest.approx(rates[1][2:])
+    assert yaml.safe_load((run / "config-until-epoch-2.yaml").read_text()) == before
+    assert yaml.safe_load((run / "config.yaml").read_text())["student"]["epochs"] == 5
+    assert tgeokd_("distill", "--resume", run).code == 0  # finished, with its new settings
+    assert len(lines(run)) == 5
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("seed=1", ["seed", "student.epochs"]),
+        ("data.noise=0.1", ["data.noise", "new run"]),
+        ("method=ce", ["method", "new run"]),
+        ("student.epoch=5", ["'student.epoch'", "'student.epochs'"]),
+        ("student.optimizer.name=adam", ["SGD", "Adam", "student.safetensors"]),
+    ],
+)
+def test_what_cannot_be_changed_in_a_begun_run_is_refused(distilled, tgeokd_, setting, named):
+    out, _ = distilled
+    before = contents(out)
+    assert_one_line(tgeokd_("distill", "--resume", out, "--set", setting), 2, *named)
+    assert contents(out) == before
+
+
+def test_a_config_that_was_edited_by_hand_is_noticed(distilled, tgeokd_):
+    out, _ = distilled
+    path = out / "config.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["student"]["batch_size"] = 16
+    path.write_text(yaml.safe_dump(content))
+    assert_one_line(tgeokd_("distill", "--resume", out), 2, "batch_size", 16, "--set")
 
 
 def test_the_teacher_of_another_config_is_not_taken_over(tgeokd_, tmp_path):

@@ -109,7 +109,54 @@ def test_a_model_with_a_child_called_module(tmp_path, source):
     assert torch.equal(other["module"].head.weight, source.head.weight)
 
 
+PREFIXES = ["module.", "_orig_mod.", "model.", "student.", "net.", "module._orig_mod.", "model.net._orig_mod."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_prefixes_of_wrappers(tmp_path, source, prefix, suffix):
+    state = {prefix + name: value for name, value in source.state_dict().items()}
+    path = tmp_path / f"net.{suffix}"
+    save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
+    assert_loaded(path, source)
+
+
+@pytest.mark.parametrize("attribute", ["model", "student", "net"])
+def test_a_checkpoint_of_lightning(tmp_path, source, attribute):
+    content = {
+        "epoch": 3,
+        "global_step": 120,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": OrderedDict((f"{attribute}.{name}", value) for name, value in source.state_dict().items()),
+        "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 4}}}},
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.tensor(0.5), "dirpath": "x"}},
+        "optimizer_states": [{"state": {}, "param_groups": [{"lr": 0.1, "params": [0, 1]}]}],
+        "lr_schedulers": [],
+        "hparams_name": "kwargs",
+        "hyper_parameters": {"lr": 0.1},
+    }
+    torch.save(content, tmp_path / "epoch=3.ckpt")
+    assert_loaded(tmp_path / "epoch=3.ckpt", source)
+
+
+def test_compiled_parts(tmp_path, source):
+    state = {name.replace(".", "._orig_mod.", 1): value for name, value in source.state_dict().items()}
+    torch.save(state, tmp_path / "net.pth")
+    assert_loaded(tmp_path / "net.pth", source)
+
+
 # ---- refused files
+
+
+def test_two_models_in_one_file(tmp_path, source):
+    state = {f"{part}.{name}": value for part in ("student", "teacher") for name, value in source.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "net.ckpt")
+    refuse(tmp_path / "net.ckpt", "'student'")
+
+
+def test_a_shared_prefix_that_is_not_a_wrapper(tmp_path, source):
+    torch.save({f"other.{name}": value for name, value in source.state_dict().items()}, tmp_path / "net.pth")
+    refuse(tmp_path / "net.pth", r"other\.body\.weight")
 
 
 def refuse(path, given):

@@ -26,7 +26,7 @@ from resumed_runs import (
     train_loader,
     validation_loader,
 )
-from small_training import CountedTeacher, Recorder, data, refused
+from small_training import CountedTeacher, Recorder, Unsized, data, refused
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from torch.utils.data import DataLoader, Dataset
 
@@ -210,7 +210,7 @@ def test_a_loader_that_became_shorter_is_refused(tmp_path):
     batches = [*train_loader()]
 
     def fit_list(batches, distiller, **options):
-        distiller.fit(batches, validation_loader(), epochs=2, **options)
+        distiller.fit(Unsized(batches), validation_loader(), epochs=2, **options)
 
     with pytest.raises(CutOff):
         fit_list(batches, distiller_of("kd", At(3, save_and_crash)), out=tmp_path)

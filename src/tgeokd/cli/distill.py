@@ -14,7 +14,7 @@ from tgeokd.utils.errors import InputError
 if TYPE_CHECKING:
     from tgeokd.data import TaskData
 
-_RESUME_HELP = "Continue the interrupted run in this folder with its own settings."
+_RESUME_HELP = "Continue the interrupted run in this folder with its own settings, or with those of --set from here on."
 
 
 def distill(
@@ -40,19 +40,24 @@ def distill(
     tgeokd distill digits --method kd --set options.alpha=0.5 --seed 3
 
     tgeokd distill --resume runs/mine
+
+    tgeokd distill --resume runs/mine --set student.epochs=60
     """
     from tgeokd.report.html import build_report
     from tgeokd.runs.build import load_data
     from tgeokd.runs.config import load_config
+    from tgeokd.runs.resumed import changed_config
     from tgeokd.runs.single import check, run
     from tgeokd.runs.teacher import build_teacher
     from tgeokd.utils.files import RunFolder
 
+    accepted: tuple[str, ...] = ()
     if resume is not None:
-        if task or config or preset_name or method or out or settings or seed is not None:
-            raise InputError("--resume continues a run with its own settings: give no others")
+        if task or config or preset_name or method or out or seed is not None:
+            raise InputError("--resume continues a run with its own settings: change single ones with --set")
         out = resume
-        chosen = options.with_data_dir(load_config(out / "config.yaml"), data_dir)
+        chosen, accepted = changed_config(load_config(out / "config.yaml"), settings or [])
+        chosen = options.with_data_dir(chosen, data_dir)
         check(chosen)
         folder = RunFolder(out, resume=True, checkpoint_needed=(out / "metrics.jsonl").exists())
     else:
@@ -68,7 +73,11 @@ def distill(
             say("teacher")
             say(f"  {metrics_line(build_teacher(chosen, load_data(chosen), teacher, progress=True))}")
         say(f"student by {chosen.method}")
-        result = run(chosen, teacher, out, resume=folder.has_checkpoint, progress=True)
+        begun = folder.has_checkpoint
+        if settings and not begun:
+            folder.write_yaml("config.yaml", chosen.to_dict())
+        changes = accepted if settings and begun and resume is not None else None
+        result = run(chosen, teacher, out, resume=begun, progress=True, accept_changes=changes)
         report = build_report(out)
     say(f"  {metrics_line(result.metrics)}, after {result.epochs} epochs in {result.seconds:.1f} s")
     say(f"report: {report}")

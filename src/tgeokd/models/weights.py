@@ -16,7 +16,8 @@ from tgeokd.utils.errors import InputError, first_line
 from tgeokd.utils.files import user_path
 
 HOLDERS = ("model", "state_dict", "model_state_dict", "net")
-PARALLEL = "module."  # prefix of torch.nn.DataParallel
+WRAPPERS = ("model", "student", "net", "network", "backbone", "module", "_orig_mod")
+"""Under which a Lightning module, DataParallel or torch.compile holds a model; removed where all names share one of them."""
 
 # Published checkpoints also contain the arguments of the run, and learning rates and accuracies as NumPy scalars, whose
 # constructor has another module since NumPy 2.
@@ -33,9 +34,10 @@ HARMLESS: list[Any] = [
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load the weights of a ``.safetensors`` file or a PyTorch checkpoint into a model.
 
-    A checkpoint is a state dict, or contains one under ``model``, ``state_dict``, ``model_state_dict`` or ``net``. The prefix
-    ``module.`` of all names is removed. A checkpoint may contain only tensors, plain values, ``argparse.Namespace`` and NumPy
-    scalars; other pickled objects are refused.
+    A checkpoint is a state dict, or contains one under ``model``, ``state_dict`` (Lightning), ``model_state_dict`` or ``net``.
+    Where names are not the model's, prefixes that all of them share are removed (``module.`` of ``DataParallel``; ``model.``,
+    ``student.`` or ``net.`` of a Lightning module), and ``_orig_mod.`` of ``torch.compile`` anywhere. A checkpoint may contain
+    only tensors, plain values, ``argparse.Namespace`` and NumPy scalars; other pickled objects are refused.
 
     Raises:
         InputError: for a file that is missing, unreadable, or contains other objects or no state dict, and for names or shapes
@@ -46,8 +48,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise InputError(f"the file of weights {path} does not exist")
     given = _state_dict(_safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path), path)
     expected = model.state_dict()
-    if all(name.startswith(PARALLEL) for name in given) and not all(name.startswith(PARALLEL) for name in expected):
-        given = {name.removeprefix(PARALLEL): value for name, value in given.items()}
+    given = _renamed(given, expected)
     _compare(given, expected, path)
     model.load_state_dict(dict(given))  # without the version that an ordered one may have
 
@@ -82,6 +83,24 @@ def _state_dict(held: Any, path: Path) -> Mapping[str, Tensor]:
     raise InputError(f"{path} contains {_some(list(map(str, held)))}, but no state dict under {', '.join(HOLDERS)}")
 
 
+def _renamed(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The weights without the prefixes of wrappers, where that makes more of their names those of the model."""
+    best, candidate = given, dict(given)
+    while True:
+        first = {name.partition(".")[0] for name in candidate}
+        if len(first) == 1 and first.issubset(WRAPPERS) and all("." in name for name in candidate):
+            candidate = {name.partition(".")[2]: value for name, value in candidate.items()}
+        else:  # of a compiled part
+            shorter = {
+                ".".join(part for part in name.split(".") if part != "_orig_mod"): v for name, v in candidate.items()
+            }
+            if len(shorter) < len(candidate) or shorter.keys() == candidate.keys():
+                return best
+            candidate = shorter
+        if len(expected.keys() & candidate.keys()) > len(expected.keys() & best.keys()):
+            best = candidate
+
+
 def _is_weight(name: Any, value: Any) -> bool:
     return isinstance(name, str) and isinstance(value, Tensor)
 
@@ -96,6 +115,11 @@ def _compare(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: 
         "of another shape": [f"{name} {found} for {wanted}" for name, found, wanted in shapes if found != wanted],
     }
     text = "; ".join(f"{len(names)} {problem}: {_some(names)}" for problem, names in problems.items() if names)
+    for part in sorted({name.partition(".")[0] for name in given}) if text else ():
+        inner = {name.partition(".")[2] for name in given if name.startswith(f"{part}.")}
+        if inner.issuperset(required):
+            text += f". Those under {part!r} have the names of the model: save these alone, without the prefix"
+            break
     if text:
         raise InputError(f"the weights in {path} do not match the model: {text}")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from tgeokd.data.datasets import subset
 from tgeokd.runs.build import build_distiller, build_student, fit, load_data, method_of, use_threads
 from tgeokd.runs.config import RunConfig
 from tgeokd.runs.results import RunRecord, RunResults
+from tgeokd.runs.resumed import NewConfig
 from tgeokd.runs.statistics import best_index
 from tgeokd.runs.teacher import both_metrics, check_teacher, load_teacher
+from tgeokd.training.callbacks import Callback
 from tgeokd.training.distiller import Distiller
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import RunFolder
@@ -50,6 +53,7 @@ def run(
     resume: bool = False,
     progress: bool = False,
     key: str | None = None,
+    accept_changes: Sequence[str] | None = None,
 ) -> RunRecord:
     """Distil the student and evaluate it on the test set.
 
@@ -60,9 +64,13 @@ def run(
         resume: continue the run in ``out``.
         progress: show a progress bar.
         key: stored with the results, see :mod:`tgeokd.runs.stored`.
+        accept_changes: of a run that is resumed with another config, which replaces ``config.yaml``, as
+            :meth:`tgeokd.Distiller.fit` takes them; None where the config is that of before.
     """
     data = load_data(config)
-    distiller, seconds, memory = _train(config, data, teacher_path, out=out, resume=resume, progress=progress)
+    files: dict[str, Any] = {"out": out, "resume": resume, "accept_changes": accept_changes or ()}
+    changed = [NewConfig(out, config)] if out is not None and accept_changes is not None else []
+    distiller, seconds, memory = _train(config, data, teacher_path, progress=progress, callbacks=changed, **files)
     record = RunRecord(
         variant="default",
         method=config.method,
@@ -109,13 +117,20 @@ def halves(data: TaskData, seed: int) -> tuple[Any, Any]:
 
 
 def _train(
-    config: RunConfig, data: TaskData, teacher_path: Path, *, progress: bool = False, **files: Any
+    config: RunConfig,
+    data: TaskData,
+    teacher_path: Path,
+    *,
+    progress: bool = False,
+    callbacks: Sequence[Callback] = (),
+    **files: Any,
 ) -> tuple[Distiller, float, float]:
     """The Distiller after training, the seconds it took and the peak of memory, MiB."""
     use_threads(config)
     method, teacher = method_of(config), load_teacher(config, data, teacher_path)
     student = build_student(config, data)
     distiller = build_distiller(student, teacher, method, config, config.student, data, progress=progress)
+    distiller.callbacks.extend(callbacks)
     both, interval = config.train_on == "train+val", config.checkpoint_every
     started = time.perf_counter()
     with PeakMemory(distiller.device) as memory:

@@ -1,6 +1,6 @@
 """From a loader to batches on the student's device."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -95,3 +95,11 @@ class FabricReader(BatchReader):
             fits = self.precision == "32-true" and value.dtype in (torch.float32, torch.int64)
             return fits and value.device == self.device
         return super()._is_ready(value)
+
+
+def length_of(loader: Any) -> int | None:
+    """How many batches a loader yields, or a data set holds; None where it does not know."""
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader over an iterable data set
+        return None

@@ -1,9 +1,11 @@
 """Checkpoints on disk: atomic, checksummed, read back once."""
 
+import io
 import json
 import logging
 import pickle
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
+from tgeokd.core.wrapped import plain_state
 from tgeokd.training.state import TrainState
 from tgeokd.utils.errors import InputError, first_line
 from tgeokd.utils.files import CHECKPOINTS, replace_file, sha256, write_text
@@ -35,12 +38,12 @@ class Checkpointer:
         path = self.folder / f"step-{state.step['index']:09d}.pt"
         try:
             self.folder.mkdir(exist_ok=True)
-            replace_file(path, lambda temporary: torch.save(state.to_dict(), temporary))
+            replace_file(path, lambda temporary: _write(state.to_dict(), temporary))
             write_text(_checksum(path), f"{sha256(path)}  {path.name}\n")
         except OSError as error:
             raise InputError(f"cannot write the checkpoint {path}: {error.strerror}") from error
         if not self._read_back:
-            self._read(path)
+            self._check(path, state)
             self._read_back = True
         for old in self._paths()[: -self.keep]:
             _checksum(old).unlink(missing_ok=True)
@@ -69,6 +72,18 @@ class Checkpointer:
                 last = error
         raise last
 
+    def _check(self, path: Path, state: TrainState) -> None:
+        """Read a checkpoint back; one that cannot be restored is removed, and the entry at fault is named."""
+        try:
+            self._read(path)
+        except InputError as error:
+            path.unlink(missing_ok=True)
+            _checksum(path).unlink(missing_ok=True)
+            fault = _fault(state.to_dict())
+            if fault is None:
+                raise
+            raise InputError(_refusal(fault)) from error
+
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.pt"))
 
@@ -86,10 +101,62 @@ class Checkpointer:
         return TrainState.from_dict(content, str(path))
 
 
+def _write(content: Any, path: Path) -> None:
+    try:
+        torch.save(content, path)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a value raises when it is pickled
+        fault = _fault(content)
+        if fault is None:  # the disk is full, for example
+            raise InputError(f"cannot write the checkpoint {path}: {first_line(error)}") from error
+        raise InputError(_refusal(fault)) from error
+
+
+def _fault(value: Any, path: str = "") -> tuple[str, Any] | None:
+    """Where the first value stands that cannot be written and read back, and the value; None where all can."""
+    if isinstance(value, Mapping) and type(value) in (dict, OrderedDict):
+        inner: Any = ((f"{path}.{key}" if path else str(key), item) for key, item in value.items())
+    elif type(value) in (list, tuple):
+        inner = ((f"{path}[{index}]", item) for index, item in enumerate(value))
+    else:
+        inner = ()
+        try:
+            buffer = io.BytesIO()
+            torch.save(value, buffer)
+            buffer.seek(0)
+            torch.load(buffer, map_location="cpu", weights_only=True)
+        except Exception:  # whatever the value raises when it is pickled
+            return path, value
+    return next((found for name, item in inner if (found := _fault(item, name)) is not None), None)
+
+
+def _refusal(fault: tuple[str, Any]) -> str:
+    name, value = fault
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    return (
+        f"the state of the run cannot be restored from a checkpoint: {name} is of type {kind}; the states of callbacks, "
+        "methods, optimizers and students may hold only tensors, numbers, text, None, and lists and dictionaries of them"
+    )
+
+
 def write_weights(path: Path, model: nn.Module, class_names: Sequence[str] = ()) -> None:
-    """Write a module's weights to a safetensors file, atomically; with the names of its classes, if they have names."""
+    """Write a module's weights to a safetensors file, atomically, by their names without wrappers.
+
+    The file also has the names of the classes, if they have names.
+    """
     metadata = {"class_names": json.dumps(list(class_names))} if class_names else None
-    replace_file(path, lambda temporary: save_model(model, str(temporary), metadata))
+    replace_file(path, lambda temporary: save_model(_Plain(model), str(temporary), metadata))  # type: ignore[arg-type]
+
+
+class _Plain:
+    """Has the state of a module by the names without wrappers, for a function that asks a module for it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._state = plain_state(model)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._state
 
 
 def _checksum(path: Path) -> Path:

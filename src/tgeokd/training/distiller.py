@@ -24,11 +24,12 @@ from tgeokd.teachers.cache.store import TeacherCacheOptions
 from tgeokd.teachers.cached import CachedTeacher
 from tgeokd.teachers.network import teacher_of
 from tgeokd.teachers.stored import StoredPredictions
-from tgeokd.training.batches import FabricReader
+from tgeokd.training.batches import FabricReader, length_of
 from tgeokd.training.callbacks import Callback, EarlyStopping, ProgressBar
-from tgeokd.training.checkpoint import Checkpointer, write_weights
+from tgeokd.training.checkpoint import write_weights
 from tgeokd.training.evaluate import predict_logits, predict_ratios
-from tgeokd.training.loop import History, Loader, TrainingLoop, length_of
+from tgeokd.training.fingerprint import check_accepted
+from tgeokd.training.loop import History, Loader, TrainingLoop
 from tgeokd.training.step import DistillationStep
 from tgeokd.training.survey import Survey
 from tgeokd.utils.errors import InputError
@@ -211,6 +212,7 @@ class Distiller:
         checkpoint_every: int = 1,
         out: str | Path | None = None,
         resume: bool = False,
+        accept_changes: Sequence[str] = (),
     ) -> History:
         """Train; returns the history, one record per epoch.
 
@@ -224,6 +226,8 @@ class Distiller:
             out: folder for ``metrics.jsonl`` (one line per epoch), ``checkpoints/`` and ``student.safetensors``; with
                 ``cache_teacher``, also for ``teacher-cache/``.
             resume: continue the run in ``out``, with the same arguments, as if it had not been interrupted.
+            accept_changes: names in :data:`tgeokd.training.fingerprint.CHANGEABLE` of what may differ from the checkpoint. The
+                new value holds from here on. A new schedule stands where it would, had the run begun with it.
 
         Raises:
             InputError: for data that do not fit, a stale teacher cache, a folder that holds a run already or cannot be
@@ -232,6 +236,7 @@ class Distiller:
         """
         check_count(0, seed=seed)
         self._check_fit(val_loader, epochs, patience, checkpoint_every, out, resume)
+        accept_changes = check_accepted(accept_changes, resume=resume)
         callbacks = [*self.callbacks, *([EarlyStopping(patience)] if patience is not None else [])]
         self.fabric.seed_everything(seed, verbose=False)
         if not self.student.training:  # otherwise leave layers that the user froze in eval mode as they are
@@ -246,7 +251,7 @@ class Distiller:
             train_loader = self._training_loader(train_loader, val_loader)
             loop = TrainingLoop(self, self._step, train_loader, val_loader, epochs, callbacks, checkpoint_every)
             try:
-                self._run(loop, user_path(out) if out is not None else None, resume)
+                self._run(loop, user_path(out) if out is not None else None, resume, accept_changes)
             finally:
                 if loop.folder is not None:
                     loop.folder.close()
@@ -255,10 +260,8 @@ class Distiller:
                 self._cached.close()
         return self.history
 
-    def _run(self, loop: TrainingLoop, out: Path | None, resume: bool) -> None:
-        state = Checkpointer(out).load() if out is not None and resume else None
-        if state is not None:
-            state.check_fingerprints(loop.fingerprints)
+    def _run(self, loop: TrainingLoop, out: Path | None, resume: bool, accept: Sequence[str]) -> None:
+        state = None if out is None else loop.open(out, resume=resume, accept=accept)
         # Data are checked before anything is written, except a teacher cache, for which the folder is claimed first.
         out = out if self._step.parallel.is_main else None  # one process writes
         if out is not None and self._cached is not None:
@@ -278,8 +281,6 @@ class Distiller:
         if state is not None:
             loop.load(state)
             self.resumed_at = loop.epoch
-            if loop.folder is not None:
-                loop.folder.write_lines("metrics.jsonl", self.history)
         loop.run()
         if loop.folder is not None:
             write_weights(loop.folder.path / "student.safetensors", self._step.student)

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from tgeokd.bilevel.functional import trainable
+from tgeokd.core.wrapped import load_plain_state, plain_state
 from tgeokd.data.datasets import set_view, views_of
 from tgeokd.data.loaders import order_of
-from tgeokd.methods import Method
 from tgeokd.training.callbacks import Callback
 from tgeokd.training.checkpoint import Checkpointer
+from tgeokd.training.fingerprint import accepted_changes, fingerprints_of
+from tgeokd.training.restore import names_by_group, restore_optimizer, restore_trainable, trainable_names
+from tgeokd.training.schedule import step_scheduler
 from tgeokd.training.state import RandomStates, TrainState
 from tgeokd.training.step import DistillationStep
 from tgeokd.training.survey import Survey
-from tgeokd.utils.errors import InputError, first_line
+from tgeokd.utils.errors import InputError, one_line
 from tgeokd.utils.files import RunFolder
 
 if TYPE_CHECKING:
@@ -72,13 +73,20 @@ class TrainingLoop:
     epoch: int = 0
     batch: int = 0
     should_stop: bool = False
+    fingerprints: dict[str, dict[str, Any]] = field(default_factory=dict)
     _checkpointer: Checkpointer | None = None
     _save_after_epoch: bool = False
+    _changed: set[str] = field(default_factory=set)  # of the settings of a resumed run
+    _state: TrainState | None = None  # that the run was resumed from
 
     def run(self) -> None:
         """Train until the last epoch or until a callback stops it."""
         try:
             self._call(lambda callback: callback.on_fit_start(self.distiller))
+            if (
+                self._state is not None and "trainable" not in self._changed
+            ):  # a callback may freeze at the start what it has unfrozen since
+                restore_trainable(self.step.student, self._state.trainable)
             while self.epoch < self.epochs and not self.should_stop:
                 record = self._run_epoch()
                 self.history.append(record)
@@ -208,7 +216,7 @@ class TrainingLoop:
         return TrainState(
             epoch=self.epoch,
             batch=self.batch,
-            student=self.step.student.state_dict(),
+            student=plain_state(self.step.student),
             optimizer=self.distiller.optimizer.state_dict(),
             scheduler=None if self.distiller.scheduler is None else self.distiller.scheduler.state_dict(),
             step=self.step.state_dict(),
@@ -221,54 +229,44 @@ class TrainingLoop:
             order=self._order(),
             order_at_epoch=self._order_at_epoch,
             fingerprints=self.fingerprints,
+            parameters=names_by_group(self.distiller.optimizer, self.step.student),
+            trainable=trainable_names(self.step.student),
         )
+
+    def open(self, out: Path, *, resume: bool, accept: Sequence[str]) -> TrainState | None:
+        """Note what is trained in the folder of the run; the checkpoint to resume, if it is of the same training.
+
+        Raises:
+            InputError: where there is none, and for a difference that the user does not accept.
+        """
+        self.fingerprints = fingerprints_of(self, resume=resume)
+        if not resume:
+            return None
+        state = Checkpointer(out).load()
+        self._changed = accepted_changes(state, self.fingerprints, accept)
+        return state
 
     def load(self, state: TrainState) -> None:
         """Continue from a checkpoint; InputError where it is of another student, optimizer, scheduler or callbacks."""
         self.epoch, self.batch, self.should_stop = state.epoch, state.batch, state.should_stop
         try:
-            self.step.student.load_state_dict(state.student)
-            self.distiller.optimizer.load_state_dict(state.optimizer)
-            if self.distiller.scheduler is not None:
-                self.distiller.scheduler.load_state_dict(state.scheduler or {})
+            load_plain_state(self.step.student, state.student)
+            restore_optimizer(self.distiller, self.step.student, state, self._changed)
             self.step.epoch, self.step.epochs = self.epoch, self.epochs
             self.step.load_state_dict(state.step)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(
-                f"the checkpoint does not fit this student, optimizer, scheduler and method: {first_line(error)}"
+                f"the checkpoint does not fit this student, optimizer, scheduler and method: {one_line(error)}"
             ) from error
         self._load_callbacks(state.callbacks)
         self.history.extend(state.history)
         self._random_at_epoch, self._order_at_epoch = state.random_at_epoch, state.order_at_epoch
         self._state = state
         self._restore_random(state.random, state.order)
-
-    @cached_property
-    def fingerprints(self) -> dict[str, dict[str, Any]]:
-        """What must be the same when the run is resumed; None where it cannot be known."""
-
-        def samples(loader: Loader | None) -> int | None:
-            return length_of(getattr(loader, "dataset", None))
-
-        step, distiller = self.step, self.distiller
-        return {
-            "configuration": {
-                "method": step.method.name,
-                "options": _options_of(step.method),
-                "seed": step.seed,
-                "optimizer": type(distiller.optimizer).__name__,
-                "scheduler": "none" if distiller.scheduler is None else type(distiller.scheduler).__name__,
-                "temperature": step.temperature,
-                "clip_norm": step.clip_norm or "none",
-                "accumulate": distiller.accumulate,
-                "batch_size": getattr(self.train_loader, "batch_size", None),
-                "precision": distiller.precision,
-            },
-            "data": {"training samples": samples(self.train_loader), "validation samples": samples(self.validation)},
-            "teacher": {"weights": None if distiller.teacher is None else distiller.teacher.fingerprint()},
-        }
+        if self.folder is not None:
+            self.folder.write_lines("metrics.jsonl", self.history)
 
     def _load_callbacks(self, states: list[list[Any]]) -> None:
         waiting = list(self.callbacks)
@@ -282,6 +280,7 @@ class TrainingLoop:
     def _resumed_batches(self) -> Iterator[Any]:
         """The rest of an epoch that was interrupted: its order is repeated, and the batches that were used are skipped."""
         state = self._state
+        assert state is not None
         self._restore_random(state.random_at_epoch, state.order_at_epoch)
         self._start_epoch()
         batches = iter(self.train_loader)
@@ -314,24 +313,6 @@ def _chain(first: Any, rest: Iterator[Any], count: int) -> Iterator[Any]:
     yield from islice(rest, count)
 
 
-def _options_of(method: Method) -> str:
-    """The public attributes of a method that are plain values, as text."""
-    plain = {}
-    for name, value in vars(method).items():
-        if value is not None and not name.startswith("_"):
-            with suppress(TypeError):  # not a plain value
-                plain[name] = json.dumps(value)
-    return ", ".join(f"{name}={text}" for name, text in plain.items())
-
-
-def length_of(loader: Any) -> int | None:
-    """How many batches a loader yields, or a data set holds; None where it does not know."""
-    try:
-        return len(loader) if isinstance(loader, Sized) else None
-    except TypeError:  # a DataLoader over an iterable data set
-        return None
-
-
 def forget_gradients(optimizer: Optimizer) -> None:
     """The optimizer's ``zero_grad``, without the profiler's bookkeeping around torch's own."""
     if type(optimizer).zero_grad is not Optimizer.zero_grad:
@@ -340,13 +321,3 @@ def forget_gradients(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for param in group["params"]:
             param.grad = None
-
-
-def step_scheduler(scheduler: LRScheduler | ReduceLROnPlateau, validation_loss: float | None) -> None:
-    """Step a scheduler; ``ReduceLROnPlateau`` with the validation loss."""
-    if isinstance(scheduler, ReduceLROnPlateau):
-        if validation_loss is None:
-            raise InputError("ReduceLROnPlateau monitors the validation loss: give a val_loader")
-        scheduler.step(validation_loss)
-    else:
-        scheduler.step()

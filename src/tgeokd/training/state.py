@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import Tensor
 from tgeokd.core.model_call import random_state
 from tgeokd.utils.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 SCHEMA = 2
 """Version of the content of a checkpoint; version 1 was a file ``last.ckpt/state.pt``."""
 
@@ -22,8 +25,8 @@ SCHEMA = 2
 class RandomStates:
     """States of the generators of Python, NumPy and torch, as plain values and tensors."""
 
-    python: list[Any]
-    numpy: list[Any]
+    python: list[Any] | None  # None in a checkpoint that has none; the generator is then left as it is
+    numpy: list[Any] | None
     torch: Tensor
     device: Tensor | None
 
@@ -42,12 +45,23 @@ class RandomStates:
         ]
         return cls([version, list(words), gauss], numpy_state, cpu, on_device)
 
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> RandomStates:
+        """The states in a checkpoint, which may lack those of Python and NumPy."""
+        return cls(**{"python": None, "numpy": None, "device": None, **content})
+
+    def unsaved(self) -> list[str]:
+        """The generators whose states are missing."""
+        return [name for name, state in (("Python", self.python), ("NumPy", self.numpy)) if state is None]
+
     def restore(self, device: th.device) -> None:
         """Set the generators to these states."""
-        version, words, gauss = self.python
-        random.setstate((version, tuple(words), gauss))
-        kind, keys, *rest = self.numpy
-        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+        if self.python is not None:
+            version, words, gauss = self.python
+            random.setstate((version, tuple(words), gauss))
+        if self.numpy is not None:
+            kind, keys, *rest = self.numpy
+            np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
         th.set_rng_state(self.torch)
         if self.device is not None:
             th.cuda.set_rng_state(self.device, device)
@@ -72,6 +86,8 @@ class TrainState:
     order: Tensor | None  # state of the training loader's own generator
     order_at_epoch: Tensor | None
     fingerprints: dict[str, dict[str, Any]] = field(default_factory=dict)  # of configuration, data and teacher
+    parameters: list[list[str]] | None = None  # names in each group of the optimizer; None in older checkpoints
+    trainable: list[str] | None = None  # names of the parameters that are not frozen
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,24 +101,12 @@ class TrainState:
         schema = content.get("schema") if isinstance(content, Mapping) else None
         if schema != SCHEMA:
             raise InputError(f"{source} has checkpoint version {schema}, and this version of tgeokd reads {SCHEMA}")
-        missing = [f.name for f in fields(cls) if f.name not in content]
+        required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+        missing = [name for name in required if name not in content]
         if missing:
             raise InputError(f"{source} is not a complete checkpoint: it lacks {', '.join(missing)}")
-        states = {name: RandomStates(**content[name]) for name in ("random", "random_at_epoch")}
+        states = {name: RandomStates.read(content[name]) for name in ("random", "random_at_epoch")}
+        unsaved = states["random"].unsaved()
+        if unsaved:
+            logger.warning("%s holds no random state of %s, which go on from the seed", source, " and ".join(unsaved))
         return cls(**{**content, **states})
-
-    def check_fingerprints(self, now: Mapping[str, Mapping[str, Any]]) -> None:
-        """Refuse to resume with another configuration, data or teacher, by the names of what differs."""
-        different = differences(self.fingerprints, now)
-        if different:
-            raise InputError(f"the run to resume was started with other settings: {'; '.join(different)}")
-
-
-def differences(saved: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What differs between two sets of fingerprints, one ``group.key: saved, not now`` each; unknown (None) is equal."""
-    return [
-        f"{group}.{key}: {saved[group][key]!r} in the checkpoint, {value!r} now"
-        for group, values in now.items()
-        for key, value in values.items()
-        if value is not None and saved.get(group, {}).get(key) is not None and saved[group][key] != value
-    ]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from tgeokd.core.wrapped import load_plain_state, plain_state
 from tgeokd.training.callbacks.base import Callback
 from tgeokd.utils.errors import InputError
 
@@ -40,7 +41,7 @@ class EarlyStopping(Callback):
             raise InputError("early stopping monitors the validation loss and needs a val_loader")
         if record["val_loss"] < self.best_loss - self.min_delta:
             self.best_loss, self.best_epoch = record["val_loss"], record["epoch"]
-            weights = distiller.student.state_dict()
+            weights = plain_state(distiller.student)
             self._best_weights = {name: value.detach().clone() for name, value in weights.items()}
         elif record["epoch"] - self.best_epoch >= self.patience:
             distiller.should_stop = True
@@ -48,7 +49,7 @@ class EarlyStopping(Callback):
     def on_fit_end(self, distiller: Distiller) -> None:
         """Restore the best weights."""
         if self._best_weights:
-            distiller.student.load_state_dict(self._best_weights)
+            load_plain_state(distiller.student, self._best_weights)
 
     def state_dict(self) -> dict[str, Any]:
         """The best epoch and its weights."""
