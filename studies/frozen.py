@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from frozen_rows import ROWS, SETS, Row, Set
 from frozen_tables import summary, tables
+from lightning_fabric.utilities import move_data_to_device
 from ratio_variants import KnownWrong
 from sklearn.metrics import roc_auc_score
 
@@ -188,7 +189,7 @@ def _label_log_probs(teacher: Any, data: TaskData) -> torch.Tensor:
             if isinstance(teacher, StoredPredictions):
                 logits = teacher.lookup(ids)
             else:
-                logits = teacher.eval()(inputs.to(module_device(teacher))).float().cpu()
+                logits = teacher.eval()(move_data_to_device(inputs, module_device(teacher))).float().cpu()
             found.append(logits.log_softmax(-1).gather(-1, target[:, None]).squeeze(-1))
     return torch.cat(found)
 

@@ -56,7 +56,7 @@ def samples_of(dataset: Any) -> Samples | None:
     if isinstance(dataset, ArrayDataset):
         tensors = dataset.inputs if isinstance(dataset.inputs, tuple) else (dataset.inputs,)
         return None if dataset.ids is None else Samples(dataset.ids.cpu(), row_digests(tensors), None)
-    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 3 and dataset.tensors[2].dtype in INTEGER_TYPES:
+    if type(dataset) is TensorDataset and len(dataset.tensors) == 3 and dataset.tensors[2].dtype in INTEGER_TYPES:
         return Samples(dataset.tensors[2].long().cpu(), row_digests(dataset.tensors[:1]), None)
     if isinstance(dataset, Subset):
         parent = samples_of(dataset.dataset)
