@@ -63,7 +63,7 @@ def _summary_of(name: str, rows: Rows) -> str:
         values = [score for seed, score in _scores(name, rows, row).items() if seed in ours]
         return float(np.mean(values)) if values else -np.inf
 
-    best = max(published, key=common)
+    best = max(published, key=common, default="")
     theirs, known = _scores(name, rows, best), _scores(name, rows, "known wrong")
     seeds = sorted(ours.keys() & theirs.keys() & known.keys())
     share = ""
@@ -74,7 +74,7 @@ def _summary_of(name: str, rows: Rows) -> str:
     cells = [
         f"{name} ({len(ours)})",
         f"{np.mean(list(ours.values())):.2f}",
-        f"{_interval(difference(ours, theirs))} over `{best}`",
+        f"{_interval(difference(ours, theirs))} over `{best}`" if best else "",
         *(
             _interval(difference(ours, _scores(name, rows, row)))
             for row in ("posterior", "tgeo, nothing learned", "tgeo before")

@@ -159,8 +159,8 @@ class TeacherCheck:
             return rows, predicted, rows
         if isinstance(self.teacher, StoredPredictions):
             rows, stored, wanted = self.teacher.in_order(ids)
-            # The rows of this part alone: in a file sorted by class, the prediction for a neighbour that the teacher was trained
-            # on is a better guess of a validation label than its own.
+            # The rows of this part alone: in a file sorted by class, the prediction for a neighbour that the teacher was
+            # trained on is a better guess of a validation label than its own.
             own = torch.isin(rows, wanted)
             return rows[own], stored[own], wanted
         rows, place = ids.unique(return_inverse=True)

@@ -128,11 +128,9 @@ def hashes_of(dataset: Any) -> tuple[Tensor, Tensor] | None:
     samples = samples_of(dataset)
     if samples is None:
         return None
-    if samples.digests is not None:
-        return samples.ids, samples.digests
     paths = getattr(dataset, "paths", None)
     if paths is None:
-        return None
+        return None if samples.digests is None else (samples.ids, samples.digests)
     rows = torch.linspace(0, len(samples.ids) - 1, min(HASHED, len(samples.ids))).long()
     return samples.ids[rows], file_hashes(os.fsdecode(paths[row]) for row in rows.tolist())
 
