@@ -43,7 +43,8 @@ def test_one_logit_becomes_two_classes():
 
 
 @pytest.mark.parametrize(
-    ("output", "given"), [([1.0], "list"), ({"logits": A}, "dict"), ((A,), "tuple"), (None, "NoneType")]
+    ("output", "given"),
+    [([1.0], "float"), ({"scores": A}, "dict"), ((), "tuple"), ((None, A), "NoneType"), (None, "NoneType")],
 )
 def test_anything_else_is_refused_by_its_type(output, given):
     with pytest.raises(InputError, match=f"logits.* {given}"):

@@ -250,7 +250,7 @@ def _test_file(folder, change):
         (lambda f: _task(f, drop=("x",), numeric=("x",)), ("'x'",)),
         (lambda f: _task(f, numeric=("class",)), ("'class'",)),
         (lambda f: _task(f, numeric=("town",)), ("table.csv", "column town")),
-        (lambda f: _task(f, label="name"), ("1 rows",)),
+        (lambda f: _task(f, label="name"), ("400 classes", "(1)")),
         (lambda f: _task(f, positive="class 7"), ("'class 7'",)),
         (lambda f: _task(f, label="count", positive="1"), ("positive='1'", "table.csv", "3")),
         (lambda f: _task(f, id_column="count"), ("id_column", "'count'", "0")),

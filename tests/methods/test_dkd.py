@@ -82,7 +82,7 @@ def test_two_classes_have_no_second_part():
 
 
 def test_wrong_shapes_and_temperatures_are_refused():
-    with pytest.raises(InputError, match=r"\(1, 3\).*\(1, 4\)"):
+    with pytest.raises(InputError, match=r"\(1, 4\).*\(1, 3\)"):
         decoupled_kd(torch.zeros(1, 3), torch.zeros(1, 4), torch.tensor([0]), 1.0)
     with refused("temperature", 0.0):
         decoupled_kd(torch.zeros(1, 3), torch.zeros(1, 3), torch.tensor([0]), 0.0)

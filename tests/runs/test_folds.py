@@ -45,7 +45,7 @@ def test_a_classifier_s_predictions_are_scikit_learn_s(tmp_path):
 
 
 def test_a_network_is_trained_without_each_fold_and_a_student_learns_from_it(tmp_path):
-    config = short("teacher.folds=2", "teacher.epochs=2", "method=tgeo")
+    config = short("teacher.folds=2", "teacher.epochs=2", "method=tgeo", "allow_bad_teacher=true")
     data, stored = built(config, tmp_path)
     assert isinstance(stored, StoredPredictions)
     assert len(stored) == len(data.train) + len(data.held_out) + len(data.test)

@@ -17,6 +17,7 @@ from tgeokd import __version__
 from tgeokd.cli.compare import compare
 from tgeokd.cli.demo import demo
 from tgeokd.cli.distill import distill
+from tgeokd.cli.inspect import inspect
 from tgeokd.cli.output import Interrupted, console, interruptible
 from tgeokd.cli.predict import predict
 from tgeokd.cli.report import report
@@ -47,7 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Distil a large model into a small one and learn, for every sample, how much to trust teacher and label.",
 )
-for command in (demo, distill, compare, teacher_cache, predict, report, reproduce):
+for command in (demo, inspect, distill, compare, teacher_cache, predict, report, reproduce):
     app.command(cls=_Command)(command)
 
 

@@ -122,7 +122,7 @@ def run_analysis(name: str, config: RunConfig, seeds: Sequence[int], out: Path, 
         raise InputError(f"an analysis needs at least one seed and no seed twice, got {list(seeds)}")
     if (out / f"{name}.json").exists():
         raise InputError(f"{out} already holds this analysis ({name}.json); choose another folder")
-    check_writable(out)
+    check_writable(out, create=False)
     data = analysis.measure(config, seeds, out, jobs or analysis.processes)
     differences = analysis.differences(data)
     findings = Findings(name, data, differences, analysis.lines(data, differences))
@@ -133,5 +133,6 @@ def run_analysis(name: str, config: RunConfig, seeds: Sequence[int], out: Path, 
         "config": config.to_dict(),
         "machine": machine(),
     }
+    out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{name}.json", content)
     return findings

@@ -30,11 +30,15 @@ def user_path(path: str | Path) -> Path:
     return Path(path).expanduser()
 
 
-def check_writable(folder: Path) -> None:
-    """Create a folder and write to it; an InputError where that is impossible."""
+def check_writable(folder: Path, *, create: bool = True) -> None:
+    """Create a folder and write to it, or with ``create=False`` to the folder that it would be in; an InputError where that is
+    impossible.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
+        place = next(each for each in (folder, *folder.resolve().parents) if each.exists())
+        with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         raise InputError(f"cannot write to the folder {folder}: {error.strerror}") from error

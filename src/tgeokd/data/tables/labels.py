@@ -1,7 +1,8 @@
 """The label column of a table: rows without one, the classes and their indices; the splits of an encoded table."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -15,6 +16,14 @@ from tgeokd.data.split import Rows, oversample
 from tgeokd.data.tables.encoder import FeatureEncoder, as_text, place
 from tgeokd.data.tables.reader import BadRows, Table
 from tgeokd.utils.errors import InputError, check_names
+
+Rare = Literal["error", "drop", "merge"]
+MERGED = "(rare)"
+NUMBERS, QUANTITIES, ROWS_PER_CLASS = (
+    200,
+    30,
+    20,
+)  # whole numbers, numbers with decimals, rows that a class has at least
 
 
 def with_label(table: Table, label: str, bad_rows: BadRows) -> Table:
@@ -35,6 +44,68 @@ def with_label(table: Table, label: str, bad_rows: BadRows) -> Table:
         row = int(table.rows[known.argmin()])
         raise InputError(f"{place(row, table.source, label)}: the label is missing; bad_rows=skip leaves such rows out")
     return table.filter(known)
+
+
+def refuse_numbers(table: Table, label: str) -> None:
+    """Raise an error for a label that is a quantity: hundreds of different numbers, or dozens with decimals."""
+    column = table.frame[label]
+    if not column.dtype.is_numeric():
+        return
+    known = column.drop_nulls().unique()
+    decimals = column.dtype.is_float() and bool((known != known.floor()).any())
+    few = len(column) < ROWS_PER_CLASS * len(known)
+    if len(known) >= (QUANTITIES if decimals else NUMBERS) and few:
+        raise InputError(
+            f"column {label!r} of {table.source} has {len(known)} different numbers on {len(column)} rows: a regression "
+            "target, and this package classifies. Put it into ranges first, or name another label"
+        )
+
+
+def without_rare(
+    tables: Sequence[Table | None], label: str, rare: Rare, rows: int
+) -> tuple[list[Table | None], dict[str, int]]:
+    """Tables without the rows of rare classes, or with these in one class :data:`MERGED`.
+
+    Args:
+        tables: the training table and a test table or None.
+        label: the label column.
+        rare: what to do with them.
+        rows: a class with fewer rows in the training table is rare.
+
+    Returns:
+        The tables, and the rows of each rare class.
+
+    Raises:
+        InputError: with ``rare="error"``, naming the rare classes.
+    """
+    first = tables[0]
+    assert first is not None
+    counts = as_text(first.frame, label).value_counts(name="rows").filter(pl.col("rows") < rows).sort("rows", label)
+    found = dict(zip(counts[label].to_list(), counts["rows"].to_list(), strict=True))
+    if not found:
+        return list(tables), {}
+    if rare == "error":
+        named = ", ".join(f"{name!r} ({count})" for name, count in list(found.items())[:5])
+        more = ", ..." if len(found) > 5 else ""
+        raise InputError(
+            f"column {label!r} of {first.source} has {len(found)} classes on fewer than {rows} rows: {named}{more}. "
+            f"data.rare=drop leaves them out, data.rare=merge makes one class {MERGED!r} of them; data.rare_rows is the limit"
+        )
+    changed: list[Table | None] = []
+    for table in tables:
+        if table is None:
+            changed.append(None)
+            continue
+        names = as_text(table.frame, label)
+        is_rare = names.is_in(list(found))
+        if rare == "drop":
+            changed.append(table.filter((~is_rare).to_numpy()))
+            continue
+        if MERGED in set(names.to_list()):
+            raise InputError(f"column {label!r} of {table.source} has a class {MERGED!r} already: use data.rare=drop")
+        merged = pl.Series(label, [MERGED if r else n for n, r in zip(names, is_rare, strict=True)])
+        changed.append(dataclasses.replace(table, frame=table.frame.with_columns(merged)))
+    return changed, found
 
 
 def find_classes(table: Table, label: str, positive: str | None) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """`tabular`: any table with a label column. `adult`: the census income data set."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,23 @@ from tgeokd.data.base import TaskData
 from tgeokd.data.split import stratified_split, subset
 from tgeokd.data.tables.dialect import TextFormat
 from tgeokd.data.tables.encoder import FeatureEncoder, as_numbers
-from tgeokd.data.tables.labels import Draws, class_indices, find_classes, table_splits, with_label
+from tgeokd.data.tables.labels import (
+    Draws,
+    Rare,
+    class_indices,
+    find_classes,
+    refuse_numbers,
+    table_splits,
+    with_label,
+    without_rare,
+)
+from tgeokd.data.tables.leaks import index_columns, suspected_leaks
 from tgeokd.data.tables.numbers import MOSTLY
 from tgeokd.data.tables.reader import BadRows, Table, read_table
 from tgeokd.data.tasks.registry import TASKS, find_path, provides, row_reader, same_options
 from tgeokd.utils.errors import InputError, check_names
+
+logger = logging.getLogger(__name__)
 
 BINARY = ("accuracy", "nll", "auc", "calibration")
 MULTICLASS = ("accuracy", "nll", "macro_f1", "macro_auc")
@@ -65,11 +78,18 @@ def _task(
     min_count: int = 5,
     noise: float = 0.0,
     oversample: bool = False,
+    rare: Rare = "error",
+    rare_rows: int | None = None,
 ) -> TaskData:
     """The splits of one table, or of ``table`` for training and ``other`` for the test."""
     columns.check(table)
     label = columns.label
     table = with_label(table, label, bad_rows)
+    refuse_numbers(table, label)
+    other = None if other is None else with_label(other, label, bad_rows) if label in other.frame.columns else other
+    (kept, other), rare_classes = without_rare([table, other], label, rare, rare_rows or (3 if other is None else 2))
+    assert kept is not None
+    table = kept
     classes = find_classes(table, label, columns.positive)
     target = class_indices(table, label, classes)
     share = test if other is None else None
@@ -84,12 +104,19 @@ def _task(
     if other is not None:
         features = [name for name in table.frame.columns if name in (*numeric, *categorical)]
         check_names(f"column of {other.source}", [label, *features], other.frame.columns)
-        other = _with_numbers(with_label(other, label, bad_rows), numeric)
+        other = _with_numbers(other, numeric)
         target = np.concatenate([target, class_indices(other, label, classes)])
         rest = np.arange(len(table.rows), len(target))  # the rows of the second table follow those of the first
     tables = [table] if other is None else [table, other]
     encoded = [encoder.transform(one.frame, source=one.source) for one in tables]
     numbers, codes = (torch.cat(both) for both in zip(*encoded, strict=True))
+    leaks = suspected_leaks(fitted, encoder, target[fit])
+    for name, told in leaks.items():
+        logger.warning(
+            "column %r alone tells %.1f %% of the training labels: it may hold the label, or something that is known only "
+            "after it. data.drop leaves it out",
+            *(name, 100 * told),
+        )
     ids, draws = _ids(tables, columns.id_column), Draws(noise, oversample, seed)
     splits = table_splits(encoder, (numbers, codes), target, ids, (fit, held, rest), classes, draws)
     counts = np.bincount(target[fit], minlength=len(classes)).tolist()
@@ -107,6 +134,8 @@ def _task(
             "numeric": [column.name for column in encoder.numeric],
             "categorical": {column.name: len(column.values) for column in encoder.categorical},
             "columns left out": left_out | dict.fromkeys(columns.drop, "excluded"),
+            "suspected leaks": leaks,
+            "rare classes": rare_classes,
             "look like ids": _like_ids(table.frame, encoder),
             "missing": encoder.missing(fitted),
             "infinite": encoder.infinite(fitted),
@@ -151,9 +180,10 @@ def tabular(
     """A CSV, TSV or Parquet file, or a folder of Parquet files, with one row per sample and a label column.
 
     A column that is not named in ``numeric``, ``categorical`` or ``drop`` is numeric where the file has numbers, and
-    categorical where it has text or booleans. Left out, with a note: dates, lists, and text without a value that occurs on
-    ``min_count`` training rows. A text column of which at least 90 % of the values are numbers is refused, because the others
-    are probably mistakes.
+    categorical where it has text or booleans. Left out, with a note: dates, lists, text without a value that occurs on
+    ``min_count`` training rows, and a column without a name that numbers the rows (the index of a data frame). A text column
+    of which at least 90 % of the values are numbers is refused, because the others are probably mistakes. A label that is a
+    quantity is refused; a single column that tells the label (nearly) perfectly is warned about.
 
     Args:
         data_dir: folder of relative paths; the working directory by default.
@@ -179,6 +209,9 @@ def tabular(
         min_count: training rows on which a category must occur to get a code of its own.
         noise: share of the training labels replaced by a random class; validation and test labels stay clean.
         oversample: repeat training rows of the rarer classes until all classes are equally frequent.
+        rare: what to do with classes on fewer than ``rare_rows`` rows: ``error`` names them, ``drop`` leaves them out,
+            ``merge`` makes one class ``(rare)`` of them.
+        rare_rows: the limit; by default 3, or 2 with a ``test_file``: one row for each split.
     """
     if file is None or label is None:
         needed = "the table and its label column: --set data.file=FILE --set data.label=COLUMN"
@@ -237,11 +270,15 @@ def _kinds(
     numeric: list[str] = []
     categorical: list[str] = []
     dropped: dict[str, str] = {}
+    indices = set(index_columns(table.frame)) - {*columns.numeric, *columns.categorical}
     for name in table.frame.columns:
         column = table.frame[name]
         if name in (columns.label, *columns.drop, columns.id_column):
             continue
-        if name in columns.categorical:
+        if name in indices:
+            dropped[name] = "numbers the rows and has no name: the index of a data frame"
+            logger.info("column %r of %s left out: it numbers the rows and has no name", name, table.source)
+        elif name in columns.categorical:
             categorical.append(name)
         elif name in columns.numeric or column.dtype.is_numeric():
             numeric.append(name)
