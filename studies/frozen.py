@@ -22,7 +22,7 @@ from lightning_fabric.utilities import move_data_to_device
 from ratio_variants import KnownWrong
 from sklearn.metrics import roc_auc_score
 
-from tgeokd.core.model_call import module_device
+from tgeokd.core.model_call import class_logits, module_device
 from tgeokd.data import TaskData
 from tgeokd.methods import Method, build_method
 from tgeokd.runs.build import build_distiller, build_student, fit, load_data, use_threads
@@ -189,7 +189,7 @@ def _label_log_probs(teacher: Any, data: TaskData) -> torch.Tensor:
             if isinstance(teacher, StoredPredictions):
                 logits = teacher.lookup(ids)
             else:
-                logits = teacher.eval()(move_data_to_device(inputs, module_device(teacher))).float().cpu()
+                logits = class_logits(teacher.eval(), move_data_to_device(inputs, module_device(teacher))).float().cpu()
             found.append(logits.log_softmax(-1).gather(-1, target[:, None]).squeeze(-1))
     return torch.cat(found)
 

@@ -78,15 +78,15 @@ ROWS: dict[str, Row] = {
     "mwnet": Row("mwnet", {"outer": "union"}, rate=1 / 3),
     "posterior": Row("posterior", kind="own"),
     "tgeo, nothing learned": Row("tgeo", {"lr": 0.0}, kind="own"),
-    "tgeo, base 0": Row("tgeo", {"base": 0.0}, kind="own"),
-    "tgeo, base 0, nothing learned": Row("tgeo", {"base": 0.0, "lr": 0.0}, kind="own"),
+    "tgeo, base .3": Row("tgeo", {"base": 0.3}, kind="own"),
+    "tgeo, base .3, nothing learned": Row("tgeo", {"base": 0.3, "lr": 0.0}, kind="own"),
     "tgeo before": Row("tgeo", OLD, kind="own"),
     "tgeo holdout": Row("tgeo", {"outer": "holdout"}, kind="own"),
-    "tgeo exact": Row("tgeo", {"hypergradient": "exact"}, kind="own"),
+    "tgeo, base .3, exact": Row("tgeo", {"base": 0.3, "hypergradient": "exact"}, kind="own"),
     "tgeo": Row("tgeo", kind="own"),
     "known wrong": Row("known", {"right": 0.3}, kind="bound"),
 }
-SLOW_ROWS = ("ce", "kd .3", "kd .5", "wls", "gce", "posterior", "tgeo before", "tgeo, base 0", "tgeo", "known wrong")
+SLOW_ROWS = ("ce", "kd .3", "kd .5", "wls", "gce", "posterior", "tgeo before", "tgeo, base .3", "tgeo", "known wrong")
 
 _ANY = "data.checksum=any"
 # 240 epochs of batches of 64 do not fit into minutes on a GPU: fewer epochs, larger batches, half precision.

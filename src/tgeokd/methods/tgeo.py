@@ -85,7 +85,8 @@ class TGeoKD(Method):
         label: the label term's target: ``"posterior"``, the corrected label ``q_i``, or ``"given"``, the label itself.
         prior: start at the log odds of ``1 - (1 - base) q_i[y_i]`` rather than at 0.
         base: with ``prior``, the ratio that a sample with a certainly correct label starts at, in [0, 1): what the teacher is
-            worth where no label is wrong.
+            worth where no label is wrong. 0.3 is better where labels are clean and the teacher is far better than the student
+            could be, and worse where it is not.
         penalty: weight of ``KL(alpha_i || ratio at the start)`` against the hypergradient, which is divided by its root mean
             square: the ratio has an optimum inside (0, 1) and cannot run away. 0 for none.
         hidden: widths of f_omega's hidden layers.
@@ -122,7 +123,7 @@ class TGeoKD(Method):
         inter_sample: bool = True,
         label: Literal["posterior", "given"] | None = None,
         prior: bool | None = None,
-        base: float = 0.3,
+        base: float = 0.0,
         penalty: float | None = None,
         hidden: tuple[int, ...] = (32, 16),
         outer: Outer | None = None,
