@@ -23,7 +23,7 @@ from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.augment import TrainTransform
 from tgeokd.data.tables.reader import MISSING_TEXT, read_table
 from tgeokd.data.tasks.tabular import tabular
-from tgeokd.utils.files import sha256
+from tgeokd.utils.integrity import sha256
 
 SAMPLES = 20_000
 ROWS = 1_000_000

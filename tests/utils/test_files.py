@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tgeokd.utils import files
-from tgeokd.utils.errors import InputError
+from tgeokd.utils.errors import InputError, StorageError
 from tgeokd.utils.files import RunFolder, replace_file, slug, write_json
 
 
@@ -220,7 +220,7 @@ def test_a_writer_that_breaks_off_half_way_leaves_the_old_file(tmp_path):
         target.write_text("new but ha")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match="disk full"):
         replace_file(path, broken)
     assert path.read_text() == "old and whole"
     assert names(tmp_path) == ["file"]

@@ -23,7 +23,7 @@ from tgeokd.cli.predict import predict
 from tgeokd.cli.report import report
 from tgeokd.cli.reproduce import reproduce
 from tgeokd.cli.teacher_cache import teacher_cache
-from tgeokd.utils.errors import DivergenceError, InputError
+from tgeokd.utils.errors import DivergenceError, InputError, StorageError, one_line
 
 
 class _Commands(TyperGroup):
@@ -83,6 +83,8 @@ def main() -> None:
         _end(f"error: {error}", 2 if isinstance(error, InputError) else 3)
     except Interrupted as error:
         _end(str(error), error.exit_code)
+    except (StorageError, OSError, MemoryError, RecursionError) as error:
+        _end(f"error: {one_line(error)}", 1)
     except Exception as error:
         # Typer's usage errors, which it would draw a box around; its versions differ in the classes they come from.
         if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):

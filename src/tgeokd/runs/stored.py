@@ -10,7 +10,8 @@ from typing import Any
 from tgeokd.runs.config import RunConfig, replace
 from tgeokd.runs.results import SCHEMA_VERSION
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import sha256, write_json
+from tgeokd.utils.files import write_json
+from tgeokd.utils.integrity import sha256
 
 
 def result_key(what: str, config: RunConfig, teacher: Path | None = None) -> str:

@@ -15,8 +15,9 @@ from torch import nn
 
 from tgeokd.core.wrapped import plain_state
 from tgeokd.training.state import TrainState
-from tgeokd.utils.errors import InputError, first_line
-from tgeokd.utils.files import CHECKPOINTS, replace_file, sha256, write_text
+from tgeokd.utils.errors import InputError, cannot_write, first_line, of_the_disk
+from tgeokd.utils.files import CHECKPOINTS, replace_file
+from tgeokd.utils.integrity import remove_with_checksum, verify_checksum, write_with_checksum
 
 logger = logging.getLogger(__name__)
 
@@ -38,16 +39,14 @@ class Checkpointer:
         path = self.folder / f"step-{state.step['index']:09d}.pt"
         try:
             self.folder.mkdir(exist_ok=True)
-            replace_file(path, lambda temporary: _write(state.to_dict(), temporary))
-            write_text(_checksum(path), f"{sha256(path)}  {path.name}\n")
         except OSError as error:
-            raise InputError(f"cannot write the checkpoint {path}: {error.strerror}") from error
+            raise cannot_write(path, error) from error
+        write_with_checksum(path, lambda temporary: _write(state.to_dict(), temporary))
         if not self._read_back:
             self._check(path, state)
             self._read_back = True
         for old in self._paths()[: -self.keep]:
-            _checksum(old).unlink(missing_ok=True)
-            old.unlink(missing_ok=True)
+            remove_with_checksum(old)
         return path
 
     def load(self) -> TrainState:
@@ -77,8 +76,7 @@ class Checkpointer:
         try:
             self._read(path)
         except InputError as error:
-            path.unlink(missing_ok=True)
-            _checksum(path).unlink(missing_ok=True)
+            remove_with_checksum(path)
             fault = _fault(state.to_dict())
             if fault is None:
                 raise
@@ -91,10 +89,7 @@ class Checkpointer:
     def _read(path: Path) -> TrainState:
         """Read and verify a checkpoint; only tensors and plain values are unpickled."""
         try:
-            if sha256(path) != _checksum(path).read_text().split()[0]:
-                raise InputError(
-                    f"the checkpoint {path} is damaged: its checksum differs from the one in {_checksum(path).name}"
-                )
+            verify_checksum(path, "the checkpoint", required=True)
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, IndexError, pickle.UnpicklingError) as error:
             raise InputError(f"cannot read the checkpoint {path}: {first_line(error)}") from error
@@ -104,12 +99,10 @@ class Checkpointer:
 def _write(content: Any, path: Path) -> None:
     try:
         torch.save(content, path)
-    except OSError:
-        raise
     except Exception as error:  # whatever a value raises when it is pickled
-        fault = _fault(content)
-        if fault is None:  # the disk is full, for example
-            raise InputError(f"cannot write the checkpoint {path}: {first_line(error)}") from error
+        fault = None if of_the_disk(error) else _fault(content)
+        if fault is None:
+            raise
         raise InputError(_refusal(fault)) from error
 
 
@@ -157,7 +150,3 @@ class _Plain:
 
     def state_dict(self) -> dict[str, Any]:
         return self._state
-
-
-def _checksum(path: Path) -> Path:
-    return path.with_name(f"{path.name}.sha256")

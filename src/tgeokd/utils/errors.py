@@ -25,6 +25,28 @@ class DivergenceError(RuntimeError):
     """Training diverged: the student's logits or the loss are NaN or infinite. The message names the step, in one line."""
 
 
+class StorageError(RuntimeError):
+    """A file cannot be written or read for a reason that is not the input: a full disk, a folder that was deleted.
+
+    What was written before is intact. The message names the file and the reason, in one line.
+    """
+
+
+def cannot_write(path: object, error: BaseException) -> StorageError:
+    """The error to raise where a file cannot be written."""
+    reason = getattr(error, "strerror", None) or one_line(error)
+    return StorageError(f"cannot write {path}: {reason}; what was written before is intact")
+
+
+# What libraries that raise no OSError say where the disk is full or gone.
+_OF_THE_DISK = ("os error", "no space left", "failed writing file", "file write failed", "input/output error")
+
+
+def of_the_disk(error: BaseException) -> bool:
+    """Whether the disk, not the content, is the reason that something could not be written."""
+    return isinstance(error, OSError) or any(text in str(error).lower() for text in _OF_THE_DISK)
+
+
 def missing_package(what: str, error: ImportError) -> InputError:
     """The error to raise where ``what`` needs a library that is not installed; names the extra to install."""
     library = (error.name or "").partition(".")[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
 import os
 import socket
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import yaml
 from filelock import FileLock, Timeout
 
-from tgeokd.utils.errors import InputError
+from tgeokd.utils.errors import InputError, cannot_write, of_the_disk
 
 CHECKPOINTS = "checkpoints"
 MARKS = ("metrics.jsonl", CHECKPOINTS, "last.ckpt", "student.safetensors", "results.json", "comparison.yaml")
@@ -45,15 +45,36 @@ def check_writable(folder: Path, *, create: bool = True) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, flush it to disk, and move it to ``path`` in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Let ``write`` fill a temporary file beside ``path``, flush it to disk, and move it to ``path`` in one step.
+
+    Raises:
+        StorageError: where the disk is full or the folder is gone or cannot be written. ``path`` is then as it was.
+    """
+    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")  # a name has at most 255 letters
     try:
+        temporary.touch()  # with the mode of any new file; safetensors makes its files for the owner alone
         write(temporary)
-        with temporary.open("r+b") as file:  # Windows flushes only files that are open for writing
-            os.fsync(file.fileno())
+        to_disk(temporary)
         temporary.replace(path)
+        to_disk(path.parent)
+    except Exception as error:
+        if not of_the_disk(error):
+            raise
+        raise cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes only writable files
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
@@ -64,12 +85,6 @@ def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, in UTF-8."""
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def slug(text: str) -> str:
@@ -141,9 +156,20 @@ class RunFolder:
         write_text(self.path / name, "".join(json.dumps(record) + "\n" for record in records))
 
     def append_line(self, name: str, record: dict[str, Any]) -> None:
-        """Append one JSON object as a line."""
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Append one JSON object as a line; where that fails, no part of it stays."""
+        path, line = self.path / name, (json.dumps(record) + "\n").encode()
+        try:
+            with path.open("ab", buffering=0) as file:
+                size = file.tell()
+                try:
+                    written = file.write(line)
+                    if written != len(line):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
+                    file.truncate(size)
+                    raise
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
 
 class _Lock:

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from tgeokd.utils.errors import InputError, one_line
-from tgeokd.utils.files import sha256
+from tgeokd.utils.integrity import sha256
 
 
 def read_parts(folder: Path, source: str) -> tuple[pl.DataFrame, str]:

@@ -34,7 +34,7 @@ from tgeokd.data.tables.headers import refuse_data
 from tgeokd.data.tables.numbers import mostly_numbers, parse_numbers
 from tgeokd.data.tables.parts import read_parts
 from tgeokd.utils.errors import InputError, one_line
-from tgeokd.utils.files import sha256
+from tgeokd.utils.integrity import sha256
 
 MISSING_TEXT = ("", "?", "NA", "N/A", "NaN", "nan", "NULL", "null")
 """Missing values in a text file, after surrounding blanks are removed. In a column of text they are values where quoted."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tgeokd.utils.errors import InputError, one_line
-from tgeokd.utils.files import sha256
+from tgeokd.utils.integrity import sha256
 
 Checksum = Literal["official", "any"]
 

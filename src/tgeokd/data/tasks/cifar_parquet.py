@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tgeokd.data.tasks.cifar_archive import Contents
 from tgeokd.utils.errors import InputError, one_line, optional_import
-from tgeokd.utils.files import sha256
+from tgeokd.utils.integrity import sha256
 
 FOLDER = "cifar-10"
 LABELS = (
