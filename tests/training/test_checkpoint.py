@@ -38,7 +38,7 @@ from tgeokd.utils.errors import InputError
 
 
 def checkpoints(folder):
-    return sorted((folder / "checkpoints").glob("*.pt"))
+    return sorted((folder / "checkpoints").glob("step-*.pt"))
 
 
 def flip_a_byte(path, position=-200):
@@ -57,7 +57,10 @@ def test_the_last_two_checkpoints_are_kept_with_their_checksums(tmp_path):
         digest, name = path.with_name(path.name + ".sha256").read_text().split()
         assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
         assert name == path.name
-    assert len(list((tmp_path / "checkpoints").iterdir())) == 4
+    best = tmp_path / "checkpoints" / "best.pt"
+    scores = [record["val_accuracy"] for record in metrics(tmp_path)]
+    assert Checkpointer(tmp_path).load("best").epoch == 1 + scores.index(max(scores))
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2 * len([*checkpoints(tmp_path), best])
 
 
 def test_a_checkpoint_is_read_without_running_code_and_names_its_version(tmp_path):
@@ -105,10 +108,10 @@ def test_an_incomplete_checkpoint_is_skipped_with_a_warning(tmp_path, damage, ca
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_left_alone(tmp_path):
     fit(distiller_of(), epochs=3, out=tmp_path)
-    for path in checkpoints(tmp_path):
+    for path in (tmp_path / "checkpoints").glob("*.pt"):
         flip_a_byte(path)
     before = contents(tmp_path)
-    with refused(checkpoints(tmp_path)[0]):
+    with refused("damaged", "best.pt"):
         fit(distiller_of(), epochs=4, out=tmp_path, resume=True)
     assert contents(tmp_path) == before
 
@@ -116,11 +119,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_left_alone(tmp_p
 @pytest.mark.parametrize("schema", [None, 1, SCHEMA + 1])
 def test_another_version_is_refused_by_its_number(tmp_path, schema):
     fit(distiller_of(), epochs=1, out=tmp_path)
-    (path,) = checkpoints(tmp_path)
-    content = torch.load(path, weights_only=True) | {"schema": schema}
-    torch.save(content, path)
-    path.with_name(path.name + ".sha256").write_text(hashlib.sha256(path.read_bytes()).hexdigest() + f"  {path.name}\n")
-    with refused(path, schema, SCHEMA):
+    for path in (tmp_path / "checkpoints").glob("*.pt"):
+        rewrite(path, lambda content: content.update(schema=schema))
+    with refused("best.pt", schema, SCHEMA):
         fit(distiller_of(), epochs=2, out=tmp_path, resume=True)
 
 
@@ -268,7 +269,7 @@ def test_a_resumed_run_does_not_query_the_teacher_for_class_means(tmp_path, oute
 def test_class_means_are_those_of_the_checkpoint_even_where_loaders_yield_other_samples(tmp_path):
     """They are part of the state: a stream may not give the same samples again."""
     fit(distiller_of("tgeo"), epochs=1, out=tmp_path)
-    (path,) = checkpoints(tmp_path)
+    path = checkpoints(tmp_path)[-1]
     stored = torch.load(path, weights_only=True)["survey"]["class_means"]
     resumed = distiller_of("tgeo")
     resumed.fit(train_loader(), validation_loader(), epochs=2, out=tmp_path, resume=True)
@@ -338,7 +339,7 @@ def test_what_cannot_be_restored_fails_at_the_first_write_and_names_the_key(tmp_
     build, kind = UNRESTORABLE[name]
     with refused("callbacks[0][1].inner.value", kind):
         fit(distiller_of("kd", Holds(build())), epochs=3, out=tmp_path)
-    assert not [*(tmp_path / "checkpoints").iterdir()]  # nothing that looks as if it could be resumed
+    assert not (tmp_path / "checkpoints").exists()  # nothing that looks as if it could be resumed
 
 
 def test_only_the_first_checkpoint_of_a_run_is_read_back(tmp_path, monkeypatch):
@@ -352,7 +353,10 @@ def test_only_the_first_checkpoint_of_a_run_is_read_back(tmp_path, monkeypatch):
 
 
 def rewritten(folder, change):
-    (path,) = checkpoints(folder)
+    rewrite(checkpoints(folder)[-1], change)
+
+
+def rewrite(path, change):
     content = torch.load(path, weights_only=True)
     change(content)
     torch.save(content, path)

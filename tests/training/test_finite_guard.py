@@ -42,7 +42,7 @@ def test_the_cpu_is_checked_at_once(bad):
 
 def deferred(interval):
     guard = FiniteGuard(CPU, interval)
-    guard._immediate = False  # as on an accelerator
+    guard.immediate = False  # as on an accelerator
     return guard
 
 

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +36,8 @@ def fit(distiller, **options):
 def wait_to_be_killed(distiller):
     if sys.argv[3] == "1":
         distiller.save_checkpoint()
+    while not (Path(sys.argv[1]) / "checkpoints" / "step-000000012.pt.sha256").exists():  # is written in the background
+        time.sleep(0.01)
     sys.stdout.write("waiting\n")
     sys.stdout.flush()
     time.sleep(120)

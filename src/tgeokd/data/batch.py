@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tgeokd.data.digest import content_digest
 from tgeokd.utils.errors import InputError
 
 INTEGER_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -56,6 +57,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.target)
+
+
+def batch_digest(item: Any) -> str | None:
+    """A digest of what a loader yielded, to recognise it; None where it holds no tensors."""
+    return content_digest(vars(item) if isinstance(item, Batch) else item)
 
 
 def _labels(target: Any) -> Any:

@@ -252,6 +252,22 @@ def order_of(loader: Iterable[Any]) -> torch.Generator | None:
     return own if own is not None else getattr(getattr(loader, "sampler", None), "generator", None)
 
 
+def state_of(loader: Any) -> dict[str, Any] | None:
+    """Where a loader stands, as torchdata's ``StatefulDataLoader`` says it; None for one that does not."""
+    if not (callable(getattr(loader, "state_dict", None)) and callable(getattr(loader, "load_state_dict", None))):
+        return None
+    state: dict[str, Any] = loader.state_dict()
+    return state
+
+
+def load_state(loader: Any, state: dict[str, Any]) -> bool:
+    """Put a loader where it stood; False for one that cannot be."""
+    if not callable(getattr(loader, "load_state_dict", None)):
+        return False
+    loader.load_state_dict(state)
+    return True
+
+
 def _rebatchable(loader: Any) -> TypeGuard[DataLoader[Any]]:
     if not isinstance(loader, DataLoader) or loader.batch_size is None or isinstance(loader.dataset, IterableDataset):
         return False

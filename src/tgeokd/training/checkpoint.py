@@ -3,40 +3,84 @@
 import io
 import json
 import logging
-import pickle
+import shutil
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_model
 from torch import nn
 
 from tgeokd.core.wrapped import plain_state
-from tgeokd.training.state import TrainState
+from tgeokd.training.state import RandomStates, TrainState
 from tgeokd.utils.errors import InputError, cannot_write, first_line, of_the_disk
 from tgeokd.utils.files import CHECKPOINTS, replace_file
 from tgeokd.utils.integrity import remove_with_checksum, verify_checksum, write_with_checksum
 
 logger = logging.getLogger(__name__)
 
+BEST = "best.pt"
+MID_EPOCH = "-mid"  # ends the name of a checkpoint that is not of the end of an epoch
+
 
 class Checkpointer:
-    """Writes and reads the checkpoints of a run, ``checkpoints/step-N.pt`` in its folder.
+    """Writes and reads the checkpoints of a run in its folder: ``checkpoints/step-N.pt``, and ``best.pt``.
+
+    Kept are the newest ``keep``, the newest one of the end of an epoch, and the best one.
 
     Args:
         folder: of the run.
-        keep: how many are kept, the newest.
+        keep: how many of the newest are kept.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
         self.run, self.folder, self.keep = folder, folder / CHECKPOINTS, keep
         self._read_back = False
+        self._writer: Future[None] | None = None
 
-    def save(self, state: TrainState) -> Path:
-        """Write a checkpoint and remove the oldest ones. The first one is read back; InputError where that fails."""
-        path = self.folder / f"step-{state.step['index']:09d}.pt"
+    def save(self, state: TrainState, *, best: bool = False, wait: bool = True) -> None:
+        """Write a checkpoint and remove those that are not kept. The first one is read back.
+
+        Args:
+            state: of the run; without ``wait`` it is copied first, and training may go on.
+            best: whether it is the best one so far.
+            wait: until the files are on the disk. Otherwise an error is raised by the next call of any method.
+
+        Raises:
+            InputError: where the state cannot be restored from a file.
+            StorageError: where the file cannot be written.
+        """
+        self.wait()
+        if wait or not self._read_back:
+            self._save(state, best)
+            return
+        state = TrainState(**_copied({f.name: getattr(state, f.name) for f in fields(state)}))
+        self._writer = Future()
+        Thread(target=self._in_background, args=(self._writer, state, best), name="checkpoint").start()
+
+    def wait(self) -> None:
+        """Until the checkpoint that is being written is on the disk; raises its error."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.result()
+
+    def _in_background(self, writer: Future[None], state: TrainState, best: bool) -> None:
+        try:
+            self._save(state, best)
+        except BaseException as error:
+            writer.set_exception(error)
+        else:
+            writer.set_result(None)
+
+    def _save(self, state: TrainState, best: bool) -> None:
+        path = self.folder / f"step-{state.step['index']:09d}{'' if state.batch == 0 else MID_EPOCH}.pt"
         try:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
@@ -45,12 +89,20 @@ class Checkpointer:
         if not self._read_back:
             self._check(path, state)
             self._read_back = True
-        for old in self._paths()[: -self.keep]:
-            remove_with_checksum(old)
-        return path
+        if best:
+            write_with_checksum(self.folder / BEST, partial(shutil.copyfile, path))
+        paths = self._paths()
+        kept = {*paths[-self.keep :], *[each for each in paths if not each.stem.endswith(MID_EPOCH)][-1:], path}
+        # those after this one are of a run that was resumed from an earlier one
+        for other in paths:
+            if other not in kept or _step(other) > _step(path):
+                with suppress(OSError):
+                    remove_with_checksum(other)
 
-    def load(self) -> TrainState:
-        """The newest checkpoint that is not damaged; a damaged one is named in a warning.
+    def load(self, which: Literal["last", "best", "epoch"] = "last") -> TrainState:
+        """The newest checkpoint that is not damaged (a damaged one is named in a warning), or the best one.
+
+        ``epoch`` is the newest one of the end of an epoch.
 
         Raises:
             InputError: where there is none, or only one of an earlier version.
@@ -60,16 +112,30 @@ class Checkpointer:
                 f"{self.run / 'last.ckpt'} was written by an earlier version of tgeokd, whose unfinished runs cannot be "
                 "resumed; start the run again in another folder"
             )
-        paths = self._paths()
-        if not paths:
+        best, paths = self.folder / BEST, self._paths()
+        if which == "best":
+            paths = []
+            if not best.exists():
+                raise InputError(
+                    f"{self.run} holds no best checkpoint: one is kept where there are validation samples to judge by"
+                )
+        elif which == "epoch":
+            paths = [path for path in paths if not path.stem.endswith(MID_EPOCH)]
+        if not (paths or best.exists()):
             raise InputError(f"{self.run} holds no checkpoint to resume from ({CHECKPOINTS}/step-*.pt)")
-        for path in reversed(paths):
+        for path in [*reversed(paths), *([best] if best.exists() else [])]:
             try:
                 return self._read(path)
             except InputError as error:
                 logger.warning("%s", error)
                 last = error
         raise last
+
+    def forget_start(self) -> None:
+        """Remove the checkpoints of a run that has not come beyond its first one."""
+        self.wait()
+        if all(_step(path) == 0 for path in self._paths()):
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _check(self, path: Path, state: TrainState) -> None:
         """Read a checkpoint back; one that cannot be restored is removed, and the entry at fault is named."""
@@ -83,17 +149,37 @@ class Checkpointer:
             raise InputError(_refusal(fault)) from error
 
     def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*.pt"))
+        return sorted(self.folder.glob("step-*.pt"), key=lambda path: (_step(path), path.name))
 
     @staticmethod
     def _read(path: Path) -> TrainState:
         """Read and verify a checkpoint; only tensors and plain values are unpickled."""
+        verify_checksum(path, "the checkpoint", required=True)
         try:
-            verify_checksum(path, "the checkpoint", required=True)
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, IndexError, pickle.UnpicklingError) as error:
+            return TrainState.from_dict(torch.load(path, map_location="cpu", weights_only=True), str(path))
+        except InputError:
+            raise
+        except Exception as error:  # whatever foreign content makes torch and its unpickler raise
             raise InputError(f"cannot read the checkpoint {path}: {first_line(error)}") from error
-        return TrainState.from_dict(content, str(path))
+
+
+def _step(path: Path) -> int:
+    """The number of steps in the name of a checkpoint; -1 for another file."""
+    number = path.stem.removeprefix("step-").removesuffix(MID_EPOCH)
+    return int(number) if number.isdigit() else -1
+
+
+def _copied(value: Any) -> Any:
+    """A copy of a nested state whose tensors are on the CPU and do not change any more."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if type(value) in (dict, OrderedDict):
+        return type(value)((key, _copied(item)) for key, item in value.items())
+    if type(value) in (list, tuple):
+        return type(value)(_copied(item) for item in value)
+    if isinstance(value, RandomStates):
+        return RandomStates(**_copied(vars(value)))
+    return value
 
 
 def _write(content: Any, path: Path) -> None:

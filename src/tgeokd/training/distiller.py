@@ -17,7 +17,6 @@ from tgeokd.core.compiling import check_compiler, compile_module
 from tgeokd.core.metrics import Metrics
 from tgeokd.core.validation import check_count, check_type
 from tgeokd.data.datasets import set_view
-from tgeokd.data.loaders import union_loader
 from tgeokd.methods import Method
 from tgeokd.teachers.base import Teacher
 from tgeokd.teachers.cache.store import TeacherCacheOptions
@@ -25,11 +24,14 @@ from tgeokd.teachers.cached import CachedTeacher
 from tgeokd.teachers.network import teacher_of
 from tgeokd.teachers.stored import StoredPredictions
 from tgeokd.training.batches import FabricReader, length_of
+from tgeokd.training.before_fit import check_fit, training_loader
 from tgeokd.training.callbacks import Callback, EarlyStopping, ProgressBar
 from tgeokd.training.checkpoint import write_weights
+from tgeokd.training.divergence import Divergence, OnDivergence
 from tgeokd.training.evaluate import predict_logits, predict_ratios
 from tgeokd.training.fingerprint import check_accepted
 from tgeokd.training.loop import History, Loader, TrainingLoop
+from tgeokd.training.saving import Saving
 from tgeokd.training.step import DistillationStep
 from tgeokd.training.survey import Survey
 from tgeokd.utils.errors import InputError
@@ -70,6 +72,9 @@ class Distiller:
         callbacks: see :class:`~tgeokd.training.callbacks.Callback`.
         accelerator: as in Lightning Fabric, for example ``"auto"`` or ``"cuda"``.
         precision: as in Lightning Fabric: ``"32-true"``, ``"bf16-mixed"``, ``"64-true"``, ...; not ``"16-mixed"``.
+        on_divergence: what to do where a step makes the loss or a gradient NaN or infinite. ``stop`` raises a DivergenceError;
+            ``skip`` leaves out the step, at most 20 times (on an accelerator, this waits for it in every step); ``rollback``
+            returns to the last checkpoint with half the learning rate, at most 3 times.
         compile: compile the student's training pass, and a teacher that is a module, with ``torch.compile``.
         allow_bad_teacher: warn instead of refusing a teacher whose agreement with the labels is absurd.
         progress: show a progress bar.
@@ -99,6 +104,7 @@ class Distiller:
         callbacks: Sequence[Callback] = (),
         accelerator: str = "auto",
         precision: Any = "32-true",
+        on_divergence: OnDivergence = "stop",
         compile: bool = False,
         allow_bad_teacher: bool = False,
         progress: bool = True,
@@ -118,6 +124,7 @@ class Distiller:
                 "in a loop with torch.amp.GradScaler"
             )
         self.scheduler, self.scheduler_every, self.accumulate = scheduler, scheduler_every, accumulate
+        self.on_divergence = Divergence(on_divergence).how
         self.metrics = metrics or Metrics()
         if not {"accuracy", "nll"} <= set(self.metrics.names):
             raise InputError(f"metrics must have accuracy and nll, not only {', '.join(self.metrics.names)}")
@@ -197,7 +204,7 @@ class Distiller:
         """Write a checkpoint now; for callbacks of a run with ``out``, also in the middle of an epoch."""
         if self._loop is None:
             raise InputError("a checkpoint is written during fit(..., out=...)")
-        self._loop.save()
+        self._loop.saved.save()
 
     # ---- training
 
@@ -210,8 +217,10 @@ class Distiller:
         seed: int = 0,
         patience: int | None = None,
         checkpoint_every: int = 1,
+        checkpoint_minutes: float | None = 5.0,
+        keep_checkpoints: int = 2,
         out: str | Path | None = None,
-        resume: bool = False,
+        resume: bool | Literal["best"] = False,
         accept_changes: Sequence[str] = (),
     ) -> History:
         """Train; returns the history, one record per epoch.
@@ -222,21 +231,28 @@ class Distiller:
             epochs: passes over the training data.
             seed: of all random numbers from here on; the student's initial weights are the caller's.
             patience: stop when the validation loss has not fallen for this many epochs, and restore the best weights.
-            checkpoint_every: epochs between two checkpoints; the first and the last epoch always write one.
+            checkpoint_every: epochs between two checkpoints. One is also written before the first step, after the last epoch,
+                after an epoch that is the best one by the validation set (``checkpoints/best.pt``), and before a signal ends
+                the training: ``SIGINT`` (Ctrl-C), ``SIGTERM`` and ``SIGUSR1`` wait for the end of the step, a second one does
+                not.
+            checkpoint_minutes: a checkpoint is written after a step where the last one is older than this; None for none.
+            keep_checkpoints: how many of the newest are kept, beside the newest of the end of an epoch and the best one.
             out: folder for ``metrics.jsonl`` (one line per epoch), ``checkpoints/`` and ``student.safetensors``; with
                 ``cache_teacher``, also for ``teacher-cache/``.
-            resume: continue the run in ``out``, with the same arguments, as if it had not been interrupted.
+            resume: continue the run in ``out``, with the same arguments, as if it had not been interrupted; ``"best"`` goes on
+                from the best checkpoint.
             accept_changes: names in :data:`tgeokd.training.fingerprint.CHANGEABLE` of what may differ from the checkpoint. The
                 new value holds from here on. A new schedule stands where it would, had the run begun with it.
 
         Raises:
             InputError: for data that do not fit, a stale teacher cache, a folder that holds a run already or cannot be
                 written, and a checkpoint of other settings. Data are checked before anything but a teacher cache is written.
+            StorageError: where a file cannot be written; the checkpoints of before are intact.
             DivergenceError: where the student's logits or the loss are NaN or infinite.
         """
-        check_count(0, seed=seed)
-        self._check_fit(val_loader, epochs, patience, checkpoint_every, out, resume)
-        accept_changes = check_accepted(accept_changes, resume=resume)
+        check_fit(self, val_loader, epochs=epochs, seed=seed, patience=patience, out=out, resume=resume)
+        saving = Saving(checkpoint_every, checkpoint_minutes, keep_checkpoints)
+        accept_changes = check_accepted(accept_changes, resume=bool(resume))
         callbacks = [*self.callbacks, *([EarlyStopping(patience)] if patience is not None else [])]
         self.fabric.seed_everything(seed, verbose=False)
         if not self.student.training:  # otherwise leave layers that the user froze in eval mode as they are
@@ -248,24 +264,26 @@ class Distiller:
             self._cached = self._new_cache(user_path(out) / "teacher-cache" if out is not None else None)
             train_loader = self._cached.viewed(train_loader, epochs)
         try:
-            train_loader = self._training_loader(train_loader, val_loader)
-            loop = TrainingLoop(self, self._step, train_loader, val_loader, epochs, callbacks, checkpoint_every)
+            train_loader = training_loader(self.method, train_loader, val_loader)
+            divergence = Divergence(self.on_divergence)
+            loop = TrainingLoop(self, self._step, train_loader, val_loader, epochs, callbacks, saving, divergence)
             try:
                 self._run(loop, user_path(out) if out is not None else None, resume, accept_changes)
             finally:
-                if loop.folder is not None:
-                    loop.folder.close()
+                if loop.saved.folder is not None:
+                    loop.saved.folder.close()
         finally:
             if self._cached is not None:
                 self._cached.close()
         return self.history
 
-    def _run(self, loop: TrainingLoop, out: Path | None, resume: bool, accept: Sequence[str]) -> None:
-        state = None if out is None else loop.open(out, resume=resume, accept=accept)
+    def _run(self, loop: TrainingLoop, out: Path | None, resume: bool | Literal["best"], accept: Sequence[str]) -> None:
+        saved = loop.saved
+        state = None if out is None else saved.open(out, resume=resume, accept=accept)
         # Data are checked before anything is written, except a teacher cache, for which the folder is claimed first.
         out = out if self._step.parallel.is_main else None  # one process writes
         if out is not None and self._cached is not None:
-            loop.folder = RunFolder(out, resume=resume)
+            saved.folder = RunFolder(out, resume=bool(resume))
         set_view(loop.train_loader, 0)
         self._step.validation = loop.validation
         loop.survey = self._step.prepare(
@@ -275,15 +293,15 @@ class Distiller:
             before_survey=lambda: self._store(loop.train_loader, loop.validation),
             allow_bad_teacher=self.allow_bad_teacher,
         )
-        if out is not None and loop.folder is None:
-            loop.folder = RunFolder(out, resume=resume)
+        if out is not None and saved.folder is None:
+            saved.folder = RunFolder(out, resume=bool(resume))
         self._loop, self.history = loop, loop.history
         if state is not None:
-            loop.load(state)
+            saved.load(state)
             self.resumed_at = loop.epoch
         loop.run()
-        if loop.folder is not None:
-            write_weights(loop.folder.path / "student.safetensors", self._step.student)
+        if saved.folder is not None:
+            write_weights(saved.folder.path / "student.safetensors", self._step.student)
 
     def store_teacher(
         self, train_loader: Loader, val_loader: Loader | None = None, *, folder: str | Path, epochs: int
@@ -340,41 +358,6 @@ class Distiller:
         return predict_ratios(self._step, loader, teacher)
 
     # ---- before training
-
-    def _check_fit(
-        self,
-        val_loader: Loader | None,
-        epochs: int,
-        patience: int | None,
-        checkpoint_every: int,
-        out: str | Path | None,
-        resume: bool,
-    ) -> None:
-        check_count(1, epochs=epochs, patience=patience, checkpoint_every=checkpoint_every)
-        if resume and out is None:
-            raise InputError("resume needs the folder of the run: out=...")
-        if patience is not None or isinstance(self.scheduler, ReduceLROnPlateau):
-            monitors = "early stopping and ReduceLROnPlateau monitor the validation loss"
-            if val_loader is None:
-                raise InputError(f"{monitors} and need a val_loader")
-            if self.method.outer == "union":
-                raise InputError(
-                    f"{monitors}, and outer='union' trains on the validation samples: give method {self.method.name!r} "
-                    "outer='holdout'"
-                )
-
-    def _training_loader(self, train_loader: Loader, val_loader: Loader | None) -> Loader:
-        if length_of(train_loader) == 0:
-            raise InputError("the training loader is empty")
-        if self.method.outer in ("holdout", "union") and val_loader is None:
-            raise InputError(f"method {self.method.name!r} with outer={self.method.outer!r} needs a val_loader")
-        if self.method.outer != "union" or val_loader is None:
-            return train_loader
-        logger.info(
-            "outer='union': the student trains on the validation samples too, so its metrics on them do not measure how good "
-            "it is"
-        )
-        return union_loader(train_loader, val_loader, numbered=self.method.needs_label_noise)
 
     @property
     def _uses_teacher(self) -> bool:

@@ -22,7 +22,7 @@ class FiniteGuard:
     """
 
     def __init__(self, device: torch.device, interval: int = 50) -> None:
-        self._immediate = device.type == "cpu"
+        self.immediate = device.type == "cpu"
         self._interval = interval
         self._device = device
         self._first_bad: dict[str, Tensor] = {}
@@ -39,7 +39,7 @@ class FiniteGuard:
 
         ``explain`` is called on the CPU for a loss that is not finite and raises an error that says why.
         """
-        if self._immediate:
+        if self.immediate:
             if not math.isfinite(loss):  # bad logits make a bad loss, and one number is cheaper to read
                 explain()
             return

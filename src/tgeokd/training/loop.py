@@ -5,30 +5,25 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import InitVar, dataclass, field
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from tgeokd.bilevel.functional import trainable
-from tgeokd.core.wrapped import load_plain_state, plain_state
 from tgeokd.data.datasets import set_view, views_of
-from tgeokd.data.loaders import order_of
 from tgeokd.training.callbacks import Callback
-from tgeokd.training.checkpoint import Checkpointer
-from tgeokd.training.fingerprint import accepted_changes, fingerprints_of
-from tgeokd.training.restore import names_by_group, restore_optimizer, restore_trainable, trainable_names
+from tgeokd.training.divergence import Divergence
+from tgeokd.training.saving import SavedRun, Saving
 from tgeokd.training.schedule import step_scheduler
-from tgeokd.training.state import RandomStates, TrainState
+from tgeokd.training.signals import Signalled
 from tgeokd.training.step import DistillationStep
 from tgeokd.training.survey import Survey
-from tgeokd.utils.errors import InputError, one_line
-from tgeokd.utils.files import RunFolder
+from tgeokd.utils.errors import DivergenceError, InputError
 
 if TYPE_CHECKING:
     from tgeokd.training.distiller import Distiller
@@ -54,7 +49,8 @@ class TrainingLoop:
     Attributes:
         distiller: holds optimizer, scheduler and metrics; callbacks are given it.
         survey: what was found in the data; set before training.
-        folder: of the run, or None.
+        saved: its folder and checkpoints.
+        divergence: what is done about it.
         epoch: finished epochs.
         batch: batches read in the running epoch.
     """
@@ -65,42 +61,47 @@ class TrainingLoop:
     validation: Loader | None
     epochs: int
     callbacks: Sequence[Callback]
-    checkpoint_every: int
+    saving: InitVar[Saving]
+    divergence: Divergence
     survey: Survey | None = None
-    _warned: bool = False  # that the ratios have become one number
-    folder: RunFolder | None = None
     history: History = field(default_factory=History)
     epoch: int = 0
     batch: int = 0
     should_stop: bool = False
-    fingerprints: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _checkpointer: Checkpointer | None = None
-    _save_after_epoch: bool = False
-    _changed: set[str] = field(default_factory=set)  # of the settings of a resumed run
-    _state: TrainState | None = None  # that the run was resumed from
+    _warned: bool = False  # that the ratios have become one number
+
+    def __post_init__(self, saving: Saving) -> None:
+        self.saved = SavedRun(self, saving)
 
     def run(self) -> None:
         """Train until the last epoch or until a callback stops it."""
+        saved = self.saved
         try:
             self._call(lambda callback: callback.on_fit_start(self.distiller))
-            if (
-                self._state is not None and "trainable" not in self._changed
-            ):  # a callback may freeze at the start what it has unfrozen since
-                restore_trainable(self.step.student, self._state.trainable)
-            while self.epoch < self.epochs and not self.should_stop:
-                record = self._run_epoch()
-                self.history.append(record)
-                self._call(partial(self._end_epoch, record))
-                self.epoch, self.batch = self.epoch + 1, 0
-                if self.folder is not None:
-                    # The checkpoint comes first, also after the first epoch: a folder with metrics can always be resumed.
-                    due = self._save_after_epoch or self.epoch in (1, self.epochs) or self.should_stop
-                    if due or self.epoch % self.checkpoint_every == 0:
-                        self.save()
-                    self.folder.append_line("metrics.jsonl", record)
+            if self.divergence.how == "skip":
+                self.step.statistics.check_now()
+            saved.after_start()
+            with saved.signals if saved.folder is not None else nullcontext():
+                while self.epoch < self.epochs and not self.should_stop:
+                    try:
+                        self._take_epoch()
+                    except DivergenceError as error:
+                        self.divergence.roll_back(error)
+                        saved.return_to("last")
             self._call(lambda callback: callback.on_fit_end(self.distiller))
+        except (InputError, DivergenceError):
+            saved.after_error()
+            raise
         finally:
             self._call(lambda callback: callback.on_exit(self.distiller))
+            saved.close()
+
+    def _take_epoch(self) -> None:
+        record = self._run_epoch()
+        self.history.append(record)
+        self._call(partial(self._end_epoch, record))
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.saved.after_epoch(record, last=self.epoch == self.epochs or self.should_stop)
 
     def _call(self, hook: Callable[[Callback], None]) -> None:
         for callback in self.callbacks:
@@ -109,44 +110,47 @@ class TrainingLoop:
     def _end_epoch(self, record: dict[str, Any], callback: Callback) -> None:
         callback.on_epoch_end(self.distiller, record)
 
-    def _mark_epoch(self) -> None:
-        """Keep the random states at the start of an epoch: from them the order of its batches can be repeated."""
-        self._random_at_epoch = RandomStates.capture(self.step.reader.device)
-        self._order_at_epoch = self._order()
-
     def _run_epoch(self) -> dict[str, Any]:
         started = time.perf_counter()
         step, optimizer = self.step, self.distiller.optimizer
         held = {id(param) for group in optimizer.param_groups for param in group["params"]}
         outside = [param for param in trainable(step.student).values() if id(param) not in held]
         if self.batch == 0:
-            self._mark_epoch()
-            self._start_epoch()
+            self.saved.mark_epoch()
+            self.start_epoch()
             batches = iter(self.train_loader)
         else:
-            batches = self._resumed_batches()
+            batches = self.saved.rest_of_epoch()
         for microbatches in _grouped(batches, self.distiller.accumulate):
             forget_gradients(optimizer)
             for param in outside:
                 param.grad = None
-            samples = 0
-            for item in microbatches:
-                batch = step.reader.read(item, "training loader")
-                loss = step.loss(batch)
-                if self.distiller.accumulate == 1:
-                    loss.backward()
-                else:  # the mean over all samples of the step, whose number is not known before the last microbatch
-                    (loss * len(batch)).backward()
-                    samples += len(batch)
-                self.batch += 1
-            self._update(samples)
+            with self.divergence.step(step):
+                self._take_step(microbatches)
+            for item in microbatches:  # what is left of a step that was left out
+                self.batch, self.saved.last = self.batch + 1, item
             if self.distiller.scheduler is not None and self.distiller.scheduler_every == "step":
                 step_scheduler(self.distiller.scheduler, None)
             self._call(lambda callback: callback.on_step_end(self.distiller))
+            self.saved.after_step()
         if not step.statistics.count:
             again = " again: it can be read only once; give a list or a DataLoader" if self.epoch else ""
             raise InputError(f"the training loader is empty in epoch {self.epoch + 1}{again}")
         return self._finish_epoch(started)
+
+    def _take_step(self, microbatches: Iterator[Any]) -> None:
+        samples = 0
+        for item in microbatches:
+            self.batch, self.saved.last = self.batch + 1, item
+            batch = self.step.reader.read(item, "training loader")
+            loss = self.step.loss(batch)
+            if self.distiller.accumulate == 1:
+                loss.backward()
+            else:  # the mean over all samples of the step, whose number is not known before the last microbatch
+                (loss * len(batch)).backward()
+                samples += len(batch)
+        self.divergence.check_gradient(self.step)
+        self._update(samples)
 
     def _update(self, samples: int) -> None:
         """Scale accumulated gradients, clip, and take the optimizer's step, whose hooks do the rest."""
@@ -158,16 +162,17 @@ class TrainingLoop:
                 torch.nn.utils.clip_grad_norm_(params, self.step.clip_norm)
         self.distiller.optimizer.step()
 
-    def _start_epoch(self) -> None:
+    def start_epoch(self) -> None:
+        """Set the view of the data, and tell the step."""
         views = views_of(self.train_loader)
         if views is not None:
             set_view(self.train_loader, self.epoch % views)
         self.step.start_epoch(self.epoch, self.epochs)
 
     def _finish_epoch(self, started: float) -> dict[str, Any]:
+        metrics = self._evaluate()
         statistics = self.step.statistics.summary()
         self._watch_ratios(statistics["alpha_saturated"])
-        metrics = self.distiller.evaluate(self.validation) if self.validation is not None else {}
         optimizer = self.distiller.optimizer
         rate = optimizer.param_groups[0]["lr"]
         if self.distiller.scheduler is not None and self.distiller.scheduler_every == "epoch":
@@ -179,6 +184,16 @@ class TrainingLoop:
             record |= {"val_loss": metrics["nll"], "val_accuracy": metrics["accuracy"]}
             record[f"val_{primary}"] = metrics[primary]
         return record | statistics | {"seconds": round(time.perf_counter() - started, 4)}
+
+    def _evaluate(self) -> dict[str, float]:
+        """Metrics on the validation set; a signal does not wait for them."""
+        while self.validation is not None:
+            try:
+                with self.saved.signals.at_once():
+                    return self.distiller.evaluate(self.validation)
+            except Signalled:
+                self.saved.end_if_signalled()
+        return {}
 
     def _watch_ratios(self, saturated: float | None) -> None:
         """Warn, once, where a learned ratio has become the same end of [0, 1] for all samples."""
@@ -192,114 +207,6 @@ class TrainingLoop:
             "samples: the ratio no longer learns. A penalty > 0 or a smaller lr of the method prevents this",
             *(self.epoch + 1, end, 100 * disagreement),
         )
-
-    # ---- checkpoints
-
-    def save(self) -> None:
-        """Write a checkpoint now, between two optimizer steps; at the end of an epoch after all callbacks."""
-        if not self.step.parallel.is_main:
-            return
-        if self.folder is None:
-            raise InputError("a checkpoint is written in the folder of a run: fit(..., out=...)")
-        self._save_after_epoch = len(self.history) > self.epoch
-        if self._save_after_epoch:
-            return
-        if self._checkpointer is None:
-            self._checkpointer = Checkpointer(self.folder.path)
-        self._checkpointer.save(self.state())
-
-    def state(self) -> TrainState:
-        """Everything that a resumed run needs."""
-        assert self.survey is not None
-        if self.batch == 0:
-            self._mark_epoch()
-        return TrainState(
-            epoch=self.epoch,
-            batch=self.batch,
-            student=plain_state(self.step.student),
-            optimizer=self.distiller.optimizer.state_dict(),
-            scheduler=None if self.distiller.scheduler is None else self.distiller.scheduler.state_dict(),
-            step=self.step.state_dict(),
-            survey=vars(self.survey),
-            callbacks=[[type(c).__name__, c.state_dict()] for c in self.callbacks if c.state_dict()],
-            history=list(self.history),
-            should_stop=self.should_stop,
-            random=RandomStates.capture(self.step.reader.device),
-            random_at_epoch=self._random_at_epoch,
-            order=self._order(),
-            order_at_epoch=self._order_at_epoch,
-            fingerprints=self.fingerprints,
-            parameters=names_by_group(self.distiller.optimizer, self.step.student),
-            trainable=trainable_names(self.step.student),
-        )
-
-    def open(self, out: Path, *, resume: bool, accept: Sequence[str]) -> TrainState | None:
-        """Note what is trained in the folder of the run; the checkpoint to resume, if it is of the same training.
-
-        Raises:
-            InputError: where there is none, and for a difference that the user does not accept.
-        """
-        self.fingerprints = fingerprints_of(self, resume=resume)
-        if not resume:
-            return None
-        state = Checkpointer(out).load()
-        self._changed = accepted_changes(state, self.fingerprints, accept)
-        return state
-
-    def load(self, state: TrainState) -> None:
-        """Continue from a checkpoint; InputError where it is of another student, optimizer, scheduler or callbacks."""
-        self.epoch, self.batch, self.should_stop = state.epoch, state.batch, state.should_stop
-        try:
-            load_plain_state(self.step.student, state.student)
-            restore_optimizer(self.distiller, self.step.student, state, self._changed)
-            self.step.epoch, self.step.epochs = self.epoch, self.epochs
-            self.step.load_state_dict(state.step)
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"the checkpoint does not fit this student, optimizer, scheduler and method: {one_line(error)}"
-            ) from error
-        self._load_callbacks(state.callbacks)
-        self.history.extend(state.history)
-        self._random_at_epoch, self._order_at_epoch = state.random_at_epoch, state.order_at_epoch
-        self._state = state
-        self._restore_random(state.random, state.order)
-        if self.folder is not None:
-            self.folder.write_lines("metrics.jsonl", self.history)
-
-    def _load_callbacks(self, states: list[list[Any]]) -> None:
-        waiting = list(self.callbacks)
-        for name, state in states:
-            callback = next((c for c in waiting if type(c).__name__ == name), None)
-            if callback is None:
-                raise InputError(f"the run to resume had a callback {name}, and this one has none")
-            waiting.remove(callback)
-            callback.load_state_dict(state)
-
-    def _resumed_batches(self) -> Iterator[Any]:
-        """The rest of an epoch that was interrupted: its order is repeated, and the batches that were used are skipped."""
-        state = self._state
-        assert state is not None
-        self._restore_random(state.random_at_epoch, state.order_at_epoch)
-        self._start_epoch()
-        batches = iter(self.train_loader)
-        skipped = sum(1 for _ in islice(batches, self.batch))
-        if skipped < self.batch:
-            raise InputError(f"the training loader yields {skipped} batches, and {self.batch} of the epoch were used")
-        self.step.load_state_dict(state.step)
-        self._restore_random(state.random, state.order)
-        return batches
-
-    def _restore_random(self, states: RandomStates, order: Tensor | None) -> None:
-        generator = order_of(self.train_loader)
-        if generator is not None and order is not None:
-            generator.set_state(order)
-        states.restore(self.step.reader.device)
-
-    def _order(self) -> Tensor | None:
-        generator = order_of(self.train_loader)
-        return None if generator is None else generator.get_state()
 
 
 def _grouped(batches: Iterator[Any], size: int) -> Iterator[Iterator[Any]]:

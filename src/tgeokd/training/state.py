@@ -88,6 +88,9 @@ class TrainState:
     fingerprints: dict[str, dict[str, Any]] = field(default_factory=dict)  # of configuration, data and teacher
     parameters: list[list[str]] | None = None  # names in each group of the optimizer; None in older checkpoints
     trainable: list[str] | None = None  # names of the parameters that are not frozen
+    loader: dict[str, Any] | None = None  # state of a training loader that has one
+    last_batch: str | None = None  # digest of the batch before the position, to recognise it
+    divergence: list[int] = field(default_factory=lambda: [0, 0])  # steps skipped, returns to a checkpoint
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:

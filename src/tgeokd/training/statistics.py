@@ -25,6 +25,10 @@ class EpochStatistics:
         self.count = 0
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self._device)
 
+    def check_now(self) -> None:
+        """Check every loss at once, also on an accelerator, which then waits in every step."""
+        self._guard.immediate = True
+
     def update(self, result: SampleLoss, given: LossInputs, step: int, model_inputs: Any = None) -> None:
         """Add a microbatch of a step, given by its index.
 
