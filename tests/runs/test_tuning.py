@@ -122,7 +122,7 @@ def spied(monkeypatch):
 )
 def test_a_trial_never_sees_what_judges_it_nor_the_test_set(teacher, spied, settings, samples):
     config = short(*settings)
-    score = trial(config, teacher)
+    score = trial(config, teacher, teacher.with_suffix(".trial"))
     (distiller,) = spied
     assert distiller.step == 2 * math.ceil(samples / 64)
     _, judged = halves(load_data(config), config.seed)
@@ -143,7 +143,7 @@ def test_nan_in_the_half_that_is_seen_would_be_noticed(teacher, monkeypatch, set
 
     monkeypatch.setattr(run_module, "halves", broken)
     with pytest.raises((InputError, DivergenceError)):
-        trial(short(*settings), teacher)
+        trial(short(*settings), teacher, teacher.with_suffix(".trial"))
 
 
 # ---- a tuned comparison
@@ -159,9 +159,9 @@ def tuned(tmp_path_factory):
     out = tmp_path_factory.mktemp("tuned") / "tuned"
     tried, said = [], []
 
-    def counted(config, teacher):
+    def counted(config, teacher, out):
         tried.append((config, teacher))
-        return trial(config, teacher)
+        return trial(config, teacher, out)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tgeokd.runs.executors.ProcessPoolExecutor", InlinePool)
@@ -248,9 +248,9 @@ def test_resuming_runs_no_finished_trial_again(tuned, tmp_path, monkeypatch):
     assert len(before) == TUNE * len(ROWS) - 1
     tried = []
 
-    def counted(config, teacher):
+    def counted(config, teacher, out):
         tried.append(config)
-        return trial(config, teacher)
+        return trial(config, teacher, out)
 
     monkeypatch.setattr("tgeokd.runs.executors.ProcessPoolExecutor", InlinePool)
     monkeypatch.setattr(module, "trial", counted)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tgeokd.cli import options
 from tgeokd.cli.output import interruptible, metrics_line, say
-from tgeokd.utils.errors import InputError
+from tgeokd.utils.errors import DivergenceError, InputError
 
 if TYPE_CHECKING:
     from tgeokd.data import TaskData
@@ -26,6 +26,7 @@ def distill(
     seed: options.RunSeed = None,
     out: Annotated[Path | None, options.optional("Folder of the run.", "runs/TASK-METHOD-SEED")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help=_RESUME_HELP)] = None,
+    best: Annotated[bool, typer.Option("--best", help="With --resume: go on from the best checkpoint.")] = False,
     settings: options.Settings = None,
 ) -> None:
     """Distil one student.
@@ -60,6 +61,8 @@ def distill(
         chosen = options.with_data_dir(chosen, data_dir)
         check(chosen)
         folder = RunFolder(out, resume=True, checkpoint_needed=(out / "metrics.jsonl").exists())
+    elif best:
+        raise InputError("--best goes on with a run: give --resume DIR too")
     else:
         chosen = options.config_of(task, config, preset_name, settings, data_dir, method, seed)
         out = out or Path("runs") / f"{chosen.task}-{chosen.method}-{chosen.seed}"
@@ -74,10 +77,21 @@ def distill(
             say(f"  {metrics_line(build_teacher(chosen, load_data(chosen), teacher, progress=True))}")
         say(f"student by {chosen.method}")
         begun = folder.has_checkpoint
+        if best and not begun:
+            raise InputError(f"--best: {out} holds no checkpoint of the student")
         if settings and not begun:
             folder.write_yaml("config.yaml", chosen.to_dict())
         changes = accepted if settings and begun and resume is not None else None
-        result = run(chosen, teacher, out, resume=begun, progress=True, accept_changes=changes)
+        try:
+            going_on: Literal["best"] | bool = "best" if best else begun
+            result = run(chosen, teacher, out, resume=going_on, progress=True, accept_changes=changes)
+        except DivergenceError as error:
+            if not folder.has_checkpoint:  # it was in the first epoch
+                raise
+            raise DivergenceError(
+                f"{error}. The last checkpoint is kept: tgeokd distill --resume {out} --set student.optimizer.lr=... goes "
+                "on from there with another rate; --set on_divergence=skip or rollback goes on by itself"
+            ) from error
         report = build_report(out)
     say(f"  {metrics_line(result.metrics)}, after {result.epochs} epochs in {result.seconds:.1f} s")
     say(f"report: {report}")

@@ -73,7 +73,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command. Exit codes: 0 done, 2 wrong input, 3 training diverged, 130 or 143 interrupted, 1 anything else."""
+    """Run the command. Exit codes: 0 done, 2 wrong input, 3 diverged, 130, 138 or 143 interrupted, 1 anything else."""
     try:
         with _signals(), warnings.catch_warnings():
             warnings.filterwarnings("default", ".* is now called ", DeprecationWarning)
@@ -102,8 +102,9 @@ def _end(message: str, code: int) -> NoReturn:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Handle SIGTERM like Ctrl-C, and end worker processes with either of them."""
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Handle SIGTERM and SIGUSR1 like Ctrl-C, and end worker processes with any of them."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    before = {number: signal.signal(number, _interrupt) for number in numbers}
     try:
         yield
     finally:

@@ -101,6 +101,7 @@ def build_distiller(
         accelerator=config.accelerator,
         precision=config.precision,
         compile=config.compile,
+        on_divergence=config.on_divergence,
         allow_bad_teacher=config.allow_bad_teacher,
         progress=progress,
     )
@@ -127,6 +128,11 @@ def fit(distiller: Distiller, recipe: Recipe, data: TaskData, *, with_held_out: 
     train = data.training_loader(recipe.batch_size, with_held_out=with_held_out)
     validation = data.ordered_loader(data.held_out, recipe.held_out_batch_size)
     distiller.fit(train, validation, epochs=recipe.epochs, patience=recipe.patience, **options)
+
+
+def saving(config: RunConfig) -> dict[str, Any]:
+    """The arguments of :meth:`~tgeokd.Distiller.fit` that say when checkpoints are written."""
+    return {name: getattr(config, name) for name in ("checkpoint_every", "checkpoint_minutes", "keep_checkpoints")}
 
 
 def use_threads(config: RunConfig) -> None:

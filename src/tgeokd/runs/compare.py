@@ -20,7 +20,7 @@ from tgeokd.runs.results import ComparisonResults, DataVariant, MethodSpec, RunR
 from tgeokd.runs.single import Score, check, halves, run, trial
 from tgeokd.runs.statistics import paired_table, summarise
 from tgeokd.runs.stored import computed, result_key, stored
-from tgeokd.runs.teacher import build_teacher, cache_teacher_logits
+from tgeokd.runs.teacher import build_teacher, cache_teacher_logits, forget_training
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import RunFolder, slug
 
@@ -148,6 +148,7 @@ def _teacher_job(config: RunConfig, path: Path) -> dict[str, float]:
         known.unlink(missing_ok=True)
     key = result_key("teacher", config)
     metrics: dict[str, float] = computed(known, key, lambda: build_teacher(config, load_data(config), path))
+    forget_training(path)
     options = _sharing_logits(config, path).teacher_cache
     if options is not None and options.folder is not None:
         cache_teacher_logits(config, load_data(config), path, Path(options.folder))
@@ -157,7 +158,8 @@ def _teacher_job(config: RunConfig, path: Path) -> dict[str, float]:
 def _trial_job(config: RunConfig, teacher: Path, path: Path) -> Score:
     """Run one trial, or read its score."""
     key = result_key("trial", config, teacher)
-    return Score(**computed(path, key, lambda: dataclasses.asdict(trial(_sharing_logits(config, teacher), teacher))))
+    config, work = _sharing_logits(config, teacher), path.with_suffix(".training")
+    return Score(**computed(path, key, lambda: dataclasses.asdict(trial(config, teacher, work))))
 
 
 def _run_job(config: RunConfig, teacher: Path, out: Path) -> RunRecord:

@@ -18,6 +18,7 @@ from tgeokd.data import TASKS
 from tgeokd.methods import current_names
 from tgeokd.runs.results import TrainOn
 from tgeokd.teachers import TeacherCacheOptions
+from tgeokd.training.divergence import OnDivergence
 from tgeokd.utils.errors import InputError, check_names, one_line
 from tgeokd.utils.files import user_path
 from tgeokd.utils.validation import Config, StrictBool, StrictFloat, StrictInt, replace, validate_config, validate_value
@@ -147,7 +148,10 @@ class RunConfig(Config):
     temperature: StrictFloat = 4.0  # ``tau`` of the teacher term
     teacher_cache: _CacheOptions = None
     allow_bad_teacher: StrictBool = False  # warn instead of refusing a teacher that cannot be the one of these samples
-    checkpoint_every: Positive = 1  # epochs between two checkpoints of the student
+    checkpoint_every: Positive = 1  # epochs between two checkpoints, of the teacher's training too
+    checkpoint_minutes: Annotated[StrictFloat, Field(gt=0)] | None = 5.0  # after which one is written within an epoch
+    keep_checkpoints: Positive = 2  # of the newest; the newest of the end of an epoch and the best one are kept too
+    on_divergence: OnDivergence = "stop"  # or skip, or rollback, see tgeokd.Distiller
     seed: Annotated[StrictInt, Field(ge=0, lt=2**31)] = 0  # of everything random: split, noise, weights, order
     accelerator: str = "auto"  # as in Lightning Fabric
     precision: str = "32-true"  # as in Lightning Fabric

@@ -25,6 +25,9 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "options": ("options",),
     "precision": ("precision",),
     "checkpoint_every": (),
+    "checkpoint_minutes": (),
+    "keep_checkpoints": (),
+    "on_divergence": (),
     "accelerator": (),
     "threads": (),
 }

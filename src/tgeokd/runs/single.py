@@ -1,18 +1,19 @@
 """One run from its config: data, teacher, student, results."""
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from tgeokd.data import TaskData
 from tgeokd.data.datasets import subset
-from tgeokd.runs.build import build_distiller, build_student, fit, load_data, method_of, use_threads
+from tgeokd.runs.build import build_distiller, build_student, fit, load_data, method_of, saving, use_threads
 from tgeokd.runs.config import RunConfig
 from tgeokd.runs.results import RunRecord, RunResults
 from tgeokd.runs.resumed import NewConfig
@@ -21,7 +22,7 @@ from tgeokd.runs.teacher import both_metrics, check_teacher, load_teacher
 from tgeokd.training.callbacks import Callback
 from tgeokd.training.distiller import Distiller
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import RunFolder
+from tgeokd.utils.files import RunFolder, begun
 from tgeokd.utils.memory import PeakMemory
 
 
@@ -50,7 +51,7 @@ def run(
     teacher_path: Path,
     out: Path | None = None,
     *,
-    resume: bool = False,
+    resume: bool | Literal["best"] = False,
     progress: bool = False,
     key: str | None = None,
     accept_changes: Sequence[str] | None = None,
@@ -61,7 +62,7 @@ def run(
         config: the run, as :func:`check` accepts it.
         teacher_path: the teacher, as :func:`~tgeokd.runs.teacher.build_teacher` saved it.
         out: folder for the run's files; None writes nothing.
-        resume: continue the run in ``out``.
+        resume: continue the run in ``out``; ``"best"`` from its best checkpoint.
         progress: show a progress bar.
         key: stored with the results, see :mod:`tgeokd.runs.stored`.
         accept_changes: of a run that is resumed with another config, which replaces ``config.yaml``, as
@@ -89,16 +90,18 @@ def run(
     return record
 
 
-def trial(config: RunConfig, teacher_path: Path) -> Score:
+def trial(config: RunConfig, teacher_path: Path, out: Path) -> Score:
     """Train with one choice of hyper-parameters and judge it on half of the validation set.
 
     The training uses only the other half (as outer samples, or among its training samples), so that the judgement is fair to
-    methods that learn from validation samples. The test set is not used.
+    methods that learn from validation samples. The test set is not used. ``out`` is a folder for checkpoints: a trial that was
+    interrupted is continued by the next call, and the folder is removed at the end.
     """
     data = load_data(config)
     seen, judged = halves(data, config.seed)
     data = dataclasses.replace(data, held_out=seen)
-    distiller, seconds, _ = _train(config, data, teacher_path)
+    distiller, seconds, _ = _train(config, data, teacher_path, out=out, resume=begun(out))
+    shutil.rmtree(out, ignore_errors=True)
     return Score(distiller.evaluate(data.ordered_loader(judged))[data.metrics.choose_by], round(seconds, 3))
 
 
@@ -131,10 +134,11 @@ def _train(
     student = build_student(config, data)
     distiller = build_distiller(student, teacher, method, config, config.student, data, progress=progress)
     distiller.callbacks.extend(callbacks)
-    both, interval = config.train_on == "train+val", config.checkpoint_every
+    both = config.train_on == "train+val"
+    files |= saving(config)
     started = time.perf_counter()
     with PeakMemory(distiller.device) as memory:
-        fit(distiller, config.student, data, with_held_out=both, seed=config.seed, checkpoint_every=interval, **files)
+        fit(distiller, config.student, data, with_held_out=both, seed=config.seed, **files)
     # Of a resumed run, the epochs that an earlier process trained count too.
     earlier = sum(record["seconds"] for record in distiller.history[: distiller.resumed_at])
     seconds = earlier + time.perf_counter() - started

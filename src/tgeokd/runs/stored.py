@@ -16,13 +16,16 @@ from tgeokd.utils.integrity import sha256
 
 def result_key(what: str, config: RunConfig, teacher: Path | None = None) -> str:
     """A digest of everything that a result depends on. It does not depend on where its data and its teacher cache are stored,
-    nor on whether a bad teacher is refused.
+    nor on whether a bad teacher is refused, nor on when checkpoints are written.
 
     ``what`` is the sort of the result, for example ``"trial"``, and ``teacher`` the file of the teacher.
     """
     options = config.teacher_cache and dataclasses.replace(config.teacher_cache, folder=None)
     settings = replace(config, data_dir=None, teacher_cache=options).to_dict()
-    del settings["allow_bad_teacher"]
+    for name in ("allow_bad_teacher", "checkpoint_minutes", "keep_checkpoints"):
+        del settings[name]
+    if config.on_divergence == "stop":
+        del settings["on_divergence"]  # results of versions without this setting
     digest = hashlib.sha256(json.dumps([SCHEMA_VERSION, what, settings], sort_keys=True, default=str).encode())
     if teacher is not None:
         digest.update(bytes.fromhex(sha256(teacher)))

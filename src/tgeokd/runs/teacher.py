@@ -1,5 +1,6 @@
 """The teacher of a run: trained here, read from a checkpoint, or predictions from a file."""
 
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +22,12 @@ from tgeokd.runs.build import (
     build_teacher_network,
     fit,
     load_data,
+    saving,
     teacher_seed,
     use_threads,
 )
 from tgeokd.runs.config import FeaturesConfig, RunConfig, replace
-from tgeokd.runs.folds import out_of_fold
+from tgeokd.runs.folds import WHOLE, out_of_fold
 from tgeokd.teachers import CLASSIFIERS, StoredPredictions, TeacherCache, TeacherCacheOptions, fit_classifier
 from tgeokd.teachers.checkpoint import load_teacher_weights
 from tgeokd.training.checkpoint import write_weights
@@ -33,6 +35,7 @@ from tgeokd.training.distiller import Distiller
 from tgeokd.training.parallel import ParallelContext
 from tgeokd.training.teacher_check import TeacherCheck
 from tgeokd.utils.errors import DivergenceError, InputError, one_line
+from tgeokd.utils.files import begun
 from tgeokd.utils.validation import call_validated
 
 _BATCH = 256
@@ -107,7 +110,9 @@ def _check_pretrained(network: nn.Module, config: RunConfig, data: TaskData) -> 
 def build_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: bool = False) -> dict[str, float]:
     """Train or read the teacher, and save it: the weights of a network that sees the student's inputs, otherwise predictions.
 
-    A network is trained on the training labels, its epoch chosen on the validation set where the recipe has a patience.
+    A network is trained on the training labels, its epoch chosen on the validation set where the recipe has a patience. Its
+    checkpoints are in ``NAME.training`` beside ``path`` until it is saved: a training that was interrupted is continued by the
+    next call.
 
     Returns:
         Metrics on the test set, unless a file of predictions lacks it, and on the validation set as ``val_...``.
@@ -118,28 +123,42 @@ def build_teacher(config: RunConfig, data: TaskData, path: Path, *, progress: bo
         if _kind(config) == "predictions":
             stored = _read_predictions(config, data)
         elif _kind(config) == "classifier":
-            stored = _trained_predictions(lambda part: _fit_classifier(config, part), config, data)
+            stored = _trained_predictions(lambda part, _: _fit_classifier(config, part), config, data)
         else:
-            own = _as_the_teacher_sees_it(config)
-            stored = _trained_predictions(
-                lambda part: _train_network(own, part, progress).student, config, load_data(own)
-            )
+            own, work = _as_the_teacher_sees_it(config), _training_folder(path)
+
+            def train(part: TaskData, name: str) -> nn.Module:
+                return _train_network(own, part, work / name, progress).student
+
+            stored = _trained_predictions(train, config, load_data(own))
         stored.save(path)
+        forget_training(path)
         return _stored_metrics(stored, data)
-    distiller = _train_network(config, data, progress)
+    distiller = _train_network(config, data, _training_folder(path), progress)
     write_weights(path, distiller.student, data.class_names)
+    forget_training(path)
     return both_metrics(distiller.evaluate, data)
 
 
-def _train_network(config: RunConfig, data: TaskData, progress: bool) -> Distiller:
-    """A network with its weights read or trained, and what evaluates it."""
+def forget_training(path: Path) -> None:
+    """Remove the checkpoints of the training of a teacher that was saved."""
+    shutil.rmtree(_training_folder(path), ignore_errors=True)
+
+
+def _training_folder(path: Path) -> Path:
+    return path.with_suffix(".training")
+
+
+def _train_network(config: RunConfig, data: TaskData, out: Path, progress: bool) -> Distiller:
+    """A network with its weights read, or trained with checkpoints in a folder, and what evaluates it."""
     network = build_teacher_network(config, data)
     distiller = build_distiller(network, None, build_method("ce"), config, config.teacher, data, progress=progress)
     if config.teacher.weights is not None:
         _load_weights(network, config, data)
     elif config.teacher.epochs > 0:
         try:
-            fit(distiller, config.teacher, data, seed=teacher_seed(config))
+            files: dict[str, Any] = {"out": out, "resume": begun(out)}
+            fit(distiller, config.teacher, data, seed=teacher_seed(config), **files, **saving(config))
         except DivergenceError as error:
             raise DivergenceError(f"the teacher's training: {error}") from error
     return distiller
@@ -193,11 +212,11 @@ def _fit_classifier(config: RunConfig, data: TaskData) -> Any:
     return fit_classifier(options.pop("name"), options, data, seed=teacher_seed(config))
 
 
-def _trained_predictions(train: Callable[[TaskData], Any], config: RunConfig, data: TaskData) -> StoredPredictions:
+def _trained_predictions(train: Callable[[TaskData, str], Any], config: RunConfig, data: TaskData) -> StoredPredictions:
     """Predictions for all samples by a teacher that is trained here; out of fold where the recipe says so."""
     if config.teacher.folds > 1:
         return out_of_fold(train, data, config.teacher.folds, seed=teacher_seed(config))
-    return _predict_all(train(data), data)
+    return _predict_all(train(data, WHOLE), data)
 
 
 def _predict_all(teacher: Any, data: TaskData) -> StoredPredictions:

@@ -133,6 +133,8 @@ class TrainingLoop:
                 step_scheduler(self.distiller.scheduler, None)
             self._call(lambda callback: callback.on_step_end(self.distiller))
             self.saved.after_step()
+        if self.batch and not step.statistics.count:
+            raise DivergenceError(f"every step of epoch {self.epoch + 1} was skipped")
         if not step.statistics.count:
             again = " again: it can be read only once; give a list or a DataLoader" if self.epoch else ""
             raise InputError(f"the training loader is empty in epoch {self.epoch + 1}{again}")

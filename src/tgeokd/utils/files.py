@@ -92,6 +92,11 @@ def slug(text: str) -> str:
     return "-".join("".join(c if c.isalnum() or c in "=.+-_" else " " for c in text).split())
 
 
+def begun(folder: Path) -> bool:
+    """Whether a folder holds a training that can be continued."""
+    return any((folder / CHECKPOINTS).glob("*.pt"))
+
+
 class RunFolder:
     """The files of one run, for one process at a time.
 
@@ -141,7 +146,7 @@ class RunFolder:
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is a state to resume from."""
-        return any((self.path / CHECKPOINTS).glob("step-*.pt"))
+        return begun(self.path)
 
     def write_json(self, name: str, content: Any, *, compact: bool = False) -> None:
         """Write a JSON file (see :func:`write_json`)."""
