@@ -28,7 +28,7 @@ from resumed_runs import (
 )
 from small_training import CountedTeacher, Recorder, Unsized, data, refused
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from tgeokd import MetaWeightNet, TGeoKD
 from tgeokd.data.arrays import ArrayDataset
@@ -218,3 +218,80 @@ def test_a_loader_that_became_shorter_is_refused(tmp_path):
     with refused("training loader", "2 batches", 3):
         fit_list(batches[:2], distiller_of("kd"), out=tmp_path, resume=True)
     assert contents(tmp_path / "checkpoints") == before
+
+
+# ---- loaders that know, or do not know, where they were
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=[pytest.mark.process, pytest.mark.slow])])
+@pytest.mark.parametrize("step", [3, 7, 10])
+@pytest.mark.parametrize("generator_seed", [None, 3])
+def test_a_stateful_loader_continues_where_it_was(tmp_path, step, workers, generator_seed):
+    """Its state holds the order; random numbers that worker processes draw are not part of it."""
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+
+    def fit(distiller, **options):
+        torch.manual_seed(12 if options.get("resume") else 11)  # the loader draws the seed of its order
+        generator = None if generator_seed is None else torch.Generator().manual_seed(generator_seed)
+        dataset = TensorDataset(*data(SAMPLES)) if workers else Augmented(SAMPLES, 0)
+        loader = stateful.StatefulDataLoader(dataset, 8, shuffle=True, num_workers=workers, generator=generator)
+        distiller.fit(loader, validation_loader(), epochs=2, **options)
+
+    method = TGeoKD(outer="holdout", update_interval=2)
+    cut_off_and_resumed(tmp_path, lambda callback: distiller_of(method, callback), step, fit, save_and_crash)
+
+
+def test_a_stateful_loader_does_not_read_its_samples_again(tmp_path):
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+    read = []
+
+    class Counted(Augmented):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    def fit(distiller, **options):
+        loader = stateful.StatefulDataLoader(Counted(SAMPLES, 0), 8, shuffle=True)
+        distiller.fit(loader, epochs=1, **options)
+
+    with pytest.raises(CutOff):
+        fit(distiller_of("ce", At(5, save_and_crash)), out=tmp_path)
+    read.clear()
+    fit(distiller_of("ce"), out=tmp_path, resume=True)
+    assert len(read) == SAMPLES - 5 * 8
+
+
+class AnotherOrder:
+    """Yields its batches in an order that no random state determines."""
+
+    def __init__(self, batches):
+        self.batches, self.passes = batches, 0
+
+    def __iter__(self):
+        self.passes += 1
+        shift = self.passes % len(self.batches)
+        yield from self.batches[shift:] + self.batches[:shift]
+
+
+@pytest.mark.parametrize(("step", "passes"), [(1, 1), (2 * STEPS + 2, 2)])
+def test_an_order_that_cannot_be_repeated_is_noticed_and_the_epoch_begins_anew(tmp_path, step, passes, caplog):
+    """It ends like a run that was cut off at the start of the epoch, where the loader yields the same from there on."""
+    begun = (step - 1) // STEPS * STEPS  # steps before the epoch
+
+    def fit(distiller, passes, **options):
+        loader = AnotherOrder([*train_loader(generator_seed=1)])
+        loader.passes = passes
+        distiller.fit(loader, validation_loader(), epochs=4, **options)
+
+    for name in ("a", "b"):
+        with pytest.raises(CutOff):
+            fit(distiller_of("kd", At(step, save_and_crash)), 0, out=tmp_path / name)
+    for path in (tmp_path / "b" / "checkpoints").glob("step-*-mid.pt"):
+        path.unlink()
+    noticed, anew = distiller_of("kd"), distiller_of("kd")
+    fit(noticed, passes, out=tmp_path / "a", resume=True)
+    assert len([message for message in caplog.messages if "StatefulDataLoader" in message]) == 1
+    fit(anew, passes + 1, out=tmp_path / "b", resume=True)  # the other one has used a pass in vain
+    assert anew.resumed_at == begun // STEPS
+    assert noticed.step == 4 * STEPS
+    assert_same_end(noticed, anew)

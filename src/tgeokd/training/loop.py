@@ -67,6 +67,7 @@ class TrainingLoop:
     history: History = field(default_factory=History)
     epoch: int = 0
     batch: int = 0
+    batches_ended: bool = False  # whether the running epoch has used all batches
     should_stop: bool = False
     _warned: bool = False  # that the ratios have become one number
 
@@ -112,7 +113,7 @@ class TrainingLoop:
 
     def _run_epoch(self) -> dict[str, Any]:
         started = time.perf_counter()
-        step, optimizer = self.step, self.distiller.optimizer
+        step, optimizer, self.batches_ended = self.step, self.distiller.optimizer, False
         held = {id(param) for group in optimizer.param_groups for param in group["params"]}
         outside = [param for param in trainable(step.student).values() if id(param) not in held]
         if self.batch == 0:
@@ -172,6 +173,7 @@ class TrainingLoop:
         self.step.start_epoch(self.epoch, self.epochs)
 
     def _finish_epoch(self, started: float) -> dict[str, Any]:
+        self.batches_ended = True
         metrics = self._evaluate()
         statistics = self.step.statistics.summary()
         self._watch_ratios(statistics["alpha_saturated"])

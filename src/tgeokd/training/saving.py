@@ -169,7 +169,8 @@ class SavedRun:
             fingerprints=self._fingerprints,
             parameters=names_by_group(distiller.optimizer, student),
             trainable=trainable_names(student),
-            loader=state_of(loop.train_loader),
+            # at the end of an epoch its state would be that of the next one, for which it draws random numbers
+            loader=state_of(loop.train_loader) if loop.batch and not loop.batches_ended else None,
             last_batch=batch_digest(self.last) if loop.batch else None,
             divergence=[loop.divergence.skipped, loop.divergence.rollbacks],
         )
@@ -219,8 +220,6 @@ class SavedRun:
         loop.divergence.skipped, loop.divergence.rollbacks = state.divergence
         self._random_at_epoch, self._order_at_epoch = state.random_at_epoch, state.order_at_epoch
         self.state = state
-        if state.batch == 0 and state.loader is not None:
-            load_state(loop.train_loader, state.loader)
         self._restore_random(state.random, state.order)
         if self.folder is not None:
             self.folder.write_lines("metrics.jsonl", loop.history)
