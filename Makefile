@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast lint format bench results clean
+.PHONY: demo test test-fast lint format bench torture results clean
 
 demo: $(VENV)/.installed
 	$(BIN)/tgeokd demo
@@ -26,6 +26,10 @@ format: $(VENV)/.installed-dev
 # speed, memory and scale beside other implementations; about half an hour on a quiet machine; DATA=folder adds real data
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/bench.py $(if $(DATA),--data-dir "$(DATA)")
+
+# kills, signals, full disks, damaged and malicious files: the table of docs/reliability.md; 15 minutes, or SECONDS
+torture: $(VENV)/.installed-dev
+	$(BIN)/python -m tools.torture --seconds $(or $(SECONDS),900)
 
 # docs/results.md from the files in results/
 results: $(VENV)/.installed-dev

@@ -22,6 +22,7 @@ def checkpoint(run):
     path = run / files.CHECKPOINTS / "step-000000001.pt"
     path.parent.mkdir(parents=True)
     path.touch()
+    path.with_name(f"{path.name}.sha256").touch()
 
 
 def names(path):
@@ -44,13 +45,21 @@ def test_a_folder_with_other_things_is_taken(tmp_path):
     assert names(tmp_path) == ["notes.txt"]
 
 
-@pytest.mark.parametrize("mark", ["metrics.jsonl", "results.json", "student.safetensors", "checkpoints"])
+@pytest.mark.parametrize("mark", ["metrics.jsonl", "results.json", "student.safetensors"])
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path, mark):
     (tmp_path / mark).write_text("precious")
     with pytest.raises(InputError, match=mark.replace(".", r"\.")):
         RunFolder(tmp_path)
     assert names(tmp_path) == [mark]
     assert (tmp_path / mark).read_text() == "precious"
+
+
+def test_a_folder_whose_first_checkpoint_was_not_written_to_its_end_can_be_used(tmp_path):
+    checkpoint(tmp_path)
+    with pytest.raises(InputError, match="checkpoints"):
+        RunFolder(tmp_path)
+    (tmp_path / files.CHECKPOINTS / "step-000000001.pt.sha256").unlink()
+    RunFolder(tmp_path)
 
 
 @pytest.mark.parametrize("present", [[], ["metrics.jsonl"], ["checkpoints"]])

@@ -93,8 +93,8 @@ def slug(text: str) -> str:
 
 
 def begun(folder: Path) -> bool:
-    """Whether a folder holds a training that can be continued."""
-    return any((folder / CHECKPOINTS).glob("*.pt"))
+    """Whether a folder holds a training that can be continued: a checkpoint that was written to its end."""
+    return any(path.with_name(f"{path.name}.sha256").exists() for path in (folder / CHECKPOINTS).glob("*.pt"))
 
 
 class RunFolder:
@@ -127,7 +127,8 @@ class RunFolder:
                 left.unlink(missing_ok=True)
 
     def _refuse(self, resume: bool, checkpoint_needed: bool) -> None:
-        found = [mark for mark in MARKS if (self.path / mark).exists()]
+        # A process may have been killed between the creation of the folder of checkpoints and the first one in it.
+        found = [m for m in MARKS if (begun(self.path) if m == CHECKPOINTS else (self.path / m).exists())]
         if found and not resume:
             raise InputError(f"{self.path} already holds a run ({found[0]}); choose another folder, or resume it")
         if resume and checkpoint_needed and not self.has_checkpoint:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from tgeokd.utils.errors import InputError, cannot_write
+from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import replace_file, write_text
 
 
@@ -24,20 +25,19 @@ def checksum_file(path: Path) -> Path:
 def write_with_checksum(path: Path, write: Callable[[Path], object]) -> None:
     """:func:`~tgeokd.utils.files.replace_file`, and the checksum of what the file holds.
 
-    A process that is killed in between leaves a file without a checksum, never one with that of another content.
+    The checksum comes first: a process that is killed leaves no new file without one.
     """
-    digests: list[str] = []
 
     def noted(temporary: Path) -> None:
         write(temporary)
-        digests.append(sha256(temporary))
+        write_text(checksum_file(path), f"{sha256(temporary)}  {path.name}\n")
 
     try:
-        checksum_file(path).unlink(missing_ok=True)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    replace_file(path, noted)
-    write_text(checksum_file(path), f"{digests[0]}  {path.name}\n")
+        replace_file(path, noted)
+    except BaseException:
+        with suppress(OSError):
+            checksum_file(path).unlink(missing_ok=True)
+        raise
 
 
 def remove_with_checksum(path: Path) -> None:
