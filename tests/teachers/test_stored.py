@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.batch import Batch
 from tgeokd.teachers import StoredPredictions
-from tgeokd.utils.errors import InputError
+from tgeokd.utils.errors import InputError, StorageError
 
 SUFFIXES = (".npz", ".safetensors", ".parquet")
 PROBS = [[0.5, 0.25, 0.25], [0.125, 0.75, 0.125], [1.0, 0.0, 0.0]]
@@ -326,7 +326,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", half_written)
-    with pytest.raises(InputError, match="No space left"):
+    with pytest.raises(StorageError, match="No space left"):
         StoredPredictions(some_logits(3), torch.tensor([4, 5, 6])).save(path)
     assert torch.equal(StoredPredictions.from_file(path).stored_logits, old.stored_logits)
     assert list(tmp_path.iterdir()) == [path]

@@ -118,7 +118,9 @@ def signals(seconds: float, seed: int, undisturbed: Undisturbed) -> Row:
 
 def _at_calls(what: str, action: Callable[[str], None], seconds: float, seed: int, undisturbed: Undisturbed) -> Row:
     rng, counts, until = random.Random(seed), Counter[str](), time.monotonic() + seconds
-    places = [(t, number) for t in TRAININGS for number in range(1, len(undisturbed.calls[t.name]) + 1)]
+    # those of a comparison are of the same kinds as those of its runs
+    trainings = [each for each in TRAININGS if each.name != "compare"]
+    places = [(t, number) for t in trainings for number in range(1, len(undisturbed.calls[t.name]) + 1)]
     counts["possible"] = len(places)
     rng.shuffle(places)
     for training, number in places:

@@ -20,6 +20,7 @@ from tgeokd.runs.config import load_config
 from tgeokd.runs.results import RunResults, load_json
 from tgeokd.utils.errors import InputError, one_line
 from tgeokd.utils.files import replace_file
+from tgeokd.utils.spreadsheet import safe_cell
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ def predict(folder: Path, file: Path, out: Path, *, allow_unseen: bool = False) 
         file: the rows.
         allow_unseen: predict even where most values of a column are missing or were never seen in training.
         out: ``.parquet`` or ``.csv`` to write: ``id`` (the row number in the file), ``prob_0``, ``prob_1``, ... and
-            ``prediction``, the name of the most probable class. ``teacher.predictions`` accepts this file.
+            ``prediction``, the name of the most probable class; in a csv file with an apostrophe before a name that a
+            spreadsheet would execute. ``teacher.predictions`` accepts the Parquet file.
 
     Returns:
         Number of predicted rows.
@@ -66,6 +68,7 @@ def predict(folder: Path, file: Path, out: Path, *, allow_unseen: bool = False) 
     student.eval()
     import polars as pl
 
+    shown = [safe_cell(name) for name in names] if out.suffix == ".csv" else names
     strange = _Strange(encoder, str(file), allow_unseen)
 
     def table(rows: Any, frame: pl.DataFrame) -> pl.DataFrame:
@@ -74,7 +77,7 @@ def predict(folder: Path, file: Path, out: Path, *, allow_unseen: bool = False) 
         with torch.no_grad():
             batches = zip(numeric.split(ROWS), categorical.split(ROWS), strict=True)
             probs = torch.cat([class_logits(student, batch).softmax(dim=-1) for batch in batches]).numpy()
-        best = np.array(names)[probs.argmax(axis=1)]
+        best = np.array(shown)[probs.argmax(axis=1)]
         columns = {f"prob_{c}": probs[:, c] for c in range(len(names))}
         return pl.DataFrame({"id": np.asarray(rows, dtype=np.int64), **columns, "prediction": best})
 

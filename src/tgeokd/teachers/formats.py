@@ -121,10 +121,9 @@ def write_predictions(
                 }
             polars.DataFrame(columns).write_parquet(temporary)
 
-    try:
-        replace_file(path, write)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write the predictions {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write the predictions {path}: there is no folder {path.parent}")
+    replace_file(path, write)
 
 
 def _kind_of(names: Iterable[str], id_name: str) -> Kind:

@@ -66,6 +66,18 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def reserve(path: Path, size: int) -> None:
+    """Create a file of a size whose blocks exist: writing to a memory map of a sparse file on a full disk is a SIGBUS."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            if size:
+                os.posix_fallocate(file.fileno(), 0, size)
+            return
+        zeros = bytes(1 << 20)
+        for start in range(0, size, len(zeros)):
+            file.write(zeros[: size - start])
+
+
 def to_disk(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk."""
     if os.name == "nt" and path.is_dir():  # folders cannot be opened there

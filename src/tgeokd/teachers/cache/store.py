@@ -1,6 +1,7 @@
 """Stored logits of a teacher on disk: read through a memory map, written as a whole or not at all by one process at a time."""
 
 import glob
+import hashlib
 import json
 import logging
 import math
@@ -19,13 +20,15 @@ from torch import Tensor
 
 from tgeokd.teachers.cache.key import Samples
 from tgeokd.teachers.ids import IdIndex, check_repeats
-from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import user_path
+from tgeokd.utils.errors import InputError, cannot_write
+from tgeokd.utils.files import reserve, to_disk, user_path
+from tgeokd.utils.integrity import sha256
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 DESCRIPTION = "cache.json"
+FIELDS = {"key", "samples", "digests", "classes", "views", "dtype", "top_k"}
 DTYPES: dict[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 Predictions = Iterable[tuple[int, Tensor, Tensor]]
 
@@ -58,11 +61,11 @@ class TeacherCacheOptions:
 class TeacherCache:
     """Stored logits of N samples in V views, made by :func:`write_cache`.
 
-    A folder with ``cache.json``, which describes the rest; ``ids.i64``; ``digests.i64`` where the inputs have hashes;
-    ``logits.<dtype>`` of shape (V, N, K), where K is the number of classes or ``top_k``. With ``top_k`` also ``classes.i32``
-    (V, N, K) and ``others.fp32`` (V, N): the logit that the other classes share, which preserves their total probability at
-    temperature 1. At higher temperatures these classes become too probable (Jensen's inequality), and the total variation
-    distance from the teacher's probabilities is at most the total probability that they get.
+    A folder with ``cache.json``, which describes the rest and has its checksums; ``ids.i64``; ``digests.i64`` where the inputs
+    have hashes; ``logits.<dtype>`` of shape (V, N, K), where K is the number of classes or ``top_k``. With ``top_k`` also
+    ``classes.i32`` (V, N, K) and ``others.fp32`` (V, N): the logit that the other classes share, which preserves their total
+    probability at temperature 1. At higher temperatures these classes become too probable (Jensen's inequality), and the total
+    variation distance from the teacher's probabilities is at most the total probability that they get.
 
     Attributes:
         key: what the logits depend on.
@@ -76,21 +79,13 @@ class TeacherCache:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = user_path(folder)
-        try:
-            content = json.loads((self.folder / DESCRIPTION).read_text())
-        except OSError as error:
-            raise InputError(f"{self.folder} is not a teacher cache: it has no {DESCRIPTION}") from error
-        except ValueError as error:
-            raise InputError(f"the teacher cache {self.folder} is damaged: {DESCRIPTION} is not JSON") from error
-        found = content.get("format") if isinstance(content, dict) else None
-        if found != FORMAT:
-            raise InputError(f"the teacher cache {self.folder} has format {found}, and this version reads {FORMAT}")
-        self._description: dict[str, Any] = content
+        self._description = content = _description(self.folder)
         self.key: dict[str, str] = content["key"]
         self.num_classes, self.views, self.top_k = content["classes"], content["views"], content["top_k"]
         self.dtype: str = content["dtype"]
         # "c", copy on write: torch requires writable memory, and the files are never changed
         arrays = {name: array for name, (array, _) in _open(self.folder, content, "c").items()}
+        _verify(self.folder, content["sha256"])
         self.ids, self.digests = arrays.pop("ids"), arrays.pop("digests", None)
         self._arrays = arrays
         self._index = IdIndex(self.ids, f"the teacher cache {self.folder}")
@@ -157,10 +152,56 @@ class TeacherCache:
         )
 
 
+def _description(folder: Path) -> dict[str, Any]:
+    """The content of the description, which has a checksum of its own."""
+    try:
+        content = json.loads((folder / DESCRIPTION).read_text())
+    except OSError as error:
+        raise InputError(f"{folder} is not a teacher cache: it has no {DESCRIPTION}") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(folder, f"{DESCRIPTION} is not JSON") from error
+    content = content if isinstance(content, dict) else {}
+    found = content.get("format")
+    if found == 1 and content.keys() >= FIELDS:  # had no checksums
+        return {**content, "sha256": {}}
+    if found not in (None, 1, FORMAT):
+        raise InputError(
+            f"the teacher cache {folder} has format {found}, and this version reads {FORMAT}: delete the folder"
+        )
+    if content.pop("digest", None) != _digest(content):
+        raise _damaged(folder, f"{DESCRIPTION} differs from its checksum")
+    return content
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(folder: Path, reason: str) -> InputError:
+    return InputError(
+        f"the teacher cache {folder} is damaged: {reason}. Delete the folder: the teacher is queried again"
+    )
+
+
+def _verify(folder: Path, checksums: Mapping[str, str]) -> None:
+    """Compare the files with their checksums, each once in this process unless it has changed."""
+    for name, expected in checksums.items():
+        path = folder / name
+        state = path.stat()
+        key = (str(path.resolve()), state.st_size, state.st_mtime_ns)
+        if key not in _verified:
+            if sha256(path) != expected:
+                raise _damaged(folder, f"{name} differs from its checksum")
+            _verified.add(key)
+
+
+_verified: set[tuple[str, int, int]] = set()
+
+
 def _open(
-    folder: Path, description: Mapping[str, Any], mode: Literal["c", "w+"]
+    folder: Path, description: Mapping[str, Any], mode: Literal["c", "r+"]
 ) -> dict[str, tuple[Tensor, np.memmap[Any, Any]]]:
-    """The arrays of a cache and their memory maps, for reading (``c``) or creating (``w+``) its files."""
+    """The arrays of a cache and their memory maps, for reading (``c``) or creating (``r+``) its files."""
     n, views, top_k, dtype = (description[name] for name in ("samples", "views", "top_k", "dtype"))
     files: dict[str, tuple[str, torch.dtype, tuple[int, ...]]] = {"ids": ("ids.i64", torch.int64, (n,))}
     if description["digests"]:
@@ -174,7 +215,9 @@ def _open(
         path, size = folder / file, math.prod(shape) * kind.itemsize
         found = path.stat().st_size if path.is_file() else 0
         if mode == "c" and found != size:
-            raise InputError(f"the teacher cache {folder} is damaged: {file} has {found} bytes, not {size}")
+            raise _damaged(folder, f"{file} has {found} bytes, not {size}")
+        if mode == "r+":
+            reserve(path, size)
         mapped = np.memmap(path, np.uint8, mode, shape=(size,))
         arrays[name] = torch.from_numpy(mapped).view(kind).view(shape), mapped
     return arrays
@@ -208,7 +251,8 @@ def write_cache(
 
     Raises:
         InputError: for logits that are NaN, infinite or too large for the type, a sample without logits, and a folder that
-            cannot be written.
+            holds something else.
+        StorageError: where it cannot be written.
     """
     folder = user_path(folder)
     if options.top_k is not None and options.top_k >= num_classes:
@@ -229,7 +273,7 @@ def write_cache(
         folder.parent.mkdir(parents=True, exist_ok=True)
         _create(folder, lambda temporary: _fill(temporary, description, samples, predictions))
     except OSError as error:
-        raise InputError(f"cannot write the teacher cache {folder}: {error.strerror or error}") from error
+        raise cannot_write(f"the teacher cache {folder}", error) from error
     return TeacherCache(folder)
 
 
@@ -259,10 +303,10 @@ def _create(folder: Path, fill: Callable[[Path], None]) -> None:
         temporary.mkdir()
         fill(temporary)
         for path in (*temporary.iterdir(), temporary):
-            _to_disk(path)
+            to_disk(path)
         if not done.exists():
             temporary.rename(folder)
-            _to_disk(folder.parent)
+            to_disk(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         lock.release()
@@ -271,7 +315,7 @@ def _create(folder: Path, fill: Callable[[Path], None]) -> None:
 def _fill(folder: Path, description: Mapping[str, Any], samples: Samples, predictions: Predictions) -> None:
     """Write the files. Their memory maps end with the call: Windows does not rename a folder with open files."""
     index = IdIndex(samples.ids)
-    opened = _open(folder, description, "w+")
+    opened = _open(folder, description, "r+")
     arrays = {name: array for name, (array, _) in opened.items()}
     arrays["ids"].copy_(index.ids)
     if samples.digests is not None:
@@ -291,7 +335,9 @@ def _fill(folder: Path, description: Mapping[str, Any], samples: Samples, predic
         raise InputError(f"the teacher was not queried for sample {int(index.ids[row])} in view {view}")
     for _, mapped in opened.values():
         mapped.flush()
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    content = {**description, "sha256": {path.name: sha256(path) for path in sorted(folder.iterdir())}}
+    content["digest"] = _digest(content)
+    (folder / DESCRIPTION).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _kept(ids: Tensor, logits: Tensor, dtype: str, top_k: int | None) -> dict[str, Tensor]:
@@ -308,13 +354,3 @@ def _kept(ids: Tensor, logits: Tensor, dtype: str, top_k: int | None) -> dict[st
     left = logits[:, top_k:]
     others = left.logsumexp(dim=-1) - math.log(left.shape[-1])
     return {"logits": logits[:, :top_k], "classes": classes[:, :top_k], "others": others}
-
-
-def _to_disk(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # folders cannot be opened there
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes only writable files
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
