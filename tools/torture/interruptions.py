@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -87,6 +88,37 @@ def full_disk(seconds: float, seed: int, undisturbed: Undisturbed) -> Row:
     return _at_calls(
         "ENOSPC at every call that changes a file, once each", inject.disk_full, seconds, seed, undisturbed
     )
+
+
+def small_disks(seconds: float, seed: int, undisturbed: Undisturbed) -> Row:
+    """The command on file systems of random small sizes, which then grow; needs the right to mount them."""
+    rng, counts, until = random.Random(seed), Counter[str](), time.monotonic() + seconds
+    training = next(each for each in TRAININGS if each.name == "distill")
+    while time.monotonic() < until or not counts["done"]:
+        with folder() as place:
+            size = rng.randrange(8, 1200)
+            if not _mount(place, f"size={size}k"):
+                return Row("small file systems, which then grow (no right to mount them here)", counts)
+            try:
+                log = place.with_suffix(".log")
+                ended = run(lambda place=place: training.go(place), log)  # type: ignore[misc]
+                if wrong := _not_one_line(ended):
+                    counts[f"{wrong} ({size} KiB)"] += 1
+                _mount(place, "remount,size=64m")
+                _to_the_end(training, place, undisturbed, Counter(), lambda _: None, counts)
+                counts["done"] += 1
+                log.unlink()
+            finally:
+                subprocess.run(["umount", place], check=True)
+    return Row("small file systems, full at some write, which then grow: one line, continued bit-identical", counts)
+
+
+def _mount(place: Path, options: str) -> bool:
+    command = ["mount", "-t", "tmpfs", "-o", options, "none", str(place)]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
 
 
 def signals(seconds: float, seed: int, undisturbed: Undisturbed) -> Row:

@@ -34,12 +34,12 @@ class StorageError(RuntimeError):
 
 def cannot_write(path: object, error: BaseException) -> StorageError:
     """The error to raise where a file cannot be written."""
-    reason = getattr(error, "strerror", None) or one_line(error)
+    reason = getattr(error, "strerror", None) or f"the disk is full or cannot be written ({one_line(error)[:80]})"
     return StorageError(f"cannot write {path}: {reason}; what was written before is intact")
 
 
 # What libraries that raise no OSError say where the disk is full or gone.
-_OF_THE_DISK = ("os error", "no space left", "failed writing file", "file write failed", "input/output error")
+_OF_THE_DISK = ("os error", "no space left", "inline_container", "failed writing file", "file write failed")
 
 
 def of_the_disk(error: BaseException) -> bool:

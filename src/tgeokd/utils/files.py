@@ -112,12 +112,12 @@ def begun(folder: Path) -> bool:
 class RunFolder:
     """The files of one run, for one process at a time.
 
-    The folder is locked until :meth:`close`, the end of a ``with`` block or the end of the object. Objects for the same folder
-    in the same process share the lock.
+    Temporary files that killed processes left in it are removed. The folder is locked until :meth:`close`, the end of a
+    ``with`` block or the end of the object. Objects for the same folder in the same process share the lock.
 
     Args:
         path: the folder; created if it does not exist.
-        resume: continue the run in the folder; temporary files that killed processes left are removed.
+        resume: continue the run in the folder.
         checkpoint_needed: whether there must be a checkpoint to resume from.
 
     Raises:
@@ -127,16 +127,15 @@ class RunFolder:
 
     def __init__(self, path: str | Path, *, resume: bool = False, checkpoint_needed: bool = True) -> None:
         self.path = user_path(path)
-        self._refuse(resume, checkpoint_needed)
-        check_writable(self.path)
         try:
+            self._refuse(resume, checkpoint_needed)
+            check_writable(self.path)
             self._lock: _Lock | None = _Lock.of(self.path)
-        except OSError as error:
-            raise InputError(f"cannot write to the folder {self.path}: {error.strerror}") from error
-        self._refuse(resume, checkpoint_needed)  # another process may have finished a run in the meantime
-        if resume:
+            self._refuse(resume, checkpoint_needed)  # another process may have finished a run in the meantime
             for left in self.path.rglob(TEMPORARY):
                 left.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write to the folder {self.path}: {error.strerror}") from error
 
     def _refuse(self, resume: bool, checkpoint_needed: bool) -> None:
         # A process may have been killed between the creation of the folder of checkpoints and the first one in it.
