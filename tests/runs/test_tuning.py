@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import torch
@@ -122,7 +123,7 @@ def spied(monkeypatch):
 )
 def test_a_trial_never_sees_what_judges_it_nor_the_test_set(teacher, spied, settings, samples):
     config = short(*settings)
-    score = trial(config, teacher, teacher.with_suffix(".trial"))
+    score = trial(config, teacher, teacher.with_suffix(f".{uuid4().hex}"))
     (distiller,) = spied
     assert distiller.step == 2 * math.ceil(samples / 64)
     _, judged = halves(load_data(config), config.seed)
@@ -143,7 +144,7 @@ def test_nan_in_the_half_that_is_seen_would_be_noticed(teacher, monkeypatch, set
 
     monkeypatch.setattr(run_module, "halves", broken)
     with pytest.raises((InputError, DivergenceError)):
-        trial(short(*settings), teacher, teacher.with_suffix(".trial"))
+        trial(short(*settings), teacher, teacher.with_suffix(f".{uuid4().hex}"))
 
 
 # ---- a tuned comparison

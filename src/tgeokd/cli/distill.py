@@ -49,7 +49,7 @@ def distill(
     from tgeokd.runs.config import load_config
     from tgeokd.runs.resumed import changed_config
     from tgeokd.runs.single import check, run
-    from tgeokd.runs.teacher import build_teacher
+    from tgeokd.runs.teacher import build_teacher, forget_training
     from tgeokd.utils.files import RunFolder
 
     accepted: tuple[str, ...] = ()
@@ -75,6 +75,7 @@ def distill(
         if resume is None or not teacher.exists():
             say("teacher")
             say(f"  {metrics_line(build_teacher(chosen, load_data(chosen), teacher, progress=True))}")
+        forget_training(teacher)  # of a process that was killed before it did
         say(f"student by {chosen.method}")
         begun = folder.has_checkpoint
         if best and not begun:

@@ -1,6 +1,7 @@
 """Methods side by side: for each seed the same split, teacher, initial student and budget."""
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -159,7 +160,9 @@ def _trial_job(config: RunConfig, teacher: Path, path: Path) -> Score:
     """Run one trial, or read its score."""
     key = result_key("trial", config, teacher)
     config, work = _sharing_logits(config, teacher), path.with_suffix(".training")
-    return Score(**computed(path, key, lambda: dataclasses.asdict(trial(config, teacher, work))))
+    score = Score(**computed(path, key, lambda: dataclasses.asdict(trial(config, teacher, work))))
+    shutil.rmtree(work, ignore_errors=True)
+    return score
 
 
 def _run_job(config: RunConfig, teacher: Path, out: Path) -> RunRecord:

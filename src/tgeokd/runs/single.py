@@ -1,7 +1,6 @@
 """One run from its config: data, teacher, student, results."""
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from tgeokd.runs.teacher import both_metrics, check_teacher, load_teacher
 from tgeokd.training.callbacks import Callback
 from tgeokd.training.distiller import Distiller
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import RunFolder, begun
+from tgeokd.utils.files import RunFolder, scratch
 from tgeokd.utils.memory import PeakMemory
 
 
@@ -95,13 +94,12 @@ def trial(config: RunConfig, teacher_path: Path, out: Path) -> Score:
 
     The training uses only the other half (as outer samples, or among its training samples), so that the judgement is fair to
     methods that learn from validation samples. The test set is not used. ``out`` is a folder for checkpoints: a trial that was
-    interrupted is continued by the next call, and the folder is removed at the end.
+    interrupted is continued by the next call; the caller removes it.
     """
     data = load_data(config)
     seen, judged = halves(data, config.seed)
     data = dataclasses.replace(data, held_out=seen)
-    distiller, seconds, _ = _train(config, data, teacher_path, out=out, resume=begun(out))
-    shutil.rmtree(out, ignore_errors=True)
+    distiller, seconds, _ = _train(config, data, teacher_path, **scratch(out))
     return Score(distiller.evaluate(data.ordered_loader(judged))[data.metrics.choose_by], round(seconds, 3))
 
 

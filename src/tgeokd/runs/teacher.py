@@ -35,7 +35,7 @@ from tgeokd.training.distiller import Distiller
 from tgeokd.training.parallel import ParallelContext
 from tgeokd.training.teacher_check import TeacherCheck
 from tgeokd.utils.errors import DivergenceError, InputError, one_line
-from tgeokd.utils.files import begun
+from tgeokd.utils.files import scratch
 from tgeokd.utils.validation import call_validated
 
 _BATCH = 256
@@ -157,8 +157,7 @@ def _train_network(config: RunConfig, data: TaskData, out: Path, progress: bool)
         _load_weights(network, config, data)
     elif config.teacher.epochs > 0:
         try:
-            files: dict[str, Any] = {"out": out, "resume": begun(out)}
-            fit(distiller, config.teacher, data, seed=teacher_seed(config), **files, **saving(config))
+            fit(distiller, config.teacher, data, seed=teacher_seed(config), **scratch(out), **saving(config))
         except DivergenceError as error:
             raise DivergenceError(f"the teacher's training: {error}") from error
     return distiller

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import socket
 import tempfile
 import weakref
@@ -16,7 +17,7 @@ from typing import Any, ClassVar
 import yaml
 from filelock import FileLock, Timeout
 
-from tgeokd.utils.errors import InputError, cannot_write, of_the_disk
+from tgeokd.utils.errors import InputError, StorageError, cannot_write, of_the_disk
 
 CHECKPOINTS = "checkpoints"
 MARKS = ("metrics.jsonl", CHECKPOINTS, "last.ckpt", "student.safetensors", "results.json", "comparison.yaml")
@@ -41,7 +42,7 @@ def check_writable(folder: Path, *, create: bool = True) -> None:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
-        raise InputError(f"cannot write to the folder {folder}: {error.strerror}") from error
+        raise _unusable(folder, error) from error
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -104,9 +105,24 @@ def slug(text: str) -> str:
     return "-".join("".join(c if c.isalnum() or c in "=.+-_" else " " for c in text).split())
 
 
+def _unusable(folder: Path, error: OSError) -> InputError | StorageError:
+    """The error for a folder that cannot be written: the user's where another folder would do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        return cannot_write(folder, error)
+    return InputError(f"cannot write to the folder {folder}: {error.strerror}")
+
+
 def begun(folder: Path) -> bool:
     """Whether a folder holds a training that can be continued: a checkpoint that was written to its end."""
     return any(path.with_name(f"{path.name}.sha256").exists() for path in (folder / CHECKPOINTS).glob("*.pt"))
+
+
+def scratch(folder: Path) -> dict[str, Any]:
+    """Arguments of :meth:`tgeokd.Distiller.fit` for a training whose folder is removed after it: continued if possible."""
+    resume = begun(folder)
+    if not resume:  # a process may have been killed while it removed the folder
+        shutil.rmtree(folder, ignore_errors=True)
+    return {"out": folder, "resume": resume}
 
 
 class RunFolder:
@@ -133,9 +149,10 @@ class RunFolder:
             self._lock: _Lock | None = _Lock.of(self.path)
             self._refuse(resume, checkpoint_needed)  # another process may have finished a run in the meantime
             for left in self.path.rglob(TEMPORARY):
-                left.unlink(missing_ok=True)
+                if left.is_file():  # those of a teacher cache are folders, which have a lock of their own
+                    left.unlink(missing_ok=True)
         except OSError as error:
-            raise InputError(f"cannot write to the folder {self.path}: {error.strerror}") from error
+            raise _unusable(self.path, error) from error
 
     def _refuse(self, resume: bool, checkpoint_needed: bool) -> None:
         # A process may have been killed between the creation of the folder of checkpoints and the first one in it.
