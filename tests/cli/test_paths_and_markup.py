@@ -16,7 +16,7 @@ from tgeokd.models.weights import load_weights
 from tgeokd.runs.config import load_config
 from tgeokd.teachers import StoredPredictions
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import RunFolder
+from tgeokd.utils.run_folder import RunFolder
 
 QUICK = ["teacher.epochs=2", "teacher.patience=null", "student.epochs=1", "allow_bad_teacher=true"]
 

@@ -17,7 +17,7 @@ from tgeokd.runs.inspect import inspect_data
 from tgeokd.runs.predict import predict
 from tgeokd.runs.single import run
 from tgeokd.runs.teacher import build_teacher
-from tgeokd.utils.files import RunFolder
+from tgeokd.utils.run_folder import RunFolder
 
 N = 300
 

@@ -15,7 +15,7 @@ from tgeokd.runs.single import run
 from tgeokd.runs.teacher import build_teacher
 from tgeokd.teachers import StoredPredictions
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import RunFolder
+from tgeokd.utils.run_folder import RunFolder
 
 pl = pytest.importorskip("polars")
 SHORT = ["teacher.epochs=1", "teacher.patience=null", "student.epochs=1", "method=kd", "options={}"]

@@ -12,14 +12,15 @@ import time
 import pytest
 import yaml
 
-from tgeokd.utils import files
+from tgeokd.utils import run_folder
 from tgeokd.utils.errors import InputError, StorageError
-from tgeokd.utils.files import RunFolder, replace_file, slug, write_json
+from tgeokd.utils.files import replace_file, slug, write_json
+from tgeokd.utils.run_folder import RunFolder
 
 
 def checkpoint(run):
     """A file that looks like a checkpoint."""
-    path = run / files.CHECKPOINTS / "step-000000001.pt"
+    path = run / run_folder.CHECKPOINTS / "step-000000001.pt"
     path.parent.mkdir(parents=True)
     path.touch()
     path.with_name(f"{path.name}.sha256").touch()
@@ -27,7 +28,7 @@ def checkpoint(run):
 
 def names(path):
     """Files of a folder, its lock apart."""
-    return sorted(p.name for p in path.iterdir() if p.name != files.LOCK)
+    return sorted(p.name for p in path.iterdir() if p.name != run_folder.LOCK)
 
 
 # ---- opening
@@ -58,7 +59,7 @@ def test_a_folder_whose_first_checkpoint_was_not_written_to_its_end_can_be_used(
     checkpoint(tmp_path)
     with pytest.raises(InputError, match="checkpoints"):
         RunFolder(tmp_path)
-    (tmp_path / files.CHECKPOINTS / "step-000000001.pt.sha256").unlink()
+    (tmp_path / run_folder.CHECKPOINTS / "step-000000001.pt.sha256").unlink()
     RunFolder(tmp_path)
 
 
@@ -113,10 +114,10 @@ def test_a_folder_without_the_right_to_write_is_refused(tmp_path):
 
 # ---- the lock
 
-HOLD = "import sys; from tgeokd.utils.files import RunFolder; folder = RunFolder(sys.argv[1]); print(); input()"
+HOLD = "import sys; from tgeokd.utils.run_folder import RunFolder; folder = RunFolder(sys.argv[1]); print(); input()"
 FORK = """
 import os, sys, time
-from tgeokd.utils.files import RunFolder
+from tgeokd.utils.run_folder import RunFolder
 folder = RunFolder(sys.argv[1])
 if os.fork() == 0:
     time.sleep(60)
@@ -155,7 +156,7 @@ def test_a_forked_child_of_a_killed_holder_does_not_hold_the_folder(tmp_path):
 
 
 def test_the_lock_is_shared_within_a_process_and_released_with_its_last_folder(tmp_path):
-    lock = tmp_path / files.LOCK
+    lock = tmp_path / run_folder.LOCK
     with RunFolder(tmp_path) as first:
         second = RunFolder(tmp_path / ".." / tmp_path.name)
         assert str(os.getpid()) in lock.read_text()
@@ -171,11 +172,11 @@ def test_the_lock_is_shared_within_a_process_and_released_with_its_last_folder(t
 
 
 def test_a_lock_file_that_nobody_holds_does_not_block(tmp_path):
-    (tmp_path / files.LOCK).write_text("process 1 on elsewhere\n")
+    (tmp_path / run_folder.LOCK).write_text("process 1 on elsewhere\n")
     started = time.monotonic()
     folder = RunFolder(tmp_path)
-    assert time.monotonic() - started < files.LOCK_SECONDS
-    assert str(os.getpid()) in (folder.path / files.LOCK).read_text()
+    assert time.monotonic() - started < run_folder.LOCK_SECONDS
+    assert str(os.getpid()) in (folder.path / run_folder.LOCK).read_text()
 
 
 def test_resuming_removes_the_temporary_files_of_killed_processes(tmp_path):

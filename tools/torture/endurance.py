@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tgeokd import Distiller
 from tgeokd.methods import METHODS
 from tgeokd.training.callbacks import Callback
-from tgeokd.utils.files import RunFolder
+from tgeokd.utils.run_folder import RunFolder
 from tools.torture.children import run
 from tools.torture.interruptions import Undisturbed, folder
 from tools.torture.report import Row

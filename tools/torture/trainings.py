@@ -19,7 +19,7 @@ from tgeokd import Distiller, TGeoKD
 from tgeokd.cli.main import main
 from tgeokd.data.arrays import ArrayDataset
 from tgeokd.teachers import TeacherCacheOptions
-from tgeokd.utils.files import begun
+from tgeokd.utils.run_folder import begun
 
 SHORT = ("student.epochs=2", "teacher.epochs=2", "teacher.patience=null", "checkpoint_minutes=0.002", "data.noise=0.3")
 VOLATILE = ("seconds", "peak_memory_mb", "wall_seconds", "tuning_seconds", "machine", "memory_vs_kd", "seconds_vs_kd")

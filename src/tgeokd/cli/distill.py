@@ -50,7 +50,7 @@ def distill(
     from tgeokd.runs.resumed import changed_config
     from tgeokd.runs.single import check, run
     from tgeokd.runs.teacher import build_teacher, forget_training
-    from tgeokd.utils.files import RunFolder
+    from tgeokd.utils.run_folder import RunFolder
 
     accepted: tuple[str, ...] = ()
     if resume is not None:

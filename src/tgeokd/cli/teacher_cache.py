@@ -42,7 +42,7 @@ def teacher_cache(
     from tgeokd.runs.stored import result_key
     from tgeokd.runs.teacher import build_teacher, cache_teacher_logits, is_network
     from tgeokd.teachers import TeacherCacheOptions
-    from tgeokd.utils.files import RunFolder
+    from tgeokd.utils.run_folder import RunFolder
 
     chosen = options.config_of(task, config, preset_name, settings, data_dir, seed=seed)
     given = {"views": views, "dtype": dtype, "top_k": top_k, "folder": str(out.resolve())}

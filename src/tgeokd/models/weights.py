@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tgeokd.utils.errors import InputError, first_line
 from tgeokd.utils.files import user_path
+from tgeokd.utils.integrity import verify_checksum
+from tgeokd.utils.limits import check_zip
 
 HOLDERS = ("model", "state_dict", "model_state_dict", "net")
 WRAPPERS = ("model", "student", "net", "network", "backbone", "module", "_orig_mod")
@@ -46,6 +47,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     path = user_path(path)
     if not path.is_file():
         raise InputError(f"the file of weights {path} does not exist")
+    verify_checksum(path, "the file of weights")
     given = _state_dict(_safetensors(path) if path.suffix == ".safetensors" else _checkpoint(path), path)
     expected = model.state_dict()
     given = _renamed(given, expected)
@@ -56,11 +58,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # whatever a damaged header makes it raise
         raise InputError(f"{path} cannot be read as safetensors: {first_line(error)}") from error
 
 
 def _checkpoint(path: Path) -> Any:
+    check_zip(path)
     try:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,7 +1,6 @@
 """The report of a folder: its figures, and one HTML page that contains them."""
 
 import base64
-import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -13,7 +12,8 @@ from tgeokd.methods.registry import DEFAULT_METHOD
 from tgeokd.report.figures import alpha_by_group, alpha_by_label, metric_by_row
 from tgeokd.report.tables import Table, comparison_table, paired_differences
 from tgeokd.runs.results import ComparisonResults, RunResults, read
-from tgeokd.utils.errors import InputError
+from tgeokd.utils.documents import parse_json
+from tgeokd.utils.errors import InputError, one_line
 from tgeokd.utils.files import slug, write_text
 
 
@@ -98,6 +98,6 @@ def _read(path: Path, *, lines: bool = False) -> Any:
     """The content of a JSON file, or of each of its lines."""
     try:
         text = path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {one_line(error)}") from error
+    return [parse_json(line, path) for line in text.splitlines()] if lines else parse_json(text, path)

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tgeokd.data import TaskData
 from tgeokd.methods.registry import DEFAULT_METHOD
 from tgeokd.runs.build import load_data
@@ -22,8 +20,10 @@ from tgeokd.runs.single import Score, check, halves, run, trial
 from tgeokd.runs.statistics import paired_table, summarise
 from tgeokd.runs.stored import computed, result_key, stored
 from tgeokd.runs.teacher import build_teacher, cache_teacher_logits, forget_training
+from tgeokd.utils.documents import read_yaml
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import RunFolder, slug
+from tgeokd.utils.files import slug
+from tgeokd.utils.run_folder import RunFolder
 
 
 def compare(
@@ -122,8 +122,9 @@ def _open(plan: Plan, *, resume: bool) -> RunFolder:
     if resume:
         if not description.exists():
             raise InputError(f"{plan.out} holds no comparison to resume ({description.name})")
-        found = yaml.safe_load(description.read_text())
-        found["config"]["data_dir"] = content["config"]["data_dir"]  # the data may have moved
+        found = read_yaml(description)
+        if isinstance(found, dict) and isinstance(found.get("config"), dict):
+            found["config"] |= {"data_dir": plan.shared.data_dir}  # the data may have moved
         if found != content:
             raise InputError(f"the comparison in {plan.out} has other settings than this one ({description.name})")
     folder = RunFolder(plan.out, resume=resume, checkpoint_needed=False)

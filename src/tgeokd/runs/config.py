@@ -19,7 +19,8 @@ from tgeokd.methods import current_names
 from tgeokd.runs.results import TrainOn
 from tgeokd.teachers import TeacherCacheOptions
 from tgeokd.training.divergence import OnDivergence
-from tgeokd.utils.errors import InputError, check_names, one_line
+from tgeokd.utils.documents import parse_yaml, read_yaml
+from tgeokd.utils.errors import InputError, check_names
 from tgeokd.utils.files import user_path
 from tgeokd.utils.validation import Config, StrictBool, StrictFloat, StrictInt, replace, validate_config, validate_value
 
@@ -188,18 +189,13 @@ def preset(task: str, name: str = "lite") -> RunConfig:
     """A recipe shipped for a task: ``lite`` for two CPU cores and minutes, ``paper`` for a GPU, and a few more."""
     check_names(f"preset of {task}", [name], presets(task))
     text = resources.files("tgeokd.runs.presets").joinpath(task, f"{name}.yaml").read_text()
-    return validate_config(RunConfig, yaml.safe_load(text))
+    return validate_config(RunConfig, parse_yaml(text, f"{task}/{name}.yaml"))
 
 
 def load_config(path: Path) -> RunConfig:
     """A config from a YAML file."""
     path = user_path(path)
-    try:
-        content = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"cannot read the config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {one_line(error)}") from error
+    content = read_yaml(path)
     return validate_config(RunConfig, content, str(path))
 
 
@@ -232,10 +228,7 @@ def parse_setting(text: str, given: str, form: str) -> tuple[str, Any]:
         raise InputError(f"{given!r} must have the form {form}")
     if value.strip() in MARKS:
         return key.strip(), value.strip()
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"the value of {key!r} in {given!r} is not YAML") from error
+    return key.strip(), parse_yaml(value, f"the value of {key!r} in {given!r}")
 
 
 def _annotation(content: dict[str, Any], path: list[str], name: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -21,8 +22,8 @@ from tgeokd.data import InputSpec, TaskData
 from tgeokd.data.arrays import ArrayDataset
 from tgeokd.data.tables.counter import below, random_bits
 from tgeokd.teachers.cache.key import row_digests, teacher_digest
-from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import replace_file
+from tgeokd.utils.errors import InputError, one_line
+from tgeokd.utils.integrity import remove_with_checksum, verify_checksum, write_with_checksum
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,14 @@ class FeatureStore:
         return torch.cat(found)
 
     def _read(self) -> tuple[Tensor, Tensor]:
-        shards = [load_file(path) for path in sorted(self.folder.glob("*.safetensors"))]
+        shards = []
+        for path in sorted(self.folder.glob("*.safetensors")):
+            try:
+                verify_checksum(path, "the file of features")
+                shards.append(load_file(path))
+            except (InputError, OSError, SafetensorError) as error:
+                logger.warning("%s: it is computed again", one_line(error))
+                remove_with_checksum(path)
         if not shards:
             return torch.empty(0, dtype=torch.int64), torch.empty(0)
         return torch.cat([shard["digests"] for shard in shards]), torch.cat([shard["features"] for shard in shards])
@@ -172,7 +180,7 @@ class FeatureStore:
     def _write(self, digests: Tensor, features: Tensor) -> None:
         name = f"{int(digests[0]) & (1 << 63) - 1:016x}.safetensors"
         content = {"digests": digests.contiguous(), "features": features.contiguous()}
-        replace_file(self.folder / name, lambda path: save_file(content, path))
+        write_with_checksum(self.folder / name, lambda path: save_file(content, path))
 
 
 def cache_folder() -> Path:

@@ -20,6 +20,7 @@ from tgeokd.runs.config import load_config
 from tgeokd.runs.results import RunResults, load_json
 from tgeokd.utils.errors import InputError, one_line
 from tgeokd.utils.files import replace_file
+from tgeokd.utils.integrity import verify_checksum
 from tgeokd.utils.spreadsheet import safe_cell
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ def predict(folder: Path, file: Path, out: Path, *, allow_unseen: bool = False) 
     takes_options = "options" in inspect.signature(read_rows).parameters
     more = {"options": {**config.data, "notes": results.data}} if takes_options else {}
     student = build_network(config.student, encoder.inputs, len(names), seed=config.seed)
+    verify_checksum(folder / "student.safetensors", "the student")
     try:
         load_model(student, str(folder / "student.safetensors"))
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from tgeokd.methods.registry import DEFAULT_METHOD
+from tgeokd.utils.documents import read_json
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import slug
 from tgeokd.utils.validation import replace, validate_value
@@ -264,9 +265,6 @@ def read(path: Path) -> RunResults | ComparisonResults:
 
 def load_json(path: Path) -> Any:
     """The content of a JSON file of a finished run or comparison."""
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path.parent} holds no finished run or comparison: {path.name} cannot be read") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+    if not path.is_file():
+        raise InputError(f"{path.parent} holds no finished run or comparison: it has no {path.name}")
+    return read_json(path)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tgeokd.runs.config import RunConfig, override, parse_setting
 from tgeokd.training.callbacks import Callback
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import RunFolder
+from tgeokd.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from tgeokd.training.distiller import Distiller

@@ -21,8 +21,8 @@ from tgeokd.runs.teacher import both_metrics, check_teacher, load_teacher
 from tgeokd.training.callbacks import Callback
 from tgeokd.training.distiller import Distiller
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import RunFolder, scratch
 from tgeokd.utils.memory import PeakMemory
+from tgeokd.utils.run_folder import RunFolder, scratch
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from tgeokd.runs.config import RunConfig, replace
 from tgeokd.runs.results import SCHEMA_VERSION
+from tgeokd.utils.documents import read_json_object
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.files import write_json
 from tgeokd.utils.integrity import sha256
@@ -36,7 +37,7 @@ def stored(path: Path, key: str) -> dict[str, Any] | None:
     """The content of a JSON file, or None where there is none; refused where it was written under another key."""
     if not path.exists():
         return None
-    content: dict[str, Any] = json.loads(path.read_text())
+    content = read_json_object(path)
     if content.get("key") != key:
         raise InputError(f"{path} has other settings, another teacher or another version; choose another folder")
     return content
@@ -49,4 +50,6 @@ def computed(path: Path, key: str, compute: Callable[[], Any]) -> Any:
         content = {"key": key, "result": compute()}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, content)
+    if "result" not in content:
+        raise InputError(f"{path} holds no result; delete it")
     return content["result"]

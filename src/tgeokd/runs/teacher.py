@@ -35,7 +35,8 @@ from tgeokd.training.distiller import Distiller
 from tgeokd.training.parallel import ParallelContext
 from tgeokd.training.teacher_check import TeacherCheck
 from tgeokd.utils.errors import DivergenceError, InputError, one_line
-from tgeokd.utils.files import scratch
+from tgeokd.utils.integrity import verify_checksum
+from tgeokd.utils.run_folder import scratch
 from tgeokd.utils.validation import call_validated
 
 _BATCH = 256
@@ -178,6 +179,7 @@ def load_teacher(config: RunConfig, data: TaskData, path: Path) -> nn.Module | S
     if not is_network(config):
         return StoredPredictions.from_file(path, num_classes=data.num_classes, class_names=data.class_names)
     teacher = build_teacher_network(config, data)
+    verify_checksum(path, "the teacher")
     try:
         load_model(teacher, str(path))
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -1,6 +1,5 @@
 """Weights of a teacher whose classes may be in another order than those of the labels."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from tgeokd.bilevel.record import MicroBatch
 from tgeokd.core.model_call import class_logits, eval_mode
 from tgeokd.models.weights import load_weights
 from tgeokd.teachers.names import order_by_name
+from tgeokd.utils.documents import parse_json
 from tgeokd.utils.errors import InputError, first_line
 
 OF_RUNS = ("student.safetensors", "teacher.safetensors")  # beside the results.json of their run
@@ -62,10 +62,7 @@ def class_names_of(path: Path) -> tuple[str, ...]:
 
 def _names(text: str, source: str, *, whole: bool = False) -> tuple[str, ...]:
     """The list of names in a JSON text: the whole of it, or its entry ``class_names``, if any."""
-    try:
-        held = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"the class names in {source} are not JSON: {first_line(error)}") from error
+    held = parse_json(text, f"what holds the class names, {source},")
     if not whole:
         held = held.get("class_names", []) if isinstance(held, dict) else []
     if not isinstance(held, list) or not all(isinstance(name, str) for name in held):

@@ -22,8 +22,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tgeokd.utils.documents import parse_json
 from tgeokd.utils.errors import InputError, check_names, first_line, optional_import
-from tgeokd.utils.files import replace_file, user_path
+from tgeokd.utils.files import user_path
+from tgeokd.utils.integrity import verify_checksum, write_with_checksum
+from tgeokd.utils.limits import check_zip
+from tgeokd.utils.parquet import read_parquet, reading
 
 Kind = Literal["probs", "logits"]
 
@@ -52,7 +56,10 @@ class Contents:
 COLUMNS = {"ids": "id", "labels": "label", "hashes": "hash"}  # in Parquet
 
 # raised by the readers for damaged files
-DAMAGED = (OSError, ValueError, EOFError, KeyError, NotImplementedError, BadZipFile, zlib.error, SafetensorError)
+DAMAGED = (
+    *(OSError, ValueError, EOFError, KeyError, TypeError, NotImplementedError, MemoryError, RecursionError),
+    *(BadZipFile, zlib.error, SafetensorError),
+)
 
 
 def read_predictions(path: str | Path) -> Contents:
@@ -68,6 +75,7 @@ def read_predictions(path: str | Path) -> Contents:
     check_names("format of predictions", [path.suffix], READERS)
     if not path.is_file():
         raise InputError(f"there is no file of predictions {path}")
+    verify_checksum(path, "the file of predictions")
     try:
         found = READERS[path.suffix](path)
     except InputError as error:
@@ -123,7 +131,7 @@ def write_predictions(
 
     if not path.parent.is_dir():
         raise InputError(f"cannot write the predictions {path}: there is no folder {path.parent}")
-    replace_file(path, write)
+    write_with_checksum(path, write)
 
 
 def _kind_of(names: Iterable[str], id_name: str) -> Kind:
@@ -138,6 +146,7 @@ def _kind_of(names: Iterable[str], id_name: str) -> Kind:
 
 
 def _read_npz(path: Path) -> Contents:
+    check_zip(path)
     archive = np.load(path, allow_pickle=False)
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise InputError("is one array, not an archive of named arrays; write it with numpy.savez")
@@ -172,7 +181,7 @@ def _from_numpy(name: str, array: np.ndarray[Any, Any]) -> Tensor:
 def _read_safetensors(path: Path) -> Contents:
     with safe_open(path, framework="pt") as archive:
         kind = _kind_of(archive.keys(), "ids")
-        names = json.loads((archive.metadata() or {}).get("class_names", "[]"))
+        names = parse_json((archive.metadata() or {}).get("class_names", "[]"), "the metadata")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise InputError("class_names in the metadata must be a list of texts as JSON")
         further = {name: archive.get_tensor(name) for name in ("labels", "hashes") if name in archive.keys()}  # noqa: SIM118
@@ -180,8 +189,7 @@ def _read_safetensors(path: Path) -> Contents:
 
 
 def _read_parquet(path: Path) -> Contents:
-    polars = optional_import("polars", "a parquet file")
-    try:
+    with reading("it") as polars:
         names = list(polars.read_parquet_schema(path))
         columns = {kind: [kind] for kind in ("probs", "logits") if kind in names}
         class_names: tuple[str, ...] = ()
@@ -199,13 +207,11 @@ def _read_parquet(path: Path) -> Contents:
                 class_names = () if numbered else tuple(name.removeprefix(f"{stem}_") for name in single)
         kind = _kind_of([*names, *columns], "id")
         further = [name for name in ("label", "hash") if name in names]
-        frame = polars.read_parquet(path, columns=["id", *columns[kind], *further])
+        frame = read_parquet(path, "it", columns=["id", *columns[kind], *further])
         for name in frame.columns:
             if frame[name].null_count():
                 raise InputError(f"column {name!r} has {frame[name].null_count()} missing values")
         values = _of_lists(polars, frame[kind]) if columns[kind] == [kind] else frame[columns[kind]].to_numpy()
-    except polars.exceptions.PolarsError as error:
-        raise ValueError(str(error)) from error
     text = "label" in further and frame["label"].dtype in (polars.String, polars.Categorical, polars.Enum)
     label = (
         (frame["label"].to_list() if text else _from_numpy("label", frame["label"].to_numpy()))

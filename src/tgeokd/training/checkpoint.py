@@ -21,8 +21,8 @@ from torch import nn
 from tgeokd.core.wrapped import plain_state
 from tgeokd.training.state import RandomStates, TrainState
 from tgeokd.utils.errors import InputError, cannot_write, first_line, of_the_disk
-from tgeokd.utils.files import CHECKPOINTS, replace_file
 from tgeokd.utils.integrity import remove_with_checksum, verify_checksum, write_with_checksum
+from tgeokd.utils.run_folder import CHECKPOINTS
 
 logger = logging.getLogger(__name__)
 
@@ -220,12 +220,12 @@ def _refusal(fault: tuple[str, Any]) -> str:
 
 
 def write_weights(path: Path, model: nn.Module, class_names: Sequence[str] = ()) -> None:
-    """Write a module's weights to a safetensors file, atomically, by their names without wrappers.
+    """Write a module's weights to a safetensors file, atomically and with a checksum, by their names without wrappers.
 
     The file also has the names of the classes, if they have names.
     """
     metadata = {"class_names": json.dumps(list(class_names))} if class_names else None
-    replace_file(path, lambda temporary: save_model(_Plain(model), str(temporary), metadata))  # type: ignore[arg-type]
+    write_with_checksum(path, lambda temporary: save_model(_Plain(model), str(temporary), metadata))  # type: ignore[arg-type]
 
 
 class _Plain:

@@ -35,7 +35,8 @@ from tgeokd.training.saving import Saving
 from tgeokd.training.step import DistillationStep
 from tgeokd.training.survey import Survey
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import RunFolder, user_path
+from tgeokd.utils.files import user_path
+from tgeokd.utils.run_folder import RunFolder
 
 __all__ = ["Distiller", "History"]
 

@@ -25,7 +25,7 @@ from tgeokd.training.restore import names_by_group, restore_optimizer, restore_t
 from tgeokd.training.signals import HeldSignals
 from tgeokd.training.state import RandomStates, TrainState
 from tgeokd.utils.errors import InputError, one_line
-from tgeokd.utils.files import RunFolder
+from tgeokd.utils.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from tgeokd.training.loop import TrainingLoop

@@ -1,6 +1,5 @@
 """Images in one folder per class: which files count, and in which order the classes are."""
 
-import json
 import logging
 import os
 import re
@@ -16,6 +15,7 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # type: ignore[import-untyped]
 
 from tgeokd.data.images.reader import read_rgb
+from tgeokd.utils.documents import parse_json
 from tgeokd.utils.errors import InputError, one_line
 
 logger = logging.getLogger(__name__)
@@ -190,7 +190,9 @@ def _mapped(found: list[str], class_map: Path, folder: Path) -> list[str]:
     try:
         text = class_map.read_text()
         content = (
-            json.loads(text) if class_map.suffix == ".json" else [n.strip() for n in text.splitlines() if n.strip()]
+            parse_json(text, class_map)
+            if class_map.suffix == ".json"
+            else [n.strip() for n in text.splitlines() if n.strip()]
         )
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the class map {class_map}: {one_line(error)}") from error

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from tgeokd.utils.errors import InputError, one_line
+from tgeokd.utils.limits import Limits, too_large
 
 BACKGROUND = (255, 255, 255)  # behind transparent pixels, as browsers show them
 DEEPEST = 65535
@@ -35,6 +36,9 @@ def read_rgb(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as opened:
+            limit, (width, height) = Limits.current().megapixels, opened.size
+            if width * height > limit * 1_000_000:
+                raise too_large("the image", f"has {width} x {height} pixels", f"{limit} megapixels", "megapixels")
             return as_rgb(ImageOps.exif_transpose(opened))
     except InputError as error:
         raise UnreadableImageError(f"{path}: {error}") from None

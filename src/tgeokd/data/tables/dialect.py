@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import codecs
 import csv
-import gzip
 import io
 import re
-import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 from tgeokd.utils.errors import InputError, one_line
+from tgeokd.utils.limits import expand
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 SAMPLE = 1 << 16  # bytes at the start of a file that the separator is found in
@@ -67,10 +66,7 @@ def read_text(content: bytes, compressed: bool, source: str, encoding: str | Non
     Whether a file without a mark and without a given ``encoding`` is UTF-8 is checked later, see :func:`not_utf8`.
     """
     if compressed:
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{source} is not a complete gzip file: {one_line(error)}") from error
+        content = expand(content, source)
     mark = next((mark for mark in BYTE_ORDER if content.startswith(mark)), b"")
     found = BYTE_ORDER.get(mark)
     if found is not None and encoding is not None and not _same(encoding, found):

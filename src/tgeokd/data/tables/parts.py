@@ -7,8 +7,9 @@ from pathlib import Path
 
 import polars as pl
 
-from tgeokd.utils.errors import InputError, one_line
+from tgeokd.utils.errors import InputError
 from tgeokd.utils.integrity import sha256
+from tgeokd.utils.parquet import read_parquet
 
 
 def read_parts(folder: Path, source: str) -> tuple[pl.DataFrame, str]:
@@ -33,12 +34,8 @@ def read_parts(folder: Path, source: str) -> tuple[pl.DataFrame, str]:
         name = unlike[0].relative_to(folder)
         raise InputError(f"{source}: {name} is not below the same column=value folders as other parts")
     hive = dict.fromkeys(keys[parts[0]], pl.String)
-    try:
-        frame = pl.read_parquet(
-            parts, glob=False, hive_partitioning=bool(hive), hive_schema=hive or None, try_parse_hive_dates=False
-        )
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(f"cannot read the parts of {source} as one table: {one_line(error)}") from error
+    hive_options = {"hive_partitioning": bool(hive), "hive_schema": hive or None, "try_parse_hive_dates": False}
+    frame = read_parquet(parts, f"the table in {source}", glob=False, **hive_options)
     digest = hashlib.sha256()
     for path in parts:
         digest.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())

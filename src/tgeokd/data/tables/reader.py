@@ -35,6 +35,7 @@ from tgeokd.data.tables.numbers import mostly_numbers, parse_numbers
 from tgeokd.data.tables.parts import read_parts
 from tgeokd.utils.errors import InputError, one_line
 from tgeokd.utils.integrity import sha256
+from tgeokd.utils.parquet import read_parquet
 
 MISSING_TEXT = ("", "?", "NA", "N/A", "NaN", "nan", "NULL", "null")
 """Missing values in a text file, after surrounding blanks are removed. In a column of text they are values where quoted."""
@@ -101,10 +102,7 @@ def read_table(
         expected = ", ".join((*SUFFIXES, ".parquet"))
         raise InputError(f"{source} is not a table: expected {expected}, or a folder of Parquet files")
     if kind == ".parquet":
-        try:
-            frame = pl.read_parquet(path, hive_partitioning=False)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise InputError(f"{source} is not a Parquet file: {one_line(error)}") from error
+        frame = read_parquet(path, source, hive_partitioning=False)
         if frame.is_empty():
             raise InputError(f"{source} has no rows")
         return Table(frame, np.arange(len(frame), dtype=np.int64), source, len(frame), sha256(path))

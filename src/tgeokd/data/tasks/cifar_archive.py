@@ -5,7 +5,6 @@ import hashlib
 import io
 import pickle
 import tarfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from tgeokd.utils.errors import InputError, one_line
 from tgeokd.utils.integrity import sha256
+from tgeokd.utils.limits import DAMAGED, Expanded
 
 Checksum = Literal["official", "any"]
 
@@ -115,15 +115,21 @@ def _unpack(archive: Archive, source: Path) -> dict[str, bytes]:
     wanted = {f"{archive.folder}/{name}": name for name, _ in archive.members}
     members: dict[str, bytes] = {}
     try:
-        with tarfile.open(source, "r|*") as tar:
-            for entry in tar:
-                stream = tar.extractfile(entry) if entry.name in wanted and entry.isfile() else None
-                if stream is not None:
-                    members[wanted[entry.name]] = stream.read()
-                    if len(members[wanted[entry.name]]) != entry.size:
-                        raise tarfile.ReadError("unexpected end of data")
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{source} is truncated or not a tar archive: {one_line(error)}") from error
+        with source.open("rb") as file:
+            expanded = Expanded(file, source.stat().st_size, source)
+            with tarfile.open(fileobj=expanded, mode="r|") as tar:
+                for entry in tar:
+                    stream = tar.extractfile(entry) if entry.name in wanted and entry.isfile() else None
+                    if stream is not None:
+                        members[wanted[entry.name]] = stream.read()
+                        if len(members[wanted[entry.name]]) != entry.size:
+                            raise tarfile.ReadError("unexpected end of data")
+            while expanded.read(1 << 20):  # to the end, where the checksum is
+                pass
+    except (tarfile.TarError, *DAMAGED) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{source} is truncated, damaged or not a tar archive: {one_line(error)}") from error
     if missing := [path for path, name in wanted.items() if name not in members]:
         raise InputError(f"{source} is truncated or not {archive.name}: it has no {missing[0]}")
     return members

@@ -11,11 +11,13 @@ from torch import Tensor
 from tgeokd.data.tasks.cifar_archive import Contents
 from tgeokd.utils.errors import InputError, one_line, optional_import
 from tgeokd.utils.integrity import sha256
+from tgeokd.utils.parquet import read_parquet
 
 FOLDER = "cifar-10"
 LABELS = (
     "cifar10n_labels.parquet"  # beside the images: ``clean_label`` and people's labels, in the order of train.parquet
 )
+SIZE = (32, 32)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -43,14 +45,14 @@ def _read(folder: Path, stamps: tuple[int, ...]) -> Contents:
 
 
 def _split(path: Path) -> tuple[Tensor, Tensor]:
-    polars, image = (
-        optional_import("polars", f"reading {path.name}"),
-        optional_import("PIL.Image", f"reading {path.name}"),
-    )
+    image = optional_import("PIL.Image", f"reading {path.name}")
+    frame = read_parquet(path, path, columns=["image_jpeg", "label"])
     try:
-        frame = polars.read_parquet(path, columns=["image_jpeg", "label"])
-        pixels = [np.asarray(image.open(io.BytesIO(data)).convert("RGB")) for data in frame["image_jpeg"]]
-    except Exception as error:  # polars and PIL raise many kinds for a damaged file
+        opened = (image.open(io.BytesIO(data)) for data in frame["image_jpeg"])
+        pixels = [
+            np.asarray(each.convert("RGB")) if each.size == SIZE else np.empty((*each.size, 3)) for each in opened
+        ]
+    except Exception as error:  # PIL raises many kinds for a damaged file
         raise InputError(f"{path} is damaged or has other contents than images: {one_line(error)}") from error
     wrong = next((row for row, array in enumerate(pixels) if array.shape != (32, 32, 3)), None)
     if wrong is not None or not pixels:
@@ -66,10 +68,6 @@ def _split(path: Path) -> tuple[Tensor, Tensor]:
 
 def read_parquet_labels(path: Path, keys: tuple[str, str]) -> tuple[Tensor, Tensor]:
     """Two label columns of a parquet file, class indices, int64, each of shape (N,)."""
-    polars = optional_import("polars", f"reading {path.name}")
-    try:
-        frame = polars.read_parquet(path, columns=list(keys))
-    except Exception as error:
-        raise InputError(f"{path} has no columns {', '.join(keys)}: {one_line(error)}") from error
+    frame = read_parquet(path, path, columns=list(keys))
     first, second = (torch.from_numpy(frame[key].to_numpy().astype(np.int64)) for key in keys)
     return first, second

@@ -32,6 +32,7 @@ from tgeokd.data.tables.encoder import MISSING, UNKNOWN
 from tgeokd.data.tables.reader import BadRows
 from tgeokd.data.tasks.criteo.encoder import CriteoEncoder
 from tgeokd.data.tasks.criteo.reader import COLUMNS, RawFile
+from tgeokd.utils.documents import read_json, read_json_object
 from tgeokd.utils.errors import InputError
 
 SPLITS = ("train", "held_out", "test")
@@ -74,8 +75,8 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self.encoder = CriteoEncoder.from_dict(json.loads((folder / "encoder.json").read_text()))
-            self.report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+            self.encoder = CriteoEncoder.from_dict(read_json(folder / "encoder.json"))
+            self.report = read_json_object(folder / "report.json")
             for split, name in itertools.product(SPLITS, ARRAYS):
                 self.array(split, name)
         except (OSError, ValueError, KeyError) as error:
