@@ -109,6 +109,11 @@ def validate_labels(target: Any, num_classes: int, where: str) -> None:
         raise InputError(f"labels of the {where} must be 0 to {num_classes - 1} ({num_classes} classes), not {wrong}")
 
 
+def finite_rows(values: Tensor) -> Tensor:
+    """Which rows of (N, C), C >= 1, hold finite numbers alone: bool, shape (N,)."""
+    return torch.isfinite(values.amin(dim=1)) & torch.isfinite(values.amax(dim=1))  # NaN where there is one
+
+
 def check_same_classes(student_logits: Tensor, teacher_logits: Tensor) -> None:
     """Student and teacher must have the same classes."""
     student, teacher = student_logits.shape[-1], teacher_logits.shape[-1]
