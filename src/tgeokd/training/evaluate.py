@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tgeokd.core.metrics import Metrics
 from tgeokd.core.model_call import class_logits, eval_mode, random_state, replayed
-from tgeokd.core.validation import finite_rows, validate_labels
+from tgeokd.core.validation import all_finite, validate_labels
 from tgeokd.teachers.base import Teacher
 from tgeokd.training.batches import BatchReader
 from tgeokd.training.blame import blame_inputs, blame_logits, not_finite
@@ -54,7 +54,7 @@ def _outputs(student: nn.Module, loader: Iterable[Any], reader: BatchReader) -> 
     for batch in reader.read_all(loader, WHERE):
         with reader.autocast():
             logits = class_logits(student, batch.inputs)
-        if logits.device.type == "cpu" and not bool(finite_rows(logits).all()):
+        if logits.device.type == "cpu" and not all_finite(logits):
             blame_inputs(batch.inputs, batch.ids, WHERE)
             blame_logits("student", logits, batch.ids, WHERE)
         if reader.num_classes is None and batch.target.device.type == "cpu":
