@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import weakref
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from small_training import CLASSES, assert_same, data, distiller_of, loader, mlp, refused, validation_loader, weights
+from torch import nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
 
 from tgeokd import Distiller
-from tgeokd.core.metrics import Metrics
+from tgeokd.core.metrics import Metrics, running
+from tgeokd.utils.errors import DivergenceError
 
 
 def test_evaluation_agrees_with_scikit_learn():
@@ -60,6 +66,36 @@ def test_predictions_come_in_the_loader_s_order():
     torch.testing.assert_close(logits, distiller.student(x).detach()[order])
     assert logits.shape == (24, CLASSES)
     assert logits.std(dim=0).min() > 0.01  # rows that can be told apart
+
+
+def test_an_evaluation_keeps_the_logits_of_no_batch(monkeypatch):
+    monkeypatch.setattr(running, "CHUNK", 1)  # otherwise small batches are put together
+    alive, most = weakref.WeakSet(), []
+
+    class Noted(nn.Linear):
+        def forward(self, x):
+            most.append(len(alive))
+            logits = super().forward(x)
+            alive.add(logits)
+            return logits
+
+    student = Noted(4, CLASSES)
+    expected = distiller_of("ce", student=student).evaluate(loader(24, 24))
+    alive.clear(), most.clear()
+    assert distiller_of("ce", student=student).evaluate(loader(24, 3)) == pytest.approx(expected, rel=1e-12)
+    assert len(most) == 8
+    assert max(most) <= 1
+
+
+def test_an_evaluation_on_an_accelerator_names_the_row_that_is_not_finite():
+    # as there, nothing is looked at before the end
+    x, y = data(24)
+    student = mlp(1)
+    with torch.no_grad():
+        student[-1].weight.fill_(math.inf)
+    unread = mock.patch("tgeokd.training.evaluate.all_finite", lambda logits: True)
+    with unread, refused("student", "row 0", "evaluation loader", error=DivergenceError):
+        distiller_of("ce", student=student).evaluate([(x[:5], y[:5]), (x[5:], y[5:])])
 
 
 # ---- metrics of choice

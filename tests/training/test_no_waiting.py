@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tgeokd import Distiller
+from tgeokd.core.metrics import METRICS, Metrics
 from tgeokd.methods import METHODS, build_method
 from tgeokd.training.callbacks import Callback
 from tgeokd.training.survey import Survey
@@ -158,6 +159,25 @@ def test_no_step_of_any_method_reads_anything_back(method, options, optimizer, c
         distiller.fit([batch() for _ in range((STEPS + 2) * accumulate)], [batch()], epochs=2)
     assert steps.watch.seen > 50 * STEPS * accumulate
     assert steps.watch.found == []
+    assert made == []
+
+
+@pytest.mark.parametrize("exact", [50_000_000, 10])
+@pytest.mark.parametrize("chunk", [2**24, 2 * C])
+def test_no_batch_of_an_evaluation_reads_anything_back(exact, chunk, made, monkeypatch):
+    monkeypatch.setattr("tgeokd.core.metrics.running.DEVICE_CHUNK", chunk)
+    monkeypatch.setattr("tgeokd.core.metrics.areas.EXACT", exact)
+    names = tuple(name for name in METRICS if name != "auc")
+    found = Metrics(names, attack_classes=(1,)).accumulator()
+    logits, target = torch.empty(N, C, device=META), torch.zeros(N, dtype=torch.int64, device=META)
+    found.update(logits, target)  # tensors that are made once
+    made.clear()
+    with Watch() as watch:
+        for _ in range(4):
+            found.update(logits, target)
+        found._flush()
+    assert watch.seen > 50
+    assert watch.found == []
     assert made == []
 
 

@@ -109,6 +109,16 @@ def validate_labels(target: Any, num_classes: int, where: str) -> None:
         raise InputError(f"labels of the {where} must be 0 to {num_classes - 1} ({num_classes} classes), not {wrong}")
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether all numbers of a tensor that is not empty are finite; on an accelerator this waits for them."""
+    return all(math.isfinite(each) for each in values.aminmax())  # NaN where there is one; faster than torch.isfinite
+
+
+def finite_rows(values: Tensor) -> Tensor:
+    """Which rows of (N, C), C >= 1, hold finite numbers alone: bool, shape (N,)."""
+    return torch.isfinite(values.amin(dim=1)) & torch.isfinite(values.amax(dim=1))  # NaN where there is one
+
+
 def check_same_classes(student_logits: Tensor, teacher_logits: Tensor) -> None:
     """Student and teacher must have the same classes."""
     student, teacher = student_logits.shape[-1], teacher_logits.shape[-1]

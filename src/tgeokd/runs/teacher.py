@@ -247,9 +247,10 @@ def _read_predictions(config: RunConfig, data: TaskData) -> StoredPredictions:
 
 def _stored_metrics(stored: StoredPredictions, data: TaskData) -> dict[str, float]:
     def evaluate(loader: Iterable[Any]) -> dict[str, float]:
-        batches = [(stored.lookup(ids), target) for _, target, ids in loader]
-        logits, target = (torch.cat(parts) for parts in zip(*batches, strict=True))
-        return data.metrics(logits, target)
+        running = data.metrics.accumulator()
+        for _, target, ids in loader:
+            running.update(stored.lookup(ids), target)
+        return running.compute()
 
     try:
         return both_metrics(evaluate, data)

@@ -45,11 +45,16 @@ def blame_inputs(inputs: Any, ids: Tensor | None, where: str) -> None:
 
 
 def blame_logits(side: str, logits: Tensor, ids: Tensor | None, where: str) -> None:
-    """Raise an error for logits (N, C) that are not finite: an InputError for the teacher, else a DivergenceError."""
+    """Raise :func:`not_finite` for logits (N, C) that are not."""
     row = _first_bad(logits)
     if row is not None:
-        message = f"the {side}'s logits of {_sample(ids, row)} are NaN or infinite ({where})"
-        raise InputError(message) if side == "teacher" else DivergenceError(f"{message}; {ADVICE}")
+        raise not_finite(side, _sample(ids, row), where)
+
+
+def not_finite(side: str, sample: str, where: str) -> Exception:
+    """The error for the logits of a sample: an InputError for the teacher, else a DivergenceError."""
+    message = f"the {side}'s logits of {sample} are NaN or infinite ({where})"
+    return InputError(message) if side == "teacher" else DivergenceError(f"{message}; {ADVICE}")
 
 
 def _blame_loss(given: LossInputs, loss: Tensor, where: str) -> None:

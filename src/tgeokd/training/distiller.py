@@ -28,7 +28,7 @@ from tgeokd.training.before_fit import check_fit, training_loader
 from tgeokd.training.callbacks import Callback, EarlyStopping, ProgressBar
 from tgeokd.training.checkpoint import write_weights
 from tgeokd.training.divergence import Divergence, OnDivergence
-from tgeokd.training.evaluate import predict_logits, predict_ratios
+from tgeokd.training.evaluate import evaluate, predict_logits, predict_ratios
 from tgeokd.training.fingerprint import check_accepted
 from tgeokd.training.loop import History, Loader, TrainingLoop
 from tgeokd.training.saving import Saving
@@ -337,7 +337,7 @@ class Distiller:
         Returns:
             By default ``accuracy`` in [0, 1] and ``nll``, the mean cross-entropy with the label in nats; see ``metrics``.
         """
-        return self.metrics(*self.predict(loader))
+        return evaluate(self.student, loader, self._reader, self.metrics)
 
     def predict(self, loader: Loader) -> tuple[Tensor, Tensor]:
         """Logits of the student in eval mode, shape (N, C), and labels, shape (N,), in the loader's order, on the CPU."""

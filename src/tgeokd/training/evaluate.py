@@ -7,33 +7,59 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tgeokd.core.metrics import Metrics
 from tgeokd.core.model_call import class_logits, eval_mode, random_state, replayed
-from tgeokd.core.validation import validate_labels
+from tgeokd.core.validation import all_finite, validate_labels
 from tgeokd.teachers.base import Teacher
 from tgeokd.training.batches import BatchReader
-from tgeokd.training.blame import blame_inputs, blame_logits
+from tgeokd.training.blame import blame_inputs, blame_logits, not_finite
 from tgeokd.training.step import DistillationStep
 from tgeokd.utils.errors import InputError
+
+WHERE, EMPTY = "evaluation loader", "the loader to evaluate on is empty"
 
 
 def predict_logits(student: nn.Module, loader: Iterable[Any], reader: BatchReader) -> tuple[Tensor, Tensor]:
     """Logits, shape (N, C), and labels, shape (N,), in the loader's order, on the CPU."""
-    logits, targets = [], []
     with _inference(student, reader):
-        for batch in reader.read_all(loader, "evaluation loader"):
-            with reader.autocast():
-                logits.append(class_logits(student, batch.inputs))
-            if logits[-1].device.type == "cpu" and not bool(torch.isfinite(logits[-1]).all()):
-                blame_inputs(batch.inputs, batch.ids, "evaluation loader")
-                blame_logits("student", logits[-1], batch.ids, "evaluation loader")
-            if reader.num_classes is None and batch.target.device.type == "cpu":
-                validate_labels(batch.target, logits[-1].shape[-1], "evaluation loader")
-            targets.append(batch.target)
-    if not targets:
-        raise InputError("the loader to evaluate on is empty")
-    every = torch.cat(logits).cpu()
-    blame_logits("student", every, None, "evaluation loader")
-    return every, torch.cat(targets).cpu()
+        outputs = list(_outputs(student, loader, reader))
+    if not outputs:
+        raise InputError(EMPTY)
+    logits, target = (torch.cat(each).cpu() for each in zip(*outputs, strict=True))
+    blame_logits("student", logits, None, WHERE)
+    return logits, target
+
+
+def evaluate(student: nn.Module, loader: Iterable[Any], reader: BatchReader, metrics: Metrics) -> dict[str, float]:
+    """Metrics of a student, without keeping the logits of more than a batch; on an accelerator only the end waits for it.
+
+    Raises:
+        InputError: for an empty loader, labels out of range, inputs that are not finite, and where a metric is not defined.
+        DivergenceError: for logits that are not finite.
+    """
+    running = metrics.accumulator()
+    with _inference(student, reader):
+        for logits, target in _outputs(student, loader, reader):
+            running.update(logits, target)
+    if not running.samples:
+        raise InputError(EMPTY)
+    bad = running.first_bad_row()
+    if bad is not None:
+        raise not_finite("student", f"row {bad}", WHERE)
+    return running.compute()
+
+
+def _outputs(student: nn.Module, loader: Iterable[Any], reader: BatchReader) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and labels of each batch. On the CPU they are checked; reading them on an accelerator would stall every batch."""
+    for batch in reader.read_all(loader, WHERE):
+        with reader.autocast():
+            logits = class_logits(student, batch.inputs)
+        if logits.device.type == "cpu" and not all_finite(logits):
+            blame_inputs(batch.inputs, batch.ids, WHERE)
+            blame_logits("student", logits, batch.ids, WHERE)
+        if reader.num_classes is None and batch.target.device.type == "cpu":
+            validate_labels(batch.target, logits.shape[-1], WHERE)
+        yield logits, batch.target
 
 
 def predict_ratios(step: DistillationStep, loader: Iterable[Any], teacher: Teacher | None) -> Tensor:

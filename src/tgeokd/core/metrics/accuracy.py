@@ -1,7 +1,9 @@
 """`accuracy`: share of samples whose largest logit is the one of the label."""
 
+import torch
 from torch import Tensor
 
+from tgeokd.core.metrics.accumulator import Accumulator
 from tgeokd.core.metrics.base import METRICS, Metric, Metrics
 
 
@@ -11,6 +13,18 @@ class Accuracy(Metric):
 
     title, factor, digits = "accuracy, %", 100, 2
 
-    def compute(self, logits: Tensor, target: Tensor, settings: Metrics) -> float:
-        """The share of the samples."""
-        return float((logits.argmax(dim=1) == target).double().mean())
+    def accumulator(self, num_classes: int, settings: Metrics) -> Accumulator:
+        """Counts the samples."""
+        return _Accuracy()
+
+
+class _Accuracy(Accumulator):
+    def __init__(self) -> None:
+        self._samples, self._right = 0, torch.zeros((), dtype=torch.int64)
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        self._samples += len(target)
+        self._right = self._right.to(target.device, non_blocking=True) + (logits.argmax(dim=1) == target).sum()
+
+    def compute(self) -> float:
+        return int(self._right) / self._samples

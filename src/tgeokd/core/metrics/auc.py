@@ -2,7 +2,9 @@
 
 from torch import Tensor
 
-from tgeokd.core.metrics.base import METRICS, Metrics, RankingMetric, log_odds
+from tgeokd.core.metrics.accumulator import Accumulator
+from tgeokd.core.metrics.areas import RocAreas
+from tgeokd.core.metrics.base import METRICS, Metrics, RankingMetric, log_odds_of_each
 from tgeokd.utils.errors import InputError
 
 
@@ -12,14 +14,28 @@ class AUC(RankingMetric):
 
     title = "AUC"
 
-    def compute(self, logits: Tensor, target: Tensor, settings: Metrics) -> float:
+    def accumulator(self, num_classes: int, settings: Metrics) -> Accumulator:
         """The area; the score is the softmax probability of class 1."""
-        from sklearn.metrics import roc_auc_score
-
-        return float(roc_auc_score(target.numpy(), log_odds(logits, [1])))
+        _check_classes(num_classes)
+        return _Area()
 
     def check(self, target: Tensor, num_classes: int, settings: Metrics) -> None:
         """Refuse other numbers of classes than two, and labels of one class."""
-        if num_classes != 2:
-            raise InputError(f"metric 'auc' is for 2 classes, not {num_classes}; use 'macro_auc'")
+        _check_classes(num_classes)
         super().check(target, num_classes, settings)
+
+
+def _check_classes(num_classes: int) -> None:
+    if num_classes != 2:
+        raise InputError(f"metric 'auc' is for 2 classes, not {num_classes}; use 'macro_auc'")
+
+
+class _Area(Accumulator):
+    def __init__(self) -> None:
+        self._areas = RocAreas("auc", 1)
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        self._areas.update(log_odds_of_each(logits)[:, 1:].clone(), target - 1)
+
+    def compute(self) -> float:
+        return self._areas.compute()[0]

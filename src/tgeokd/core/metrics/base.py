@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tgeokd.core.metrics.accumulator import Accumulator, Value
+from tgeokd.core.metrics.running import MetricsAccumulator
 from tgeokd.core.validation import validate_labels
 from tgeokd.utils.errors import InputError, check_names
 from tgeokd.utils.registry import Registry
@@ -19,7 +21,10 @@ Floats = NDArray[np.float64]
 
 
 class Metric:
-    """Base of all metrics. A subclass gives :attr:`title` and :meth:`compute`; everything else is optional."""
+    """Base of all metrics. A subclass gives :attr:`title`, and :meth:`compute` or :meth:`accumulator`; all else is optional.
+
+    A metric with :meth:`compute` alone is given the logits of all samples at once, which are kept until then.
+    """
 
     name: ClassVar[str]  # set by the registry
     title: ClassVar[str]  # column heading in tables; of a metric per class, with ``{}`` for the name of the class
@@ -28,7 +33,7 @@ class Metric:
     digits: ClassVar[int] = 4  # with this number of decimals
     per_class: ClassVar[bool] = False  # whether :meth:`compute` returns one value per class
 
-    def compute(self, logits: Tensor, target: Tensor, settings: Metrics) -> float | dict[int, float]:
+    def compute(self, logits: Tensor, target: Tensor, settings: Metrics) -> Value:
         """The value for one set of samples; of a metric per class, one value by class index.
 
         Args:
@@ -36,10 +41,16 @@ class Metric:
             target: class indices, shape (N,), int64; :meth:`check` accepts them.
             settings: class names and attack classes of the task.
         """
+        accumulator = self.accumulator(logits.shape[1], settings)
+        accumulator.update(logits, target)
+        return accumulator.compute()
+
+    def accumulator(self, num_classes: int, settings: Metrics) -> Accumulator:
+        """What computes the same batch by batch, for a set with C classes; InputError where the metric is not for so many."""
         raise NotImplementedError
 
     def check(self, target: Tensor, num_classes: int, settings: Metrics) -> None:
-        """Raise :class:`InputError` where the metric is not defined for these labels."""
+        """Raise :class:`InputError` where the metric is not defined for these labels, (N,), in any order."""
 
     def check_settings(self, settings: Metrics) -> None:
         """Raise :class:`InputError` where a setting that the metric needs is missing."""
@@ -59,15 +70,28 @@ class RankingMetric(Metric):
             raise InputError(f"metric {self.name!r} needs two classes in the labels; all are {only!r}")
 
 
-def log_odds(logits: Tensor, classes: list[int]) -> Floats:
-    """Log odds of a set of classes against the others, shape (N,).
+def log_odds(logits: Tensor, chosen: Tensor) -> Tensor:
+    """Log odds of a set of classes, a mask of shape (C,), against the others: float64, shape (N,).
 
     They order the samples as the probability does, without saturation: in float64 a probability is 1 from a difference of 37
     between the logits on, and different samples would tie. Rounded to 9 decimals, so that rounding errors of the sum do not
     order equal samples.
     """
-    others = [c for c in range(logits.shape[1]) if c not in classes]
-    return np.round((logits[:, classes].logsumexp(dim=1) - logits[:, others].logsumexp(dim=1)).numpy(), 9)
+    z = logits.double()
+    inside, outside = z.masked_fill(~chosen, -torch.inf), z.masked_fill(chosen, -torch.inf)
+    return (inside.logsumexp(dim=1) - outside.logsumexp(dim=1)).round(decimals=9)
+
+
+def log_odds_of_each(logits: Tensor) -> Tensor:
+    """Log odds of each class against all others, likewise, shape (N, C)."""
+    z = logits.double()
+    highest, first = z.max(dim=1, keepdim=True)
+    z = z - highest
+    powers = z.exp()
+    # But for the class with the highest logit, the others sum to at least 1, so that the difference loses no digits.
+    odds = z - (powers.sum(dim=1, keepdim=True) - powers).log()
+    of_first = -z.scatter(1, first, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return odds.scatter(1, first, of_first).round(decimals=9)
 
 
 @dataclass(frozen=True)
@@ -105,23 +129,22 @@ class Metrics:
             InputError: for logits that are not finite, and where a metric is not defined for the labels (an area with one
                 class only, a detection rate without attacks).
         """
-        if logits.ndim != 2 or len(logits) != len(target):
-            raise InputError(
-                f"metrics need logits of shape (N, C) for N labels, not {tuple(logits.shape)} for {len(target)} labels"
-            )
-        self.check(target, logits.shape[1])
-        z, y = logits.detach().to("cpu", torch.float64), target.detach().cpu()
-        if not bool(torch.isfinite(z).all()):
-            bad = int((~torch.isfinite(z).all(dim=1)).sum())
-            raise InputError(f"metrics need finite logits; {bad} of {len(z)} samples have a NaN or infinite one")
-        result: dict[str, float] = {}
+        accumulator = self.accumulator()
+        accumulator.update(logits, target)
+        return accumulator.compute()
+
+    def accumulator(self) -> MetricsAccumulator:
+        """What computes the same batch by batch, without keeping the logits of all samples."""
+        return MetricsAccumulator(self)
+
+    def accumulators(self, num_classes: int) -> dict[str, Accumulator]:
+        """Of each metric, for a set with C classes."""
+        found: dict[str, Accumulator] = {}
         for name in self.names:
-            value = METRICS[name]().compute(z, y, self)
-            if isinstance(value, dict):
-                result |= {f"{name}/{self.class_name(c)}": number for c, number in value.items()}
-            else:
-                result[name] = value
-        return result
+            metric = METRICS[name]()
+            streams = _defined_last(type(metric), "accumulator", "compute") == "accumulator"
+            found[name] = metric.accumulator(num_classes, self) if streams else _AllLogits(metric, self)
+        return found
 
     def check(self, target: Tensor, num_classes: int) -> None:
         """Raise the InputError that computing the metrics on these labels would raise, without any prediction."""
@@ -134,6 +157,26 @@ class Metrics:
     def class_name(self, index: int) -> str:
         """Name of a class; its index where it has none."""
         return self.class_names[index] if index < len(self.class_names) else str(index)
+
+
+class _AllLogits(Accumulator):
+    """Keeps all logits, for a metric that is computed from them at once."""
+
+    def __init__(self, metric: Metric, settings: Metrics) -> None:
+        self._metric, self._settings = metric, settings
+        self._batches: list[tuple[Tensor, Tensor]] = []
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        self._batches.append((logits.clone(), target.clone()))
+
+    def compute(self) -> Value:
+        logits, target = (torch.cat(each) for each in zip(*self._batches, strict=True))
+        return self._metric.compute(logits.to("cpu", torch.float64), target.cpu(), self._settings)
+
+
+def _defined_last(cls: type, *names: str) -> str:
+    """Which of the names the most derived class defines, the first of several: a subclass may override another one."""
+    return next(name for base in cls.__mro__ for name in names if name in vars(base))
 
 
 def higher_is_better(key: str) -> bool:

@@ -1,8 +1,10 @@
 """`calibration`: expected calibration error."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from tgeokd.core.metrics.accumulator import Accumulator
 from tgeokd.core.metrics.base import METRICS, Bools, Floats, Metric, Metrics
 
 BINS = 15
@@ -14,14 +16,27 @@ class Calibration(Metric):
 
     title, higher_is_better = "calibration error", False
 
-    def compute(self, logits: Tensor, target: Tensor, settings: Metrics) -> float:
+    def accumulator(self, num_classes: int, settings: Metrics) -> Accumulator:
         """The error; with more than two classes, the event is that the prediction is correct."""
-        p = logits.softmax(dim=1)
+        return _Calibration()
+
+
+class _Calibration(Accumulator):
+    def __init__(self) -> None:
+        self._confidence: list[Tensor] = []
+        self._outcome: list[Tensor] = []
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        p = logits.double().softmax(dim=1)
         if logits.shape[1] == 2:
-            confidence, outcome = p[:, 1], target == 1
+            confidence, outcome = p[:, 1].clone(), target == 1
         else:
             confidence, outcome = p.max(dim=1).values, logits.argmax(dim=1) == target
-        return calibration_error(confidence.numpy(), outcome.numpy())
+        self._confidence.append(confidence)
+        self._outcome.append(outcome)
+
+    def compute(self) -> float:
+        return calibration_error(torch.cat(self._confidence).cpu().numpy(), torch.cat(self._outcome).cpu().numpy())
 
 
 def calibration_error(confidence: Floats, outcome: Bools, bins: int = BINS) -> float:

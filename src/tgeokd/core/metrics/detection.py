@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from tgeokd.core.metrics.accumulator import Accumulator
 from tgeokd.core.metrics.base import METRICS, Bools, Floats, Metric, Metrics, log_odds
 from tgeokd.core.validation import validate_labels
 from tgeokd.utils.errors import InputError
@@ -16,10 +17,11 @@ class DetectionRate(Metric):
 
     title, factor, digits = "found at 1 % false alarms, %", 100, 2
 
-    def compute(self, logits: Tensor, target: Tensor, settings: Metrics) -> float:
+    def accumulator(self, num_classes: int, settings: Metrics) -> Accumulator:
         """The share of the attacks."""
-        classes = sorted(set(settings.attack_classes))
-        return detection_rate(log_odds(logits, classes), torch.isin(target, torch.tensor(classes)).numpy())
+        classes = torch.tensor(settings.attack_classes)
+        validate_labels(classes, num_classes, "attack_classes")
+        return _DetectionRate(torch.zeros(num_classes, dtype=torch.bool).index_fill_(0, classes, True))
 
     def check(self, target: Tensor, num_classes: int, settings: Metrics) -> None:
         """Refuse attack classes that do not exist, and labels without attacks or without normal samples."""
@@ -34,6 +36,21 @@ class DetectionRate(Metric):
         """Refuse settings without attack classes."""
         if not settings.attack_classes:
             raise InputError("metric 'detection_rate' needs attack_classes, the class indices that are attacks")
+
+
+class _DetectionRate(Accumulator):
+    def __init__(self, attack: Tensor) -> None:
+        self._is_attack = attack  # by class, shape (C,)
+        self._scores: list[Tensor] = []
+        self._attacks: list[Tensor] = []
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        self._is_attack = self._is_attack.to(logits.device, non_blocking=True)
+        self._scores.append(log_odds(logits, self._is_attack))
+        self._attacks.append(self._is_attack.index_select(0, target))
+
+    def compute(self) -> float:
+        return detection_rate(torch.cat(self._scores).cpu().numpy(), torch.cat(self._attacks).cpu().numpy())
 
 
 def detection_rate(score: Floats, attack: Bools, false_alarms: float = FALSE_ALARMS) -> float:

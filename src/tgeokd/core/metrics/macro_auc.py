@@ -1,9 +1,13 @@
 """`macro_auc`: area under the ROC curve averaged over the classes."""
 
+import math
+
 import numpy as np
 from torch import Tensor
 
-from tgeokd.core.metrics.base import METRICS, Metrics, RankingMetric, log_odds
+from tgeokd.core.metrics.accumulator import Accumulator
+from tgeokd.core.metrics.areas import RocAreas
+from tgeokd.core.metrics.base import METRICS, Metrics, RankingMetric, log_odds_of_each
 
 
 @METRICS.register("macro_auc")
@@ -12,9 +16,18 @@ class MacroAUC(RankingMetric):
 
     title = "macro AUC"
 
-    def compute(self, logits: Tensor, target: Tensor, settings: Metrics) -> float:
+    def accumulator(self, num_classes: int, settings: Metrics) -> Accumulator:
         """The mean over the classes; the score is the softmax probability of the class."""
-        from sklearn.metrics import roc_auc_score
+        return _MeanArea(num_classes)
 
-        areas = [roc_auc_score((target == c).numpy(), log_odds(logits, [c])) for c in target.unique().tolist()]
-        return float(np.mean(areas))
+
+class _MeanArea(Accumulator):
+    def __init__(self, num_classes: int) -> None:
+        # at even odds of all classes the shifted score is 0
+        self._areas = RocAreas("macro_auc", num_classes, shift=math.log(max(num_classes - 1, 1)))
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        self._areas.update(log_odds_of_each(logits), target)
+
+    def compute(self) -> float:
+        return float(np.mean(list(self._areas.compute().values())))

@@ -1,7 +1,6 @@
 """`recall`: recall of each class."""
 
-from torch import Tensor
-
+from tgeokd.core.metrics.accumulator import Accumulator, ClassCounts
 from tgeokd.core.metrics.base import METRICS, Metric, Metrics
 
 
@@ -11,7 +10,12 @@ class Recall(Metric):
 
     title, factor, digits, per_class = "recall of {}, %", 100, 2, True
 
-    def compute(self, logits: Tensor, target: Tensor, settings: Metrics) -> dict[int, float]:
+    def accumulator(self, num_classes: int, settings: Metrics) -> Accumulator:
         """The share of each class."""
-        correct = (logits.argmax(dim=1) == target).double()
-        return {c: float(correct[target == c].mean()) for c in target.unique().tolist()}
+        return _Recall(num_classes)
+
+
+class _Recall(ClassCounts, Accumulator):
+    def compute(self) -> dict[int, float]:
+        classes, labels, _, hits = self.present()
+        return dict(zip(classes, (hits / labels).tolist(), strict=True))
