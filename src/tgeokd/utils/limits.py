@@ -110,7 +110,7 @@ def expand(content: bytes, source: str) -> bytes:
     except DAMAGED as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{source} is not a complete compressed file: {one_line(error)}") from error
+        raise InputError(f"{source} is not a complete gzip, bzip2 or xz file: {one_line(error)}") from error
 
 
 def check_zip(path: Path) -> None:
