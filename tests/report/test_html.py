@@ -162,6 +162,9 @@ def test_names_are_text_not_markup(ran, tmp_path):
     results = json.loads(path.read_text())
     results["run"]["method"] = "<script>alert(1)</script>"
     path.write_text(json.dumps(results))
+    with pytest.raises(InputError, match="checksum"):
+        build_report(tmp_path / "run")
+    path.with_name("results.json.sha256").unlink()
     page = build_report(tmp_path / "run").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)" in page

@@ -290,6 +290,7 @@ def test_history_and_metrics_file_hold_the_same(tmp_path):
         "checkpoints",
         "metrics.jsonl",
         "student.safetensors",
+        "student.safetensors.sha256",
     ]
 
 

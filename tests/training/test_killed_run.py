@@ -82,6 +82,7 @@ def test_a_killed_run_ends_like_one_that_was_not_killed(tmp_path, save):
         "checkpoints",
         "metrics.jsonl",
         "student.safetensors",
+        "student.safetensors.sha256",
     ]
 
 

@@ -27,8 +27,8 @@ def checkpoint(run):
 
 
 def names(path):
-    """Files of a folder, its lock apart."""
-    return sorted(p.name for p in path.iterdir() if p.name != run_folder.LOCK)
+    """Files of a folder, its lock and the checksums apart."""
+    return sorted(p.name for p in path.iterdir() if p.name != run_folder.LOCK and p.suffix != ".sha256")
 
 
 # ---- opening

@@ -87,7 +87,8 @@ def result(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted((folder / "run").rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_dir() or "/checkpoints/" in name or path.suffix in (".html", ".png") or path.name == ".lock":
+        left_out = (".html", ".png", ".lock", ".json.sha256")  # times are in the json files
+        if path.is_dir() or "/checkpoints/" in name or path.name.endswith(left_out):
             continue
         if path.suffix == ".jsonl":
             found[name] = [_settled(json.loads(line)) for line in path.read_text().splitlines()]

@@ -89,7 +89,7 @@ def run(
     return record
 
 
-def trial(config: RunConfig, teacher_path: Path, out: Path) -> Score:
+def trial(config: RunConfig, teacher_path: Path, out: Path | None = None) -> Score:
     """Train with one choice of hyper-parameters and judge it on half of the validation set.
 
     The training uses only the other half (as outer samples, or among its training samples), so that the judgement is fair to
@@ -99,7 +99,7 @@ def trial(config: RunConfig, teacher_path: Path, out: Path) -> Score:
     data = load_data(config)
     seen, judged = halves(data, config.seed)
     data = dataclasses.replace(data, held_out=seen)
-    distiller, seconds, _ = _train(config, data, teacher_path, **scratch(out))
+    distiller, seconds, _ = _train(config, data, teacher_path, **(scratch(out) if out is not None else {}))
     return Score(distiller.evaluate(data.ordered_loader(judged))[data.metrics.choose_by], round(seconds, 3))
 
 

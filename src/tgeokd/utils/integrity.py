@@ -27,16 +27,20 @@ def write_with_checksum(path: Path, write: Callable[[Path], object]) -> None:
 
     The checksum comes first: a process that is killed leaves no new file without one.
     """
+    ours = False  # whether the checksum is that of the new content
 
     def noted(temporary: Path) -> None:
+        nonlocal ours
         write(temporary)
+        ours = True
         write_text(checksum_file(path), f"{sha256(temporary)}  {path.name}\n")
 
     try:
         replace_file(path, noted)
     except BaseException:
-        with suppress(OSError):
-            checksum_file(path).unlink(missing_ok=True)
+        if ours:
+            with suppress(OSError):
+                checksum_file(path).unlink(missing_ok=True)
         raise
 
 

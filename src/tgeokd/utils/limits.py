@@ -17,6 +17,8 @@ from tgeokd.utils.errors import InputError, one_line
 
 MIB = 1 << 20
 PREFIX = "TGEOKD_MAX_"
+MAGIC = 6  # bytes
+STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # of gzip, bzip2 and xz
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)  # what the decompressors raise
 
 
@@ -73,14 +75,14 @@ class Expanded(io.RawIOBase):
 
     def __init__(self, file: IO[bytes], size: int, source: object) -> None:
         self._limit, self._source, self._count = Limits.current().expanded(size), source, 0
-        start = file.read(6)
+        start = file.read(MAGIC)
         file.seek(0)
         self._stream: IO[bytes] = file
-        if start.startswith(b"\x1f\x8b"):
+        if start.startswith(STARTS[0]):
             self._stream = cast(IO[bytes], gzip.GzipFile(fileobj=file))
-        elif start.startswith(b"BZh"):
+        elif start.startswith(STARTS[1]):
             self._stream = cast(IO[bytes], bz2.BZ2File(file))
-        elif start.startswith(b"\xfd7zXZ"):
+        elif start.startswith(STARTS[2]):
             self._stream = cast(IO[bytes], lzma.LZMAFile(file))  # noqa: SIM115
 
     def readable(self) -> bool:
@@ -105,12 +107,14 @@ def expand(content: bytes, source: str) -> bytes:
     Raises:
         InputError: for a file that is not complete, has another checksum, or is too large.
     """
+    if not content.startswith(STARTS):
+        raise InputError(f"{source} is not a gzip, bzip2 or xz file")
     try:
         return Expanded(io.BytesIO(content), len(content), source).read()
     except DAMAGED as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{source} is not a complete compressed file: {one_line(error)}") from error
+        raise InputError(f"{source} is not a complete gzip, bzip2 or xz file: {one_line(error)}") from error
 
 
 def check_zip(path: Path) -> None:

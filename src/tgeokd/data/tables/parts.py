@@ -35,7 +35,7 @@ def read_parts(folder: Path, source: str) -> tuple[pl.DataFrame, str]:
         raise InputError(f"{source}: {name} is not below the same column=value folders as other parts")
     hive = dict.fromkeys(keys[parts[0]], pl.String)
     hive_options = {"hive_partitioning": bool(hive), "hive_schema": hive or None, "try_parse_hive_dates": False}
-    frame = read_parquet(parts, f"the table in {source}", glob=False, **hive_options)
+    frame = read_parquet(parts, f"the table of the parts of {source}", glob=False, **hive_options)
     digest = hashlib.sha256()
     for path in parts:
         digest.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())
