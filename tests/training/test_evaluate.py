@@ -93,7 +93,7 @@ def test_an_evaluation_on_an_accelerator_names_the_row_that_is_not_finite():
     student = mlp(1)
     with torch.no_grad():
         student[-1].weight.fill_(math.inf)
-    unread = mock.patch("tgeokd.training.evaluate.all_finite", lambda logits: True)
+    unread = mock.patch("tgeokd.training.evaluate.all_finite", return_value=True)
     with unread, refused("student", "row 0", "evaluation loader", error=DivergenceError):
         distiller_of("ce", student=student).evaluate([(x[:5], y[:5]), (x[5:], y[5:])])
 
