@@ -90,7 +90,7 @@ class Checkpointer:
             self._check(path, state)
             self._read_back = True
         if best:
-            write_with_checksum(self.folder / BEST, partial(shutil.copyfile, path))
+            write_with_checksum(self.folder / BEST, partial(shutil.copyfile, path), flush=False)
         paths = self._paths()
         kept = {*paths[-self.keep :], *[each for each in paths if not each.stem.endswith(MID_EPOCH)][-1:], path}
         # those after this one are of a run that was resumed from an earlier one

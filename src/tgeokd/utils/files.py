@@ -33,8 +33,10 @@ def check_writable(folder: Path, *, create: bool = True) -> None:
         raise unusable(folder, error) from error
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object], *, flush: bool = True) -> None:
     """Let ``write`` fill a temporary file beside ``path``, flush it to disk, and move it to ``path`` in one step.
+
+    Without ``flush`` the file may be lost, or empty, where the machine (not the process) stops within seconds.
 
     Raises:
         StorageError: where the disk is full or the folder is gone or cannot be written. ``path`` is then as it was.
@@ -43,9 +45,9 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     try:
         temporary.touch()  # with the mode of any new file; safetensors makes its files for the owner alone
         write(temporary)
-        to_disk(temporary)
+        if flush:
+            to_disk(temporary)
         temporary.replace(path)
-        to_disk(path.parent)
     except Exception as error:
         if not of_the_disk(error):
             raise

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tgeokd.utils.errors import InputError
-from tgeokd.utils.files import replace_file, write_text
+from tgeokd.utils.files import replace_file
 
 
 def sha256(path: Path) -> str:
@@ -22,7 +22,7 @@ def checksum_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def write_with_checksum(path: Path, write: Callable[[Path], object]) -> None:
+def write_with_checksum(path: Path, write: Callable[[Path], object], *, flush: bool = True) -> None:
     """:func:`~tgeokd.utils.files.replace_file`, and the checksum of what the file holds.
 
     The checksum comes first: a process that is killed leaves no new file without one.
@@ -33,10 +33,11 @@ def write_with_checksum(path: Path, write: Callable[[Path], object]) -> None:
         nonlocal ours
         write(temporary)
         ours = True
-        write_text(checksum_file(path), f"{sha256(temporary)}  {path.name}\n")
+        line = f"{sha256(temporary)}  {path.name}\n"
+        replace_file(checksum_file(path), lambda kept: kept.write_text(line, encoding="utf-8"), flush=False)
 
     try:
-        replace_file(path, noted)
+        replace_file(path, noted, flush=flush)
     except BaseException:
         if ours:
             with suppress(OSError):
