@@ -23,6 +23,11 @@ class Ended:
     seconds: float
 
     @property
+    def last_line(self) -> str:
+        """What it printed last, in short."""
+        return (self.err.strip().splitlines() or ["nothing"])[-1][:160]
+
+    @property
     def traceback(self) -> bool:
         """Whether an exception left the function."""
         return "Traceback (most recent call last)" in self.err

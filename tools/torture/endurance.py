@@ -6,6 +6,7 @@ import gc
 import os
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,10 +32,10 @@ def locks(seconds: float, seed: int, undisturbed: Undisturbed) -> Row:
     counts = Counter[str]()
     for _ in range(TIMES):
         with folder() as place, RunFolder(place / "run"):
-            ended = run(lambda place=place: RunFolder(place / "run"), place / "log.txt")  # type: ignore[misc]
+            ended = run(partial(RunFolder, place / "run"), place / "log.txt")
             counts["done"] += 1
             if str(os.getpid()) not in ended.err or "InputError" not in ended.err:
-                counts[f"ended with {ended.code}: {(ended.err.strip().splitlines() or ['nothing'])[-1][:160]}"] += 1
+                counts[f"ended with {ended.code}: {ended.last_line}"] += 1
     return Row("two processes on one folder: the second one refused, with the holder's process number", counts)
 
 
@@ -62,10 +63,10 @@ def endurance(seconds: float, seed: int, undisturbed: Undisturbed) -> Row:
     steps_done = []
     for name in METHODS:
         with folder() as place:
-            ended = run(lambda name=name, place=place: _many(name, each, place), place / "log.txt")  # type: ignore[misc]
+            ended = run(partial(_many, name, each, place), place / "log.txt")
             counts["done"] += 1
             if ended.code != 0:
-                counts[f"{name}: {(ended.err.strip().splitlines() or ['nothing'])[-1][:160]}"] += 1
+                counts[f"{name}: {ended.last_line}"] += 1
             else:
                 steps_done.append(int((place / "steps").read_text()))
     least = min(steps_done, default=0)

@@ -11,13 +11,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tools.torture import inject
 from tools.torture.children import Ended, kill_after, run
 from tools.torture.report import Row
-from tools.torture.trainings import TRAININGS, Training, result
+from tools.torture.trainings import DISTILL, FIT, TRAININGS, Training, result
 
 MOST = 60  # times that a training is continued
 
@@ -93,7 +94,6 @@ def full_disk(seconds: float, seed: int, undisturbed: Undisturbed) -> Row:
 def small_disks(seconds: float, seed: int, undisturbed: Undisturbed) -> Row:
     """The command on file systems of random small sizes, which then grow; needs the right to mount them."""
     rng, counts, until = random.Random(seed), Counter[str](), time.monotonic() + seconds
-    training = next(each for each in TRAININGS if each.name == "distill")
     while time.monotonic() < until or not counts["done"]:
         with folder() as place:
             size = rng.randrange(8, 1200)
@@ -101,11 +101,11 @@ def small_disks(seconds: float, seed: int, undisturbed: Undisturbed) -> Row:
                 return Row("small file systems, which then grow (no right to mount them here)", counts)
             try:
                 log = place.with_suffix(".log")
-                ended = run(lambda place=place: training.go(place), log)  # type: ignore[misc]
+                ended = run(partial(DISTILL.go, place), log)
                 if wrong := _not_one_line(ended):
                     counts[f"{wrong} ({size} KiB)"] += 1
                 _mount(place, "remount,size=64m")
-                _to_the_end(training, place, undisturbed, Counter(), lambda _: None, counts)
+                _to_the_end(DISTILL, place, undisturbed, Counter(), lambda _: None, counts)
                 counts["done"] += 1
                 log.unlink()
             finally:
@@ -124,7 +124,6 @@ def _mount(place: Path, options: str) -> bool:
 def signals(seconds: float, seed: int, undisturbed: Undisturbed) -> Row:
     """SIGINT and SIGTERM at random moments of the command: the exit code, how soon, and the end after it is continued."""
     rng, counts, until = random.Random(seed), Counter[str](), time.monotonic() + seconds
-    training = next(each for each in TRAININGS if each.name == "distill")
     turn = 0
     while time.monotonic() < until or turn < 2:
         number = (signal.SIGINT, signal.SIGTERM)[turn % 2]
@@ -133,10 +132,10 @@ def signals(seconds: float, seed: int, undisturbed: Undisturbed) -> Row:
             sent: list[float] = []
 
             def send(child: int, number: int = number, sent: list[float] = sent) -> None:
-                kill_after(rng.uniform(0.05, undisturbed.seconds[training.name]), number)(child)
+                kill_after(rng.uniform(0.05, undisturbed.seconds[DISTILL.name]), number)(child)
                 sent.append(time.monotonic())
 
-            ended = run(lambda place=place: training.go(place), place / "log.txt", send)  # type: ignore[misc]
+            ended = run(partial(DISTILL.go, place), place / "log.txt", send)
             if ended.code == 0:  # it was too late
                 continue
             late = time.monotonic() - sent[0] > 5
@@ -144,15 +143,14 @@ def signals(seconds: float, seed: int, undisturbed: Undisturbed) -> Row:
             counts["done"] += 1
             if not good:
                 counts[f"{signal.Signals(number).name}: exit code {ended.code}{', late' if late else ''}"] += 1
-            _to_the_end(training, place, undisturbed, Counter(), lambda _: None, counts)
+            _to_the_end(DISTILL, place, undisturbed, Counter(), lambda _: None, counts)
     return Row("SIGTERM / SIGINT: within 5 s, exit code 143 / 130, continued bit-identical", counts)
 
 
 def _at_calls(what: str, action: Callable[[str], None], seconds: float, seed: int, undisturbed: Undisturbed) -> Row:
     rng, counts, until = random.Random(seed), Counter[str](), time.monotonic() + seconds
     # those of a comparison are of the same kinds as those of its runs
-    trainings = [each for each in TRAININGS if each.name != "compare"]
-    places = [(t, number) for t in trainings for number in range(1, len(undisturbed.calls[t.name]) + 1)]
+    places = [(t, number) for t in (FIT, DISTILL) for number in range(1, len(undisturbed.calls[t.name]) + 1)]
     counts["possible"] = len(places)
     rng.shuffle(places)
     for training, number in places:
@@ -182,7 +180,7 @@ def _not_one_line(ended: Ended) -> str:
         return ""
     errors = [line for line in ended.err.splitlines() if line.startswith("tgeokd: error:")]
     if ended.traceback and "StorageError" not in ended.err.splitlines()[-1]:  # of the Python interface: the exception
-        return f"traceback: {ended.err.strip().splitlines()[-1][:100]}"
+        return f"traceback: {ended.last_line}"
     if not ended.traceback and (ended.code != 1 or len(errors) != 1):
         return f"exit code {ended.code}, {len(errors)} lines"
     return ""
@@ -200,14 +198,12 @@ def _to_the_end(
     faults = counts if faults is None else faults
     for turn in range(MOST):
         watch = disturb(turn) if turn < MOST - 1 else None
-        ended = run(lambda: training.go(place), place / "log.txt", watch)
+        ended = run(partial(training.go, place), place / "log.txt", watch)
         if ended.code == 0:
             break
         counts["done"] += 1
         if ended.code != -signal.SIGKILL:
-            faults[
-                f"{training.name} ended with {ended.code}: {(ended.err.strip().splitlines() or ['nothing'])[-1][:160]}"
-            ] += 1
+            faults[f"{training.name} ended with {ended.code}: {ended.last_line}"] += 1
             return
     found, expected = result(place), undisturbed.results[training.name]
     if found != expected:

@@ -6,9 +6,9 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -45,17 +45,18 @@ class Augmented(Dataset[tuple[Tensor, Tensor]]):
 
 
 class Die(Callback):
-    """Ends the process at once, in a hook of a given epoch."""
+    """Ends the process at once, after a given step."""
 
-    def __init__(self, hook: str, at: int, *, save: bool) -> None:
-        def act(distiller: Distiller, *_: Any) -> None:
-            if (distiller.step if hook == "on_step_end" else distiller.epoch) == at:
-                if save:
-                    distiller.save_checkpoint()
-                distiller._loop.saved.close()  # type: ignore[union-attr]  # what is being written is another torture
-                os._exit(9)
+    def __init__(self, step: int, *, save: bool) -> None:
+        self.step, self.save = step, save
 
-        setattr(self, hook, act)
+    def on_step_end(self, distiller: Distiller) -> None:
+        """End it."""
+        if distiller.step == self.step:
+            if self.save:
+                distiller.save_checkpoint()
+            distiller._loop.saved.close()  # type: ignore[union-attr]  # what is being written is another torture
+            os._exit(9)
 
 
 def train(place: Path, workers: int, accumulate: int, callback: Callback | None, resume: bool | str) -> None:
@@ -89,26 +90,26 @@ def resumes(seconds: float, seed: int, undisturbed: Undisturbed) -> Row:
     for workers, accumulate in product((0, 2), (1, 3)):
         steps = -(-BATCHES // accumulate)
         with folder() as place:
-            _child(place, lambda place=place: train(place, workers, accumulate, None, False), counts)  # type: ignore[misc] # noqa: B023
+            _child(place, partial(train, place, workers, accumulate, None, False), counts)
             whole = result(place)
         for kind in KINDS:
             name = f"{kind}, {workers} workers, accumulation {accumulate}"
             callback = {
-                "mid-epoch": Die("on_step_end", steps + 2, save=True),
-                "end of an epoch": Die("on_step_end", steps + 1, save=False),
-                "last step of an epoch": Die("on_step_end", 2 * steps, save=True),
-                "newest one damaged": Die("on_step_end", 2 * steps + 1, save=True),
+                "mid-epoch": Die(steps + 2, save=True),
+                "end of an epoch": Die(steps + 1, save=False),
+                "last step of an epoch": Die(2 * steps, save=True),
+                "newest one damaged": Die(2 * steps + 1, save=True),
             }.get(kind)
             with folder() as place:
-                first = [lambda place=place, callback=callback: train(place, workers, accumulate, callback, False)]  # type: ignore[misc] # noqa: B023
-                _child(place, first[0], counts, 0 if callback is None else 9)
+                first = partial(train, place, workers, accumulate, callback, False)
+                _child(place, first, counts, 0 if callback is None else 9)
                 if kind == "newest one damaged":
                     newest = max((place / "run" / "checkpoints").glob("step-*.pt"))
                     content = bytearray(newest.read_bytes())
                     content[len(content) // 2] ^= 1
                     newest.write_bytes(content)
                 how: bool | str = "best" if kind == "best" else True
-                _child(place, lambda place=place, how=how: train(place, workers, accumulate, None, how), counts)  # type: ignore[misc] # noqa: B023
+                _child(place, partial(train, place, workers, accumulate, None, how), counts)
                 counts["done"] += 1
                 if result(place) != whole:
                     counts[name] += 1
@@ -118,4 +119,4 @@ def resumes(seconds: float, seed: int, undisturbed: Undisturbed) -> Row:
 def _child(place: Path, function: Callable[[], None], counts: Counter[str], code: int = 0) -> None:
     ended = run(function, place / "log.txt")
     if ended.code != code:
-        counts[f"ended with {ended.code}: {(ended.err.strip().splitlines() or ['nothing'])[-1][:160]}"] += 1
+        counts[f"ended with {ended.code}: {ended.last_line}"] += 1

@@ -79,7 +79,8 @@ def compare(folder: Path) -> None:
     _command("compare", "digits", "--out", folder / "run", *rows, *_settings(), *resume)
 
 
-TRAININGS = (Training("fit", fit), Training("distill", distill), Training("compare", compare))
+FIT, DISTILL = Training("fit", fit), Training("distill", distill)
+TRAININGS = (FIT, DISTILL, Training("compare", compare))
 
 
 def result(folder: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from tgeokd.cli.predict import predict
 from tgeokd.cli.report import report
 from tgeokd.cli.reproduce import reproduce
 from tgeokd.cli.teacher_cache import teacher_cache
+from tgeokd.training.signals import NUMBERS
 from tgeokd.utils.errors import DivergenceError, InputError, StorageError, one_line
 
 
@@ -103,8 +104,7 @@ def _end(message: str, code: int) -> NoReturn:
 @contextmanager
 def _signals() -> Iterator[None]:
     """Handle SIGTERM and SIGUSR1 like Ctrl-C, and end worker processes with any of them."""
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-    before = {number: signal.signal(number, _interrupt) for number in numbers}
+    before = {number: signal.signal(number, _interrupt) for number in NUMBERS}
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from tgeokd.methods.registry import DEFAULT_METHOD
 from tgeokd.report.figures import alpha_by_group, alpha_by_label, metric_by_row
 from tgeokd.report.tables import Table, comparison_table, paired_differences
 from tgeokd.runs.results import ComparisonResults, RunResults, read
-from tgeokd.utils.documents import parse_json
+from tgeokd.utils.documents import parse_json, read_json
 from tgeokd.utils.errors import InputError, one_line
 from tgeokd.utils.files import slug, write_text
 
@@ -80,8 +80,10 @@ def _comparison(folder: Path, results: ComparisonResults) -> list[Section]:
 
 def _ratio_figures(folders: list[Path], target: Path, suffix: str, title: str) -> list[Path]:
     """The figures of alpha, over all runs in ``folders``."""
-    histories = [_read(path, lines=True) for path in _existing(folders, "metrics.jsonl")]
-    ratios = [found for path in _existing(folders, "ratios.json") if (found := _read(path))["corrupted"] is not None]
+    histories = [_lines(path) for path in _existing(folders, "metrics.jsonl")]
+    ratios = [
+        found for path in _existing(folders, "ratios.json") if (found := read_json(path))["corrupted"] is not None
+    ]
     alpha, corrupted = ([value for found in ratios for value in found[key]] for key in ("alpha", "corrupted"))
     made = [
         alpha_by_group(histories, target / f"alpha-by-group{suffix}.png", title=title),
@@ -94,10 +96,10 @@ def _existing(folders: list[Path], name: str) -> list[Path]:
     return [folder / name for folder in folders if (folder / name).exists()]
 
 
-def _read(path: Path, *, lines: bool = False) -> Any:
-    """The content of a JSON file, or of each of its lines."""
+def _lines(path: Path) -> list[Any]:
+    """The values in a file with one JSON text per line."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {one_line(error)}") from error
-    return [parse_json(line, path) for line in text.splitlines()] if lines else parse_json(text, path)
+    return [parse_json(line, path) for line in text.splitlines()]

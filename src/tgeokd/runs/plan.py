@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from tgeokd.core.metrics import best_index
 from tgeokd.methods import current_names
 from tgeokd.runs.config import RunConfig, parse_setting
 from tgeokd.runs.results import DataVariant, MethodSpec, RunRecord, TeacherRecord, TrainOn, TuningRecord
 from tgeokd.runs.search import Trial, trials
-from tgeokd.runs.statistics import best_index
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.validation import replace
 

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from tgeokd.core.metrics import best_index
 from tgeokd.data import TaskData
 from tgeokd.data.datasets import subset
 from tgeokd.runs.build import build_distiller, build_student, fit, load_data, method_of, saving, use_threads
 from tgeokd.runs.config import RunConfig
 from tgeokd.runs.results import RunRecord, RunResults
 from tgeokd.runs.resumed import NewConfig
-from tgeokd.runs.statistics import best_index
 from tgeokd.runs.teacher import both_metrics, check_teacher, load_teacher
 from tgeokd.training.callbacks import Callback
 from tgeokd.training.distiller import Distiller

@@ -16,11 +16,6 @@ from tgeokd.utils.errors import InputError, unknown_name
 CONFIDENCE = 0.95
 
 
-def best_index(values: Sequence[float], metric: str) -> int:
-    """Index of the best value of a metric; the first of equals."""
-    return values.index(max(values) if higher_is_better(metric) else min(values))
-
-
 @dataclass(frozen=True)
 class PairedTest:
     """A mean of paired differences and its uncertainty; None where the differences have no spread."""

@@ -6,12 +6,10 @@ import logging
 import shutil
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any, Literal
 
 import torch
@@ -19,8 +17,8 @@ from safetensors.torch import save_model
 from torch import nn
 
 from tgeokd.core.wrapped import plain_state
-from tgeokd.training.state import RandomStates, TrainState
-from tgeokd.utils.errors import InputError, cannot_write, first_line, of_the_disk
+from tgeokd.training.state import TrainState
+from tgeokd.utils.errors import InputError, cannot_write, first_line
 from tgeokd.utils.integrity import remove_with_checksum, verify_checksum, write_with_checksum
 from tgeokd.utils.run_folder import CHECKPOINTS
 
@@ -49,7 +47,7 @@ class Checkpointer:
         """Write a checkpoint and remove those that are not kept. The first one is read back.
 
         Args:
-            state: of the run; without ``wait`` it is copied first, and training may go on.
+            state: of the run; it is serialised before this returns, so that training may go on.
             best: whether it is the best one so far.
             wait: until the files are on the disk. Otherwise an error is raised by the next call of any method.
 
@@ -58,12 +56,18 @@ class Checkpointer:
             StorageError: where the file cannot be written.
         """
         self.wait()
+        # Serialised here: a thread that pickles holds the interpreter, one that writes does not.
+        content = _serialised(state.to_dict())
+        path = self.folder / f"step-{state.step['index']:09d}{'' if state.batch == 0 else MID_EPOCH}.pt"
         if wait or not self._read_back:
-            self._save(state, best)
-            return
-        state = TrainState(**_copied({f.name: getattr(state, f.name) for f in fields(state)}))
-        self._writer = Future()
-        Thread(target=self._in_background, args=(self._writer, state, best), name="checkpoint").start()
+            self._write(path, content, best)
+            if not self._read_back:
+                self._check(path, state)
+                self._read_back = True
+        else:
+            writer = ThreadPoolExecutor(1, "checkpoint")
+            self._writer = writer.submit(self._write, path, content, best)
+            writer.shutdown(wait=False)
 
     def wait(self) -> None:
         """Until the checkpoint that is being written is on the disk; raises its error."""
@@ -71,24 +75,12 @@ class Checkpointer:
         if writer is not None:
             writer.result()
 
-    def _in_background(self, writer: Future[None], state: TrainState, best: bool) -> None:
-        try:
-            self._save(state, best)
-        except BaseException as error:
-            writer.set_exception(error)
-        else:
-            writer.set_result(None)
-
-    def _save(self, state: TrainState, best: bool) -> None:
-        path = self.folder / f"step-{state.step['index']:09d}{'' if state.batch == 0 else MID_EPOCH}.pt"
+    def _write(self, path: Path, content: memoryview, best: bool) -> None:
         try:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
             raise cannot_write(path, error) from error
-        write_with_checksum(path, lambda temporary: _write(state.to_dict(), temporary))
-        if not self._read_back:
-            self._check(path, state)
-            self._read_back = True
+        write_with_checksum(path, lambda temporary: temporary.write_bytes(content))
         if best:
             write_with_checksum(self.folder / BEST, partial(shutil.copyfile, path), flush=False)
         paths = self._paths()
@@ -112,18 +104,17 @@ class Checkpointer:
                 f"{self.run / 'last.ckpt'} was written by an earlier version of tgeokd, whose unfinished runs cannot be "
                 "resumed; start the run again in another folder"
             )
-        best, paths = self.folder / BEST, self._paths()
-        if which == "best":
-            paths = []
-            if not best.exists():
-                raise InputError(
-                    f"{self.run} holds no best checkpoint: one is kept where there are validation samples to judge by"
-                )
-        elif which == "epoch":
+        paths = [] if which == "best" else self._paths()
+        if which == "epoch":
             paths = [path for path in paths if not path.stem.endswith(MID_EPOCH)]
-        if not (paths or best.exists()):
-            raise InputError(f"{self.run} holds no checkpoint to resume from ({CHECKPOINTS}/step-*.pt)")
-        for path in [*reversed(paths), *([best] if best.exists() else [])]:
+        best = [path for path in (self.folder / BEST,) if path.exists()]
+        if not (paths or best):
+            raise InputError(
+                f"{self.run} holds no checkpoint to resume from ({CHECKPOINTS}/step-*.pt)"
+                if which != "best"
+                else f"{self.run} holds no best checkpoint: one is kept where there are validation samples to judge by"
+            )
+        for path in [*reversed(paths), *best]:
             try:
                 return self._read(path)
             except InputError as error:
@@ -169,27 +160,16 @@ def _step(path: Path) -> int:
     return int(number) if number.isdigit() else -1
 
 
-def _copied(value: Any) -> Any:
-    """A copy of a nested state whose tensors are on the CPU and do not change any more."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if type(value) in (dict, OrderedDict):
-        return type(value)((key, _copied(item)) for key, item in value.items())
-    if type(value) in (list, tuple):
-        return type(value)(_copied(item) for item in value)
-    if isinstance(value, RandomStates):
-        return RandomStates(**_copied(vars(value)))
-    return value
-
-
-def _write(content: Any, path: Path) -> None:
+def _serialised(content: Any) -> memoryview:
+    buffer = io.BytesIO()
     try:
-        torch.save(content, path)
+        torch.save(content, buffer)
     except Exception as error:  # whatever a value raises when it is pickled
-        fault = None if of_the_disk(error) else _fault(content)
+        fault = _fault(content)
         if fault is None:
             raise
         raise InputError(_refusal(fault)) from error
+    return buffer.getbuffer()
 
 
 def _fault(value: Any, path: str = "") -> tuple[str, Any] | None:

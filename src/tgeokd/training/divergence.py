@@ -50,31 +50,24 @@ class Divergence:
         try:
             yield
         except DivergenceError as error:
-            self._skip(error)
+            self.skipped = self._again("skip", self.skipped, MAX_SKIPPED, "the step is skipped", error)
             for buffer, before in buffers:  # the averages of batch norm, which saw the batch
                 buffer.copy_(before)
             step.forget()
 
-    def _skip(self, error: DivergenceError) -> None:
-        """Count a step that is left out; raises the error where steps are not left out, or too many were."""
-        if self.how != "skip":
-            raise error
-        if self.skipped == MAX_SKIPPED:
-            raise DivergenceError(f"{error}; {MAX_SKIPPED} steps were skipped before") from error
-        self.skipped += 1
-        logger.warning("the step is skipped (%d of at most %d): %s", self.skipped, MAX_SKIPPED, error)
-
     def roll_back(self, error: DivergenceError) -> None:
         """Count a return to a checkpoint; raises the error where there is none, or there were too many."""
-        if self.how != "rollback":
+        what = "back to the last checkpoint with half the learning rate"
+        self.rollbacks = self._again("rollback", self.rollbacks, MAX_ROLLBACKS, what, error)
+
+    def _again(self, how: OnDivergence, done: int, most: int, what: str, error: DivergenceError) -> int:
+        """Log that it is done once more and return how often; raises the error where it was not chosen, or too often."""
+        if self.how != how:
             raise error
-        if self.rollbacks == MAX_ROLLBACKS:
-            raise DivergenceError(f"{error}; after {MAX_ROLLBACKS} returns to a checkpoint") from error
-        self.rollbacks += 1
-        logger.warning(
-            "back to the last checkpoint with half the learning rate (%d of at most %d): %s",
-            *(self.rollbacks, MAX_ROLLBACKS, error),
-        )
+        if done == most:
+            raise DivergenceError(f"{error}; on_divergence={how} was followed {most} times before") from error
+        logger.warning("%s (%d of at most %d): %s", what, done + 1, most, error)
+        return done + 1
 
     def check_gradient(self, step: DistillationStep) -> None:
         """Raise a DivergenceError for a gradient that is not finite, unless that is not asked for: it waits for the device."""

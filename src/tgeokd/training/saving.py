@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from tgeokd.core.metrics import higher_is_better
+from tgeokd.core.metrics import best_index
 from tgeokd.core.validation import check_count, check_positive
 from tgeokd.core.wrapped import load_plain_state, plain_state
 from tgeokd.data.batch import batch_digest
@@ -130,8 +130,7 @@ class SavedRun:
         self._after_epoch = False
         if self.folder is None:  # another process writes
             return
-        if self._checkpointer is None:
-            self._checkpointer = Checkpointer(self.folder.path, keep=self.saving.keep)
+        assert self._checkpointer is not None
         check_finite(self.loop.step.student, self.loop.step.index)
         self._checkpointer.save(self._state(), best=best, wait=wait)
         self._saved_at = time.monotonic()
@@ -142,8 +141,7 @@ class SavedRun:
         values = [record[f"val_{primary}"] for record in self.loop.history if f"val_{primary}" in record]
         if not values or self.loop.step.method.outer == "union":
             return False
-        sign = 1 if higher_is_better(primary) else -1
-        return all(sign * values[-1] > sign * value for value in values[:-1])
+        return best_index(values, primary) == len(values) - 1
 
     def _state(self) -> TrainState:
         """Everything that a resumed run needs."""
@@ -193,9 +191,9 @@ class SavedRun:
             InputError: where there is none, and for a difference that the user does not accept.
         """
         self._fingerprints = fingerprints_of(self.loop, resume=bool(resume))
+        self._checkpointer = Checkpointer(out, keep=self.saving.keep)
         if not resume:
             return None
-        self._checkpointer = Checkpointer(out, keep=self.saving.keep)
         state = self._checkpointer.load("best" if resume == "best" else "last")
         self._changed = accepted_changes(state, self._fingerprints, accept)
         return state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,7 @@ class TrainState:
     def to_dict(self) -> dict[str, Any]:
         """Plain values and tensors, which ``torch.load(weights_only=True)`` reads."""
         content = {f.name: getattr(self, f.name) for f in fields(self)}
-        return content | {name: asdict(content[name]) for name in ("random", "random_at_epoch")}
+        return content | {name: vars(content[name]) for name in ("random", "random_at_epoch")}
 
     @classmethod
     def from_dict(cls, content: Any, source: str) -> TrainState:

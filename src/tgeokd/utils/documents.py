@@ -23,10 +23,13 @@ def parse_yaml(text: str, source: object) -> Any:
     if len(text) > limits.document_kib * 1024:
         raise too_large(source, f"has {len(text) / 1024:,.0f} KiB", f"{limits.document_kib} KiB", "document_kib")
     try:
-        root = yaml.compose(text, yaml.SafeLoader)
-        if root is not None and _size(root, {}, 0, limits, source) > limits.nodes:
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        if _size(root, {}, 0, limits, source) > limits.nodes:
             raise too_large(source, "has many entries through its aliases", f"{limits.nodes:,}", "nodes")
-        return yaml.safe_load(text)
+        return loader.construct_document(root)
     except RecursionError as error:
         raise too_large(source, "is nested deeply", f"{limits.nesting} levels", "nesting") from error
     except InputError:

@@ -39,7 +39,7 @@ def cannot_write(path: object, error: BaseException) -> StorageError:
 
 
 # What libraries that raise no OSError say where the disk is full or gone.
-_OF_THE_DISK = ("os error", "no space left", "inline_container", "failed writing file", "file write failed")
+_OF_THE_DISK = ("os error", "no space left")
 
 
 def of_the_disk(error: BaseException) -> bool:

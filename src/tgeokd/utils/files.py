@@ -80,9 +80,14 @@ def to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def json_text(content: Any, *, compact: bool = False) -> str:
+    """The text of a JSON file, on one line if ``compact``."""
+    return json.dumps(content, indent=None if compact else 2) + "\n"
+
+
 def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
     """Write a JSON file atomically, on one line if ``compact``."""
-    write_text(path, json.dumps(content, indent=None if compact else 2) + "\n")
+    write_text(path, json_text(content, compact=compact))
 
 
 def write_text(path: Path, text: str) -> None:

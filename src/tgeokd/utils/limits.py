@@ -9,16 +9,21 @@ import lzma
 import os
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import IO, Self, cast
+from typing import IO, Any, Self
 
 from tgeokd.utils.errors import InputError, one_line
 
 MIB = 1 << 20
 PREFIX = "TGEOKD_MAX_"
-MAGIC = 6  # bytes
-STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # of gzip, bzip2 and xz
+# by how their files begin
+OPENERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ": lzma.LZMAFile,
+}
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)  # what the decompressors raise
 
 
@@ -59,6 +64,14 @@ class Limits:
         return max(self.expanded_mib * MIB, self.expanded_ratio * size)
 
 
+def check_expanded(path: Path, total: int, source: object) -> None:
+    """Raise an InputError for a file that says that it becomes more bytes than it may."""
+    limit = Limits.current().expanded(path.stat().st_size)
+    if total > limit:
+        what = f"becomes {total / MIB:,.0f} MiB when it is decompressed"
+        raise too_large(source, what, f"{limit / MIB:,.0f} MiB", "expanded_mib")
+
+
 def too_large(source: object, what: str, limit: str, name: str) -> InputError:
     """The error for something that is beyond a limit; ``name`` is the attribute of :class:`Limits`."""
     return InputError(f"{source} {what}, more than {limit}; if you trust it, set {PREFIX}{name.upper()} higher")
@@ -75,15 +88,10 @@ class Expanded(io.RawIOBase):
 
     def __init__(self, file: IO[bytes], size: int, source: object) -> None:
         self._limit, self._source, self._count = Limits.current().expanded(size), source, 0
-        start = file.read(MAGIC)
+        start = file.read(max(map(len, OPENERS)))
         file.seek(0)
-        self._stream: IO[bytes] = file
-        if start.startswith(STARTS[0]):
-            self._stream = cast(IO[bytes], gzip.GzipFile(fileobj=file))
-        elif start.startswith(STARTS[1]):
-            self._stream = cast(IO[bytes], bz2.BZ2File(file))
-        elif start.startswith(STARTS[2]):
-            self._stream = cast(IO[bytes], lzma.LZMAFile(file))  # noqa: SIM115
+        opener = next((each for magic, each in OPENERS.items() if start.startswith(magic)), None)
+        self._stream = file if opener is None else opener(file)
 
     def readable(self) -> bool:
         """It is."""
@@ -107,13 +115,13 @@ def expand(content: bytes, source: str) -> bytes:
     Raises:
         InputError: for a file that is not complete, has another checksum, or is too large.
     """
-    if not content.startswith(STARTS):
+    if not content.startswith(tuple(OPENERS)):
         raise InputError(f"{source} is not a gzip, bzip2 or xz file")
     try:
         return Expanded(io.BytesIO(content), len(content), source).read()
+    except InputError:
+        raise
     except DAMAGED as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{source} is not a complete gzip, bzip2 or xz file: {one_line(error)}") from error
 
 
@@ -126,7 +134,4 @@ def check_zip(path: Path) -> None:
             total = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
         raise InputError(f"{path} is a damaged archive: {one_line(error)}") from error
-    limit = Limits.current().expanded(path.stat().st_size)
-    if total > limit:
-        what = f"becomes {total / MIB:,.0f} MiB when it is decompressed"
-        raise too_large(path, what, f"{limit / MIB:,.0f} MiB", "expanded_mib")
+    check_expanded(path, total, path)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tgeokd.utils.errors import InputError, one_line, optional_import
 from tgeokd.utils.integrity import verify_checksum
-from tgeokd.utils.limits import MIB, Limits, too_large
+from tgeokd.utils.limits import check_expanded
 
 PANIC = "PanicException"  # polars raises it, a BaseException, where it did not expect what a file holds
 
@@ -56,7 +56,4 @@ def _check_size(path: Path, source: object) -> None:
         total = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     except Exception:  # polars reads it or says what is wrong
         return
-    limit = Limits.current().expanded(path.stat().st_size)
-    if total > limit:
-        what = f"becomes {total / MIB:,.0f} MiB when it is decompressed"
-        raise too_large(source, what, f"{limit / MIB:,.0f} MiB", "expanded_mib")
+    check_expanded(path, total, source)

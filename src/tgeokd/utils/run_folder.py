@@ -17,7 +17,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from tgeokd.utils.errors import InputError, cannot_write
-from tgeokd.utils.files import check_writable, unusable, user_path, write_text
+from tgeokd.utils.files import check_writable, json_text, unusable, user_path, write_text
 from tgeokd.utils.integrity import write_with_checksum
 
 CHECKPOINTS = "checkpoints"
@@ -94,7 +94,7 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any, *, compact: bool = False) -> None:
         """Write a JSON file with its checksum, on one line if ``compact``."""
-        text = json.dumps(content, indent=None if compact else 2) + "\n"
+        text = json_text(content, compact=compact)
         write_with_checksum(self.path / name, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def write_yaml(self, name: str, content: Any) -> None:

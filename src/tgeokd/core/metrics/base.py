@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -182,6 +183,11 @@ def _defined_last(cls: type, *names: str) -> str:
 def higher_is_better(key: str) -> bool:
     """Direction of a metric, by its name or its key in a result such as ``recall/normal``."""
     return METRICS[key.partition("/")[0]].higher_is_better
+
+
+def best_index(values: Sequence[float], metric: str) -> int:
+    """Index of the best value of a metric; the first of equals."""
+    return values.index(max(values) if higher_is_better(metric) else min(values))
 
 
 def title(key: str) -> str:

@@ -126,9 +126,9 @@ def _unpack(archive: Archive, source: Path) -> dict[str, bytes]:
                             raise tarfile.ReadError("unexpected end of data")
             while expanded.read(1 << 20):  # to the end, where the checksum is
                 pass
+    except InputError:
+        raise
     except (tarfile.TarError, *DAMAGED) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{source} is truncated, damaged or not a tar archive: {one_line(error)}") from error
     if missing := [path for path, name in wanted.items() if name not in members]:
         raise InputError(f"{source} is truncated or not {archive.name}: it has no {missing[0]}")
