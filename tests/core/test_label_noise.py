@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from tgeokd.core import label_noise
-from tgeokd.core.label_noise import LabelNoise, LabelNoiseFit, calibration, known_labels
+from tgeokd.core.label_noise import CalibrationSample, LabelNoise, LabelNoiseFit, calibration, known_labels
 from tgeokd.utils.errors import InputError
 
 C = 4
@@ -19,7 +19,9 @@ C = 4
 
 def fitted(logits, target, val_logits, val_target, classes=C):
     fit = LabelNoiseFit(classes)
-    fit.calibrate([val_logits], [val_target])
+    sample = CalibrationSample(classes)
+    sample.add(val_logits, val_target)
+    fit.calibrate([sample])
     for rows in torch.arange(len(target)).split(7):
         fit.update(logits[rows], target[rows])
     return fit.compute()
@@ -82,9 +84,50 @@ def test_a_large_validation_set_is_drawn_from(monkeypatch):
     z = 3 * torch.randn(4000, C, generator=generator) + 2 * F.one_hot(y, C)
     whole = calibration(z, y)
     monkeypatch.setattr(label_noise, "CALIBRATED_ON", 2000 * C)
-    part = calibration(z, y)
-    assert not torch.equal(part[0], whole[0])
-    torch.testing.assert_close(part[0], whole[0], rtol=0.1, atol=0.05)
+    sample = CalibrationSample(C)
+    for rows in torch.arange(4000).split(7):
+        sample.add(z[rows], y[rows])
+        assert sum(len(part[0]) for part in sample._kept) <= 4000
+    part = CalibrationSample.joined([sample])
+    assert part[0].shape == (2000, C)
+    scale = calibration(*part)[0]
+    assert not torch.equal(scale, whole[0])
+    torch.testing.assert_close(scale, whole[0], rtol=0.1, atol=0.05)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 1000), counts=st.lists(st.integers(0, 30), min_size=1, max_size=4), most=st.integers(1, 40))
+def test_a_choice_of_samples_has_each_once_in_order_and_all_where_they_fit(seed, counts, most):
+    """With several processes too; the rows are recognised by their logits."""
+    total = 0
+    samples = []
+    for rank, count in enumerate(counts):
+        sample = CalibrationSample(2, rank)
+        sample.most = most
+        for row in range(total, total + count):
+            sample.add(torch.tensor([[float(row), 0.0]]), torch.tensor([row % 2]))
+        total += count
+        if count:
+            samples.append(sample)
+    if not samples:
+        return
+    logits, target = CalibrationSample.joined(samples)
+    rows = logits[:, 0].long().tolist()
+    assert len(rows) == min(total, most)
+    assert rows == sorted(set(rows))
+    assert target.tolist() == [row % 2 for row in rows]
+
+
+def test_every_sample_is_as_likely_to_be_chosen():
+    chosen = torch.zeros(40)
+    for seed in range(500):
+        sample = CalibrationSample(2, rank=seed)
+        sample.most = 10
+        for row in range(40):
+            sample.add(torch.tensor([[float(row), 0.0]]), torch.tensor([0]))
+        chosen[CalibrationSample.joined([sample])[0][:, 0].long()] += 1
+    assert chosen.min() > 125 - 5 * 125**0.5
+    assert chosen.max() < 125 + 5 * 125**0.5
 
 
 def test_very_many_classes_have_one_rate_each(monkeypatch):

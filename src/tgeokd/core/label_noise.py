@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +24,7 @@ from tgeokd.core.softmax import log_softmax, softmax
 from tgeokd.utils.errors import InputError
 
 SHRINKAGE = 1e-3  # of the class biases, so that a class with few validation samples keeps its own
-CALIBRATED_ON = 20_000_000  # entries of the validation logits at most; more samples are drawn from
+CALIBRATED_ON = 20_000_000  # entries of the validation logits at most; of more samples some are drawn
 SMALLEST = 1e-9  # rate; no label is impossible
 CERTAIN = 1e-4  # probability left to the other classes of a sample whose label is known to be correct
 
@@ -62,6 +63,42 @@ class LabelNoise:
         return LabelNoise(self.scale.to(device), self.bias.to(device), self.log_rates.to(device))
 
 
+class CalibrationSample:
+    """All validation samples, or as many as the memory allows: a uniform random choice in one pass.
+
+    Each sample draws a number, and those with the smallest are kept; so the choices of several processes can be joined.
+
+    Args:
+        num_classes: C; at most ``CALIBRATED_ON / C`` samples are kept.
+        rank: index of the process, so that each draws other numbers.
+    """
+
+    def __init__(self, num_classes: int, rank: int = 0) -> None:
+        self.most = max(CALIBRATED_ON // num_classes, 1)
+        self._random = np.random.default_rng([0, rank])
+        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []  # drawn numbers, logits, labels
+
+    def add(self, logits: Tensor, target: Tensor) -> None:
+        """Add a batch: logits (N, C), labels (N,)."""
+        drawn = torch.from_numpy(self._random.random(len(target))).to(logits.device)
+        self._kept.append((drawn, logits.detach(), target))
+        if sum(len(each) for each, *_ in self._kept) > 2 * self.most:
+            self._kept = [self._smallest(self._kept)]
+
+    @classmethod
+    def joined(cls, samples: Sequence[CalibrationSample]) -> tuple[Tensor, Tensor]:
+        """Logits (M, C) and labels (M,) of what the samples of all processes have kept, in the order they were added."""
+        return samples[0]._smallest([each for sample in samples for each in sample._kept])[1:]
+
+    def _smallest(self, parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        device = parts[0][0].device
+        drawn, logits, target = (torch.cat([each.to(device) for each in column]) for column in zip(*parts, strict=True))
+        if len(drawn) > self.most:
+            rows = drawn.topk(self.most, largest=False, sorted=False).indices.sort().values
+            drawn, logits, target = drawn[rows], logits[rows], target[rows]
+        return drawn, logits, target
+
+
 class LabelNoiseFit:
     """Fits a :class:`LabelNoise` batch by batch: :meth:`calibrate` first, then :meth:`update` with the training samples.
 
@@ -70,7 +107,9 @@ class LabelNoiseFit:
 
     Example:
         >>> fit = LabelNoiseFit(num_classes=10)
-        >>> fit.calibrate([val_logits], [val_target])                                        # doctest: +SKIP
+        >>> sample = CalibrationSample(num_classes=10)
+        >>> sample.add(val_logits, val_target)                                               # doctest: +SKIP
+        >>> fit.calibrate([sample])                                                          # doctest: +SKIP
         >>> for inputs, target in loader:                                                    # doctest: +SKIP
         ...     fit.update(teacher(inputs), target)
         >>> noise = fit.compute()                                                            # doctest: +SKIP
@@ -83,9 +122,9 @@ class LabelNoiseFit:
         self._joint = torch.zeros((num_classes, num_classes) if self._dense else (num_classes,), dtype=torch.float64)
         self._classes = torch.zeros(num_classes, dtype=torch.float64)
 
-    def calibrate(self, logits: Sequence[Tensor], target: Sequence[Tensor]) -> None:
-        """Fit scale and biases to the correct labels of M samples, given in batches of logits (m, C) and labels (m,)."""
-        self._scale, self._bias = calibration(torch.cat(list(logits)), torch.cat(list(target)))
+    def calibrate(self, samples: Sequence[CalibrationSample]) -> None:
+        """Fit scale and biases to samples whose labels are correct, one :class:`CalibrationSample` of each process."""
+        self._scale, self._bias = calibration(*CalibrationSample.joined(samples))
 
     def update(self, teacher_logits: Tensor, target: Tensor) -> None:
         """Add training samples: logits (N, C), labels (N,)."""
@@ -127,10 +166,6 @@ def calibration(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not bool(torch.isfinite(logits).all()):
         raise InputError("the teacher's logits are NaN or infinite on the validation set")
-    most = max(CALIBRATED_ON // logits.shape[-1], 1)
-    if len(logits) > most:
-        rows = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))[:most].to(logits.device)
-        logits, target = logits[rows], target[rows]
     z = logits.detach().double()
     log_scale = torch.zeros((), dtype=z.dtype, device=z.device, requires_grad=True)
     bias = torch.zeros(z.shape[-1], dtype=z.dtype, device=z.device, requires_grad=True)

@@ -71,8 +71,13 @@ def _blame_loss(given: LossInputs, loss: Tensor, where: str) -> None:
     )
 
 
+def sample_name(row: int, sample: int | None) -> str:
+    """What a sample is called in a message: by its id, or where it has none by its row in the batch."""
+    return f"row {row}" if sample is None else f"sample {sample}"
+
+
 def _sample(ids: Tensor | None, row: int) -> str:
-    return f"row {row}" if ids is None else f"sample {int(ids[row])}"
+    return sample_name(row, None if ids is None else int(ids[row]))
 
 
 def _first_bad(values: Tensor) -> int | None:

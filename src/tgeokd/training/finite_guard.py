@@ -1,4 +1,4 @@
-"""Stopping at the first logits or loss that are not finite."""
+"""Stopping at the first loss that is not finite."""
 
 import math
 from collections.abc import Callable
@@ -6,66 +6,66 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tgeokd.training.blame import ADVICE
-from tgeokd.utils.errors import DivergenceError, InputError
+from tgeokd.methods.base import LossInputs
+from tgeokd.training.blame import ADVICE, not_finite, sample_name
+from tgeokd.utils.errors import DivergenceError
 
 
 class FiniteGuard:
-    """Stops training at the first NaN or infinite logit or loss.
+    """Stops training at the first NaN or infinite loss; logits that are not finite make one.
 
-    On the CPU the check is immediate, and the sample is named. On an accelerator reading a flag would stall every step, so the
-    first bad step is noted on the device, read at intervals, and named with the model.
+    On the CPU the check is immediate. On an accelerator reading a flag would stall every step, so the first bad step, its
+    first bad sample and whose logits are bad are noted on the device, and read at intervals.
 
     Args:
-        device: of the logits.
+        device: of the losses.
         interval: steps between two reads on an accelerator.
     """
 
     def __init__(self, device: torch.device, interval: int = 50) -> None:
         self.immediate = device.type == "cpu"
         self._interval = interval
-        self._device = device
-        self._first_bad: dict[str, Tensor] = {}
+        # step, row, sample id or -1, whether the teacher's and the student's logits are finite
+        self._first = torch.tensor([-1, 0, -1, 1, 1], device=device)
 
-    def check(
-        self,
-        loss: Tensor,
-        student_logits: Tensor,
-        teacher_logits: Tensor | None,
-        step: int,
-        explain: Callable[[], None],
-    ) -> None:
-        """Check a microbatch of a step: the sum of its losses and the logits it came from.
+    def check(self, losses: Tensor, total: Tensor, given: LossInputs, step: int, explain: Callable[[], None]) -> None:
+        """Check the losses (N,) of a microbatch of a step, and their sum, shape ().
 
-        ``explain`` is called on the CPU for a loss that is not finite and raises an error that says why.
+        ``explain`` is called on the CPU for a sum that is not finite and raises an error that says why.
         """
         if self.immediate:
-            if not math.isfinite(loss):  # bad logits make a bad loss, and one number is cheaper to read
+            if not math.isfinite(total):  # one number is cheaper to read
                 explain()
             return
-        if teacher_logits is not None:
-            self._note("teacher", teacher_logits, step)
-        self._note("student", student_logits, step)
-
-    def read(self) -> None:
-        """Read what was noted on the device."""
-        noted = [(int(first), model != "teacher", model) for model, first in self._first_bad.items() if int(first) >= 0]
-        if noted:
-            step, _, model = min(noted)
-            self._stop(model, step)
-
-    def _note(self, model: str, logits: Tensor, step: int) -> None:
-        finite = torch.isfinite(logits.detach()).all()
-        never = torch.full((), -1, device=self._device)  # torch.tensor would wait for its copy
-        first = self._first_bad.get(model, never)
-        self._first_bad[model] = torch.where((first < 0) & ~finite, step, first)
+        self._note(losses.detach(), given, step)
         if step % self._interval == self._interval - 1:
             self.read()
 
-    @staticmethod
-    def _stop(model: str, step: int) -> None:
-        message = f"the {model}'s logits are NaN or infinite in step {step}"
-        # One bad input makes the logits of both bad. Which sample it is would have to be read in every step.
-        if model == "teacher":
-            raise InputError(f"{message}: the inputs may be; accelerator='cpu' names the sample")
-        raise DivergenceError(f"{message}; {ADVICE}")
+    def read(self) -> None:
+        """Read what was noted on the device, and raise the error for it."""
+        step, row, sample, teacher, student = self._first.tolist()
+        if step < 0:
+            return
+        where = f"training loader, step {step}"
+        who = sample_name(row, None if sample < 0 else sample)
+        for side, finite in (("teacher", teacher), ("student", student)):
+            if not finite:
+                raise not_finite(side, who, where)
+        raise DivergenceError(f"the loss of {who} is NaN or infinite, and the logits are not ({where}); {ADVICE}")
+
+    def _note(self, losses: Tensor, given: LossInputs, step: int) -> None:
+        finite, row = torch.isfinite(losses).min(dim=0, keepdim=True)
+
+        def good(logits: Tensor | None) -> Tensor:
+            if logits is None:
+                return torch.ones_like(row)
+            return torch.isfinite(logits.detach().index_select(0, row)).all().long().view(1)
+
+        if given.ids is None:
+            sample = torch.full_like(row, -1)
+        else:
+            sample = given.ids.to(row.device, torch.int64, non_blocking=True).index_select(0, row)
+        noted = torch.cat(
+            [torch.full_like(row, step), row, sample, good(given.teacher_logits), good(given.student_logits)]
+        )
+        self._first = torch.where((self._first[0] < 0) & ~finite, noted, self._first)

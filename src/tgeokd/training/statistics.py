@@ -43,7 +43,7 @@ class EpochStatistics:
         def explain() -> None:
             blame(model_inputs, given, result.loss, f"training loader, step {step}")
 
-        self._guard.check(total, given.student_logits, given.teacher_logits, step, explain)
+        self._guard.check(result.loss, total, given, step, explain)
         self._loss_sum += total
         self.count += len(given.target)
         if result.alpha is not None and given.teacher_logits is not None:

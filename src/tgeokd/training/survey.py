@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tgeokd.core.geometry.class_means import ClassMeans
-from tgeokd.core.label_noise import LabelNoise, LabelNoiseFit
+from tgeokd.core.label_noise import CalibrationSample, LabelNoise, LabelNoiseFit
 from tgeokd.core.model_call import random_state, replayed
 from tgeokd.core.validation import check_validation_classes
 from tgeokd.data.batch import Batch
@@ -97,20 +97,19 @@ def _survey(
     validation_counts, validation_ids = torch.zeros(num_classes, dtype=torch.int64), None
     if uses_validation:
         assert validation is not None
-        logits, targets, ids = [], [], []
+        sample, ids = CalibrationSample(num_classes, parallel.rank), []
         for batch in reader.read_all(validation, "validation loader"):
             validation_counts += batch.target.bincount(minlength=num_classes).cpu()
             ids.append(batch.ids)
             if fit is not None:
                 assert validation_teacher is not None
-                logits.append(validation_teacher.logits(batch).float())
-                _check_finite(batch, logits[-1], "validation loader, before step 0")
-                targets.append(batch.target)
+                logits = validation_teacher.logits(batch).float()
+                _check_finite(batch, logits, "validation loader, before step 0")
+                sample.add(logits, batch.target)
                 if check is not None:
-                    check.add("validation", batch, logits[-1])
+                    check.add("validation", batch, logits)
         if fit is not None:
-            shares = parallel.gather_objects((logits, targets))  # the same calibration in every process
-            fit.calibrate([z for share, _ in shares for z in share], [y for _, share in shares for y in share])
+            fit.calibrate(parallel.gather_objects(sample))  # the same calibration in every process
         known = [each.cpu() for each in ids if each is not None]
         validation_ids = torch.cat(known).long().sort().values if len(known) == len(ids) else numbered_ids(train_loader)
     means = ClassMeans(num_classes)
