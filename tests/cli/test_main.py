@@ -138,6 +138,27 @@ def test_an_interrupted_run_says_how_to_continue(tgeokd_, tmp_path, monkeypatch,
     assert tgeokd_("distill", "--resume", "out").code == 0
 
 
+def test_an_interrupt_that_a_library_turns_into_its_own_error_is_one_all_the_same(tgeokd_, monkeypatch):
+    def draw(*_, **__):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ValueError("Invalid bounding box") from None
+
+    monkeypatch.setattr("tgeokd.runs.single.run", draw)
+    outcome = tgeokd_("distill", "digits", "--out", "out", *set_options("teacher.epochs=1"))
+    assert_one_line(outcome, 143, "tgeokd distill --resume out")
+    monkeypatch.setattr("tgeokd.runs.single.run", failing(ValueError("of its own")))
+    with pytest.raises(ValueError, match="of its own"):  # the next command was not interrupted
+        tgeokd_("distill", "--resume", "out")
+
+
+@pytest.mark.parametrize("place", ["typer.main.get_group", "tgeokd.cli.main._Commands.parse_args"])
+def test_an_interrupt_while_the_command_line_is_read_is_one_line(tgeokd_, monkeypatch, place):
+    monkeypatch.setattr(place, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    assert_one_line(tgeokd_("distill", "digits"), 143)
+
+
 def test_an_interrupt_before_anything_is_written_is_one_line(tgeokd_, tmp_path, monkeypatch):
     monkeypatch.setattr("tgeokd.runs.single.check", failing(KeyboardInterrupt))
     outcome = tgeokd_("distill", "digits", "--out", "out")

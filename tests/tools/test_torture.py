@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from collections import Counter
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tgeokd.utils.errors import InputError
 from tools.torture.children import run
+from tools.torture.damage import HARMLESS, KINDS, Kind, try_kind
 from tools.torture.inject import at_call, disk_full
+from tools.torture.malicious import CONTAINERS, PAYLOADS, attacks
 from tools.torture.report import Row
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +29,44 @@ def test_a_slice_of_the_torture_finds_nothing():
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stdout.count("| none |") == len(parts)
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_slice_of_the_damage_is_noticed():
+    for name in ("CIFAR archive, checksum=any", "teacher cache, logits", "predictions, npz", "csv.gz"):
+        counts = try_kind(KINDS[name], seed=1, seconds=2)
+        assert counts["done"] > 10
+        assert set(counts) <= {"done", *HARMLESS}, (name, counts)
+        assert counts[HARMLESS[2]] == 0
+
+
+def test_damage_that_goes_unnoticed_is_counted():
+    blind = Kind(KINDS["csv"].make, KINDS["csv"].read)
+    counts = try_kind(blind, seed=0, seconds=1)
+    assert counts["silently something else"] > 0
+
+
+def test_there_are_enough_malicious_files():
+    names = [name for name, _, _ in attacks()]
+    assert len(names) == len(set(names)) >= 120
+
+
+@pytest.mark.parametrize("name", ["os.system", "exec"])
+def test_a_payload_would_be_executed_by_a_reader_that_trusts_it(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("TORTURE_CANARY", str(tmp_path / "canary"))
+    pickle.loads(PAYLOADS[name])
+    assert (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_no_reader_executes_it(tmp_path, monkeypatch, container):
+    monkeypatch.setenv("TORTURE_CANARY", str(tmp_path / "canary"))
+    make, read = CONTAINERS[container]
+    path = make(PAYLOADS["exec"], tmp_path)
+    with pytest.raises(InputError):
+        read(path)
+    assert not (tmp_path / "canary").exists()
 
 
 def test_faults_are_counted():

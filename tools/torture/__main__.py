@@ -14,19 +14,21 @@ import torch
 import tgeokd.report.html
 import tgeokd.runs.compare
 import tgeokd.runs.executors
-from tools.torture import endurance, interruptions, resumes
+from tools.torture import damage, endurance, interruptions, malicious, resumes
 from tools.torture.report import Row
 
 # share of the time, by name
 PARTS: dict[str, tuple[float, Callable[[float, int, interruptions.Undisturbed], Row]]] = {
-    "kills": (0.3, interruptions.kills),
+    "kills": (0.2, interruptions.kills),
     "calls": (0.15, interruptions.kills_at_calls),
     "signals": (0.15, interruptions.signals),
     "disk": (0.15, interruptions.full_disk),
     "small disks": (0.05, interruptions.small_disks),
     "resumes": (0.05, resumes.resumes),
     "locks": (0.02, endurance.locks),
-    "endurance": (0.15, endurance.endurance),
+    "damage": (0.08, damage.damage),
+    "malicious": (0.07, malicious.malicious),
+    "endurance": (0.1, endurance.endurance),
 }
 
 

@@ -142,7 +142,8 @@ def signals(seconds: float, seed: int, undisturbed: Undisturbed) -> Row:
             good = ended.code == 128 + number and not ended.traceback and "interrupted" in ended.err and not late
             counts["done"] += 1
             if not good:
-                counts[f"{signal.Signals(number).name}: exit code {ended.code}{', late' if late else ''}"] += 1
+                how = f"exit code {ended.code}{', late' if late else ''}: {ended.last_line}"
+                counts[f"{signal.Signals(number).name}: {how}"] += 1
             _to_the_end(DISTILL, place, undisturbed, Counter(), lambda _: None, counts)
     return Row("SIGTERM / SIGINT: within 5 s, exit code 143 / 130, continued bit-identical", counts)
 

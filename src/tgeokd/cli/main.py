@@ -18,7 +18,7 @@ from tgeokd.cli.compare import compare
 from tgeokd.cli.demo import demo
 from tgeokd.cli.distill import distill
 from tgeokd.cli.inspect import inspect
-from tgeokd.cli.output import Interrupted, console, interruptible
+from tgeokd.cli.output import Interrupted, console, interruptible, received
 from tgeokd.cli.predict import predict
 from tgeokd.cli.report import report
 from tgeokd.cli.reproduce import reproduce
@@ -28,8 +28,13 @@ from tgeokd.utils.errors import DivergenceError, InputError, StorageError, one_l
 
 
 class _Commands(TyperGroup):
+    # before Typer turns an interrupt into its own exit code, without a word
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with interruptible():
+            return super().make_context(*arguments, **options)
+
     def invoke(self, ctx: Any) -> Any:
-        with interruptible():  # before Typer turns it into its own exception and prints an empty line
+        with interruptible():
             return super().invoke(ctx)
 
 
@@ -79,7 +84,9 @@ def main() -> None:
         with _signals(), warnings.catch_warnings():
             warnings.filterwarnings("default", ".* is now called ", DeprecationWarning)
             warnings.showwarning = lambda message, *_: print(f"tgeokd: warning: {message}", file=sys.stderr)
-            sys.exit(app(prog_name="tgeokd", standalone_mode=False))
+            with interruptible():  # while Typer builds the commands
+                code = app(prog_name="tgeokd", standalone_mode=False)
+            sys.exit(code)
     except (InputError, DivergenceError) as error:
         _end(f"error: {error}", 2 if isinstance(error, InputError) else 3)
     except Interrupted as error:
@@ -104,6 +111,7 @@ def _end(message: str, code: int) -> NoReturn:
 @contextmanager
 def _signals() -> Iterator[None]:
     """Handle SIGTERM and SIGUSR1 like Ctrl-C, and end worker processes with any of them."""
+    received.clear()
     before = {number: signal.signal(number, _interrupt) for number in NUMBERS}
     try:
         yield
@@ -118,4 +126,5 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     for child in active_children():
         if not child.daemon:  # the others, such as those of data loaders, are ended by their owners
             child.terminate()
+    received.append(number)
     raise KeyboardInterrupt(number)

@@ -20,6 +20,9 @@ class Interrupted(Exception):  # noqa: N818  # not an error
         self.exit_code = 128 + signal_number
 
 
+received: list[int] = []  # signals that have interrupted this command
+
+
 @contextmanager
 def interruptible(advice: str = "") -> Iterator[None]:
     """Turn an interrupt into :class:`Interrupted`, with advice on how to continue."""
@@ -27,6 +30,11 @@ def interruptible(advice: str = "") -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         raise Interrupted(error.args[0] if error.args else signal.SIGINT, advice) from error
+    except Exception as error:
+        # A library may turn the interrupt into an error of its own: matplotlib's renderer does.
+        if not received or isinstance(error, Interrupted):
+            raise
+        raise Interrupted(received[-1], advice) from error
 
 
 @cache

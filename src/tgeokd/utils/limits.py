@@ -42,7 +42,7 @@ class Limits:
 
     expanded_mib: int = 256
     expanded_ratio: int = 100
-    document_kib: int = 1024
+    document_kib: int = 256
     nesting: int = 50
     nodes: int = 20_000
     megapixels: int = 64
@@ -127,9 +127,9 @@ def expand(content: bytes, source: str) -> bytes:
 
 def check_zip(path: Path) -> None:
     """Raise an InputError for a zip archive whose members are too large by what it declares; other files are left alone."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             total = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
