@@ -86,6 +86,14 @@ def test_latin_1_is_asked_for_and_read_when_given(tmp_path):
         _values(tmp_path, "größe,x\n1,2\n".encode("latin-1"))
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("bad_rows", ["error", "skip"])
+def test_a_row_of_the_wrong_length_that_is_not_utf8_is_one_error(tmp_path, bad_rows):
+    (tmp_path / "t.csv").write_bytes("stadt,x,y\nBonn,1,2\nKöln,2\n".encode("latin-1"))
+    with refused("t.csv", "0xf6", "line 3", "encoding=latin-1"):
+        read_table(tmp_path / "t.csv", bad_rows=bad_rows)
+
+
 @pytest.mark.parametrize(
     ("content", "encoding", "mentioned"),
     [

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import logging
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,11 +181,15 @@ class _TextFile:
         )
         types = dict.fromkeys(self.names, pa.string())
         options = arrow_csv.ConvertOptions(column_types=types, **convert)
+        # pyarrow prints the error of a bad row that is not UTF-8, although it raises one too
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         try:
             return arrow_csv.read_csv(pa.BufferReader(pa.py_buffer(self.body)), read, parse, options)
         except (pa.ArrowException, OSError) as error:
             failed = InputError(f"cannot read {self.source}: {one_line(error)}")
             raise not_utf8(self.text, self.source) or failed from error
+        finally:
+            sys.unraisablehook = hook
 
     def _columns(self, bad_rows: BadRows) -> tuple[list[pl.Series], list[int]]:
         """The columns as they stand in the file, and the row numbers of those left out."""
