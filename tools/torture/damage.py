@@ -96,13 +96,13 @@ def try_kind(kind: Kind, seed: int, seconds: float) -> Counter[str]:
     with folder() as place:
         path = kind.make(place)
         good, expected = path.read_bytes(), _digest(kind.read(path))
-        ways: list[int | None] = [None] * FLIPS + [-1] * CUTS
-        rng.shuffle(ways)
-        for way in ways:
+        flips = [True] * FLIPS + [False] * CUTS
+        rng.shuffle(flips)
+        for flip in flips:
             if time.monotonic() > until:
                 break
             content = bytearray(good)
-            if way is None:
+            if flip:
                 content[rng.randrange(len(content))] ^= rng.randrange(1, 256)
             else:
                 content = content[: rng.randrange(len(content))]
@@ -217,11 +217,17 @@ def _archive(place: Path) -> Path:
             if name != CIFAR10.meta[0]:
                 images = rng.integers(0, 256, (6, 3072), dtype=np.uint8)
                 content = {b"data": images, b"labels": [0, 1] * 3}
-            data = pickle.dumps(content, protocol=2)
-            entry = tarfile.TarInfo(f"{CIFAR10.folder}/{name}")
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
+            add_member(tar, f"{CIFAR10.folder}/{name}", pickle.dumps(content, protocol=2))
     return path
+
+
+def add_member(tar: tarfile.TarFile, name: str, content: bytes = b"", **more: Any) -> None:
+    """Add a member with any further attributes to an archive."""
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    for key, value in more.items():
+        setattr(entry, key, value)
+    tar.addfile(entry, io.BytesIO(content))
 
 
 def _read_archive(path: Path) -> Any:

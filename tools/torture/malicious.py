@@ -37,7 +37,7 @@ from tgeokd.training.checkpoint import Checkpointer
 from tgeokd.utils.errors import InputError
 from tgeokd.utils.integrity import write_with_checksum
 from tools.torture.children import run
-from tools.torture.damage import CIFAR10, network
+from tools.torture.damage import CIFAR10, add_member, network
 from tools.torture.interruptions import Undisturbed, folder
 from tools.torture.report import Row
 
@@ -134,7 +134,7 @@ PAYLOADS = {
     "eval": _by_name("builtins", "eval", f"exec({CODE!r})"),
     "exec": _by_name("builtins", "exec", CODE),
     "__builtin__.exec": _by_name("__builtin__", "exec", CODE),
-    "code.interact": _by_name("timeit", "timeit", CODE),
+    "timeit": _by_name("timeit", "timeit", CODE),
     "numpy runstring": _by_name("numpy.testing._private.utils", "runstring", CODE),
     "torch.hub": _by_name("torch.hub", "_load_local", CODE),
     "torch jit": _by_name("torch.jit.unsupported_tensor_ops", "execWrapper", CODE),
@@ -323,11 +323,7 @@ def _npz_header(shape: tuple[int, ...], place: Path) -> Path:
 
 
 def _member(tar: tarfile.TarFile, name: str, content: bytes = b"", **more: Any) -> None:
-    entry = tarfile.TarInfo(name if "/" in name else f"{CIFAR10.folder}/{name}")
-    entry.size = len(content)
-    for key, value in more.items():
-        setattr(entry, key, value)
-    tar.addfile(entry, io.BytesIO(content))
+    add_member(tar, name if "/" in name else f"{CIFAR10.folder}/{name}", content, **more)
 
 
 def _tar(add: Callable[[tarfile.TarFile], Any], place: Path) -> Path:
